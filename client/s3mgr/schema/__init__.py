@@ -1,0 +1,73 @@
+"""Wire types: the JSON that the daemon's API speaks, shared by the client and the daemon.
+
+Everything that crosses the HTTP socket is defined here and nowhere else; the OpenAPI document and the
+docs' option table are generated from these definitions. Requests refuse unknown fields (a typo in a
+mount option could lose data); clients ignore unknown fields of answers, so that old clients work with new
+daemons.
+
+Conventions: snake_case; times are RFC 3339 UTC with ``Z``; durations end in ``_s`` (seconds, numbers);
+sizes end in ``_bytes`` (integers); file modes are octal strings.
+"""
+
+from s3mgr.schema.events import Event, EventType
+from s3mgr.schema.mounts import (
+    CacheEntry,
+    CacheReport,
+    Credentials,
+    FailedUpload,
+    FlushReport,
+    FlushRequest,
+    InvalidateReport,
+    InvalidateRequest,
+    LogTail,
+    Mount,
+    MountList,
+    MountPatch,
+    MountRequest,
+    MountSpec,
+    MountState,
+    MountStats,
+    MountStatus,
+    OperationCount,
+)
+from s3mgr.schema.operations import Operation, OperationKind, OperationState, Progress
+from s3mgr.schema.options import LiveOptions, MountOptions, OptionDoc, option_docs
+from s3mgr.schema.problems import FieldError, Problem, ProblemType
+from s3mgr.schema.system import Info, KernelInfo, Readiness
+
+__all__ = [
+    "CacheEntry",
+    "CacheReport",
+    "Credentials",
+    "Event",
+    "EventType",
+    "FailedUpload",
+    "FieldError",
+    "FlushReport",
+    "FlushRequest",
+    "Info",
+    "InvalidateReport",
+    "InvalidateRequest",
+    "KernelInfo",
+    "LiveOptions",
+    "LogTail",
+    "Mount",
+    "MountList",
+    "MountOptions",
+    "MountPatch",
+    "MountRequest",
+    "MountSpec",
+    "MountState",
+    "MountStats",
+    "MountStatus",
+    "Operation",
+    "OperationCount",
+    "OperationKind",
+    "OperationState",
+    "OptionDoc",
+    "Problem",
+    "ProblemType",
+    "Progress",
+    "Readiness",
+    "option_docs",
+]

@@ -1,0 +1,33 @@
+"""Operations: long work that goes on whether or not somebody waits for it."""
+
+from datetime import datetime
+from typing import Literal
+
+from msgspec import Struct
+
+from s3mgr.schema.problems import Problem
+
+OperationKind = Literal["mount", "unmount", "flush", "restart"]
+OperationState = Literal["running", "succeeded", "failed", "cancelled"]
+
+
+class Progress(Struct, frozen=True, kw_only=True):
+    """How far; `total` is None where nobody knows."""
+
+    done: int
+    total: int | None
+    unit: Literal["bytes", "files"]
+
+
+class Operation(Struct, frozen=True, kw_only=True):
+    """One piece of long work; kept for a day after it ended. `boot_id` names the daemon run that did it."""
+
+    id: str
+    kind: OperationKind
+    target: str
+    state: OperationState
+    created_at: datetime
+    boot_id: str
+    finished_at: datetime | None = None
+    progress: Progress | None = None
+    error: Problem | None = None

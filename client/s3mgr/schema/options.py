@@ -1,0 +1,193 @@
+"""Mount options: one definition for ``-o``, the JSON API, validation and the docs' table.
+
+Each field carries its description and range as ``msgspec.Meta``. `LiveOptions` names the fields that may
+change while the mount is up (PATCH); a test checks that it agrees with `MountOptions`.
+"""
+
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+ID_MAX = 0xFFFF_FFFE  # (uid_t)-1 means "no change" to the kernel
+
+UserOrGroupId = Annotated[int, Meta(ge=0, le=ID_MAX)]
+Attributes = Literal["lazy", "full", "off"]
+WriteMode = Literal["close"]
+Addressing = Literal["auto", "path", "virtual"]
+
+
+class MountOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one mount behaves; every field has a default and may be given as ``-o name=value``."""
+
+    prefix: Annotated[
+        str,
+        Meta(
+            max_length=1023,
+            description="Mount only keys below this prefix, as if it were the bucket. Ends in `/`; one is added.",
+        ),
+    ] = ""
+    read_only: Annotated[bool, Meta(description="Refuse every change with EROFS.")] = False
+    uid: Annotated[
+        UserOrGroupId | None,
+        Meta(description="Owner of files without stored attributes. Default: the caller's."),
+    ] = None
+    gid: Annotated[
+        UserOrGroupId | None,
+        Meta(description="Group of files without stored attributes. Default: the caller's."),
+    ] = None
+    file_mode: Annotated[
+        str,
+        Meta(
+            pattern=r"^0?[0-7]{3}$", description="Mode of files without stored attributes, octal."
+        ),
+    ] = "0644"
+    dir_mode: Annotated[
+        str,
+        Meta(
+            pattern=r"^0?[0-7]{3}$",
+            description="Mode of directories without stored attributes, octal.",
+        ),
+    ] = "0755"
+    umask: Annotated[
+        str,
+        Meta(
+            pattern=r"^0?[0-7]{3}$",
+            description="Bits taken away from `file_mode` and `dir_mode`, octal.",
+        ),
+    ] = "000"
+    allow_other: Annotated[
+        bool | None,
+        Meta(
+            description="Let other users in; the kernel checks modes. Default: on when the daemon is root, "
+            "otherwise off (and needs `user_allow_other` in /etc/fuse.conf)."
+        ),
+    ] = None
+    metadata_ttl_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86400,
+            description="How long a listing is trusted before S3 is asked again, seconds.",
+        ),
+    ] = 30.0
+    negative_ttl_s: Annotated[
+        float,
+        Meta(ge=0, le=86400, description="How long the absence of a name is trusted, seconds."),
+    ] = 30.0
+    retry_deadline_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            description="How long a failing S3 request is tried again before the program sees an error, seconds.",
+        ),
+    ] = 60.0
+    connect_timeout_s: Annotated[
+        float,
+        Meta(gt=0, le=300, description="Limit of one attempt to connect to the endpoint, seconds."),
+    ] = 5.0
+    read_timeout_s: Annotated[
+        float,
+        Meta(gt=0, le=3600, description="Limit of one wait for bytes from the endpoint, seconds."),
+    ] = 30.0
+    addressing: Annotated[
+        Addressing,
+        Meta(
+            description="How the bucket is named in requests: `path`, `virtual` (host name) or `auto`: virtual on AWS, path elsewhere."
+        ),
+    ] = "auto"
+    part_size_bytes: Annotated[
+        int,
+        Meta(
+            ge=5 * MIB,
+            le=5 * GIB,
+            description="Part size of multipart uploads; grows by itself where 10,000 parts would not suffice.",
+        ),
+    ] = 8 * MIB
+    concurrency: Annotated[
+        int, Meta(ge=1, le=256, description="Most S3 transfers of this mount at the same time.")
+    ] = 16
+    memory_limit_bytes: Annotated[
+        int,
+        Meta(
+            ge=32 * MIB,
+            le=64 * GIB,
+            description="Most memory for data that is being read ahead or uploaded.",
+        ),
+    ] = 128 * MIB
+    attributes: Annotated[
+        Attributes,
+        Meta(
+            description="POSIX attributes in object metadata: `lazy` reads them where they are known to be in use, "
+            "`full` for every object before it is shown, `off` never reads or writes them."
+        ),
+    ] = "lazy"
+    write_mode: Annotated[
+        WriteMode,
+        Meta(
+            description="`close`: close() and fsync() return when S3 has acknowledged the object."
+        ),
+    ] = "close"
+    debug: Annotated[
+        bool, Meta(description="Log every file system operation and every S3 request.")
+    ] = False
+
+
+class LiveOptions(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """The options that may change while the mount is up; absent fields stay as they are."""
+
+    metadata_ttl_s: Annotated[float, Meta(ge=0, le=86400)] | UnsetType = UNSET
+    negative_ttl_s: Annotated[float, Meta(ge=0, le=86400)] | UnsetType = UNSET
+    retry_deadline_s: Annotated[float, Meta(ge=0, le=3600)] | UnsetType = UNSET
+    concurrency: Annotated[int, Meta(ge=1, le=256)] | UnsetType = UNSET
+    memory_limit_bytes: Annotated[int, Meta(ge=32 * MIB, le=64 * GIB)] | UnsetType = UNSET
+    debug: bool | UnsetType = UNSET
+
+
+class OptionDoc(Struct, frozen=True):
+    """One row of the option table."""
+
+    name: str
+    type: str
+    default: str
+    live: bool
+    description: str
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    names = {str: "string", int: "integer", float: "number", bool: "boolean"}
+    members = [a for a in get_args(annotation) if a is not type(None)] or [annotation]
+    return names.get(members[0], "string")
+
+
+def option_docs() -> list[OptionDoc]:
+    """Describe every mount option in declaration order."""
+    live = set(LiveOptions.__struct_fields__)
+    hints = get_type_hints(MountOptions, include_extras=True)
+    docs = []
+    for field in msgspec.structs.fields(MountOptions):
+        annotation = hints[field.name]
+        meta = next(m for m in get_args(annotation)[1:] if isinstance(m, Meta))
+        default = "" if field.default is None else str(field.default)
+        if isinstance(field.default, bool):
+            default = str(field.default).lower()
+        docs.append(
+            OptionDoc(
+                field.name,
+                _type_name(annotation),
+                default,
+                field.name in live,
+                meta.description or "",
+            )
+        )
+    return docs

@@ -1,0 +1,1 @@
+"""s3mgrd: the daemon that keeps S3 buckets mounted."""

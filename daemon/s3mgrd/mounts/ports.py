@@ -1,0 +1,140 @@
+"""What the domain needs of the outside, as protocols; adapters live in `fuse`, `worker` and `state`.
+
+The unit tests of this package drive the domain with fakes of these, under trio's autojump clock.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from s3mgr.schema import KernelInfo, LiveOptions, MountSpec
+from s3mgrd.worker.protocol import (
+    Configure,
+    CredentialGrant,
+    Reply,
+    SupervisorRequest,
+    WorkerEvent,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExit:
+    """How a worker ended: a status, or the signal that ended it. Both None: nobody could wait for it."""
+
+    status: int | None
+    signal: int | None
+
+
+class Worker(Protocol):
+    """A running worker process and the conversation with it."""
+
+    pid: int
+
+    async def request(self, message: SupervisorRequest, *, fds: tuple[int, ...] = ()) -> Reply:
+        """Send *message* and wait for the reply.
+
+        Cancel-safe: a late reply is dropped. An `ErrorReply` is raised as the class it names.
+
+        Raises:
+            WorkerLost: the process or its socket ended first.
+        """
+
+    @property
+    def events(self) -> trio.MemoryReceiveChannel[WorkerEvent]:
+        """What the worker reports; ends when the worker is gone. Bounded; old status events give way to new ones."""
+
+    async def wait(self) -> WorkerExit:
+        """Wait until the process has ended."""
+
+    def kill(self) -> None:
+        """End the process with SIGKILL; nothing when it has ended."""
+
+
+class Workers(Protocol):
+    """Makes worker processes (the zygote's port)."""
+
+    def start(self, mount: str) -> AbstractAsyncContextManager[Worker]:
+        """Fork a worker for *mount* and say hello; leaving the context closes the conversation, not the process.
+
+        Raises:
+            Unavailable: no worker could be made; `detail` says why.
+        """
+
+    async def credentials(self, spec: MountSpec) -> CredentialGrant:
+        """Resolve the daemon's own credentials for *spec* (profile, files, web identity, container, instance).
+
+        Raises:
+            CredentialsRejected: there are none; `hint` lists what was tried.
+        """
+
+    def log_path(self, mount: str) -> str:
+        """Where the worker of *mount* writes its log."""
+
+
+class Connection(Protocol):
+    """One kernel connection, owned by the supervisor for as long as the mount lives."""
+
+    id: str
+    """Unique per connection, also across daemon runs."""
+    fuse_fd: int
+    ring_fd: int
+    flags: int
+    flags2: int
+    max_write: int
+    minor: int
+    can_resend: bool
+
+    async def ended(self) -> None:
+        """Return when the kernel has ended the connection or somebody unmounted it (mountinfo and fd are watched)."""
+
+    async def unmount(self, *, lazy: bool = False) -> None:
+        """Unmount it. Raises `Conflict` when it is busy; a mount that is gone already is a success."""
+
+    def abort(self) -> None:
+        """Make the kernel fail every request with ENOTCONN/ECONNABORTED so that nobody hangs."""
+
+    def close(self) -> None:
+        """Close the descriptors. The kernel ends the connection when nobody else holds one."""
+
+
+class Kernel(Protocol):
+    """Makes kernel connections (the fuse package's port)."""
+
+    async def check_mountpoint(self, path: str, *, owner_uid: int, nonempty: bool = False) -> None:
+        """Refuse what cannot be mounted on, without ever touching a tree of ours.
+
+        Raises:
+            MountpointInvalid: missing, not a directory, not empty, a symlink, not the caller's, inside another mount of ours.
+            MountpointBusy: something is mounted there already.
+        """
+
+    async def mount(self, spec: MountSpec, *, name: str) -> Connection:
+        """Mount and answer FUSE_INIT; from here on programs that enter the mountpoint wait for a worker.
+
+        Raises:
+            MountpointInvalid, MountpointBusy, Denied, Unavailable.
+        """
+
+    async def clean_stale(self, mountpoints: Mapping[str, str]) -> list[str]:
+        """Unmount dead mounts of ours (fuse.s3mgr whose connection nobody serves) among *mountpoints* (path → name).
+
+        Returns:
+            The paths that were unmounted. Mounts whose worker lives are left alone.
+        """
+
+    def info(self) -> KernelInfo:
+        """What this kernel can do; `resend` and `fuse_minor` are known after the first connection."""
+
+
+__all__ = [
+    "Configure",
+    "Connection",
+    "Kernel",
+    "LiveOptions",
+    "Worker",
+    "WorkerExit",
+    "Workers",
+]

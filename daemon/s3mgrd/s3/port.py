@@ -1,0 +1,252 @@
+"""The port between the file system and an object store.
+
+Adapters: `s3mgrd.s3.client` (aiobotocore) and `s3mgrd.s3.memory` (tests, demo of the contract). One contract
+suite, ``tests/contract/test_object_store.py``, passes on all of them.
+
+Conventions: keys are `str` and complete (the mount's prefix included); ranges are half open; ETags are opaque
+strings without quotes; times are ns since the epoch. Every method may raise `Unavailable` or `TimedOut` once
+its retries ran out, `Denied` / `CredentialsRejected`, and `BucketNotFound`; only further errors are listed.
+Every method may be cancelled at any point and leaves nothing behind but, for writes, the uncertainty whether
+S3 did it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+Support = Literal["supported", "unsupported", "unknown"]
+
+MAX_PARTS = 10_000
+MIN_PART_BYTES = 5 << 20
+MAX_PUT_BYTES = 5 << 30
+MAX_COPY_BYTES = 5 << 30
+MAX_OBJECT_BYTES = 5 << 40
+MAX_DELETE_KEYS = 1000
+MAX_LIST_KEYS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a listing says about an object. `mtime_ns` is S3's LastModified."""
+
+    key: str
+    size: int
+    etag: str
+    mtime_ns: int
+    storage_class: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectHead:
+    """What HEAD and GET say about one version. Metadata names are lower case, without ``x-amz-meta-``."""
+
+    key: str
+    size: int
+    etag: str
+    mtime_ns: int
+    metadata: Mapping[str, str]
+    content_type: str | None = None
+    storage_class: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """One page of a listing: objects and, with a delimiter, common prefixes (ending in ``/``), each in key order.
+
+    `next_token` continues the listing; None: this was the last page.
+    """
+
+    objects: Sequence[ObjectInfo]
+    prefixes: Sequence[str]
+    next_token: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RangeRead:
+    """The bytes of a range and the head of the version they came from. `data` is shorter only at the object's end."""
+
+    data: bytes
+    head: ObjectHead
+
+
+@dataclass(frozen=True, slots=True)
+class FileSlice:
+    """A body that lies in an open file: *length* bytes at *offset* of *fd*. Read with pread; may be read more than once."""
+
+    fd: int
+    offset: int
+    length: int
+
+
+Body = bytes | FileSlice
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The version that S3 acknowledged. `mtime_ns` is None where the answer does not tell (PUT, complete)."""
+
+    etag: str
+    mtime_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What must hold for a write to happen; at most one field is set. `absent`: the key must not exist."""
+
+    if_match: str | None = None
+    absent: bool = False
+
+
+ALWAYS = Condition()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A finished part of a multipart upload; `number` starts at 1."""
+
+    number: int
+    etag: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PendingUpload:
+    """A multipart upload that was begun and neither completed nor aborted."""
+
+    key: str
+    upload_id: str
+    started_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteFailure:
+    """One key of a batch that S3 did not delete, and why."""
+
+    key: str
+    code: str
+    message: str
+
+
+@dataclass(slots=True)
+class CallStats:
+    """Counters of one kind of S3 call."""
+
+    count: int = 0
+    errors: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class StoreStats:
+    """Counters of one store since it was opened."""
+
+    calls: dict[str, CallStats] = field(default_factory=dict)
+    retries: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+
+
+class ObjectStore(Protocol):
+    """One bucket. Opened by an async context manager; safe for any number of tasks of one trio loop."""
+
+    stats: StoreStats
+    conditional_writes: Support
+    """Whether the store honours `Condition`; found out by use, "unknown" until then."""
+
+    async def probe(self, prefix: str) -> None:
+        """Check that the bucket exists and may be listed below *prefix*; one request, short deadline.
+
+        Raises:
+            BucketNotFound, CredentialsRejected, Denied: as they say; `hint` tells what to do.
+            InvalidSpec: wrong region, or an endpoint that does not speak S3.
+            Unavailable: the endpoint refuses, cannot be resolved, fails TLS, or times out.
+        """
+
+    async def list_page(
+        self,
+        prefix: str,
+        *,
+        delimited: bool,
+        token: str | None = None,
+        start_after: str | None = None,
+        max_keys: int = MAX_LIST_KEYS,
+    ) -> ListPage:
+        """List one page of the keys that start with *prefix*, in UTF-8 byte order.
+
+        With *delimited*, keys with a further ``/`` after *prefix* are rolled up into `prefixes`.
+        """
+
+    async def head(self, key: str) -> ObjectHead:
+        """Ask for one object's metadata. Raises `NotFound`."""
+
+    async def get_range(
+        self, key: str, start: int, stop: int, *, if_match: str | None = None
+    ) -> RangeRead:
+        """Read bytes [start, stop); *stop* may lie beyond the end.
+
+        Raises:
+            NotFound: no such key.
+            PreconditionFailed: the object is not the version *if_match*.
+            Archived: the object must be restored first.
+            UserError: *start* is at or beyond the end (416). Callers know sizes and do not ask.
+        """
+
+    async def put(
+        self,
+        key: str,
+        body: Body,
+        *,
+        metadata: Mapping[str, str],
+        content_type: str | None = None,
+        condition: Condition = ALWAYS,
+    ) -> Written:
+        """Write one object with one request (at most `MAX_PUT_BYTES`). Raises `PreconditionFailed`, `TooLarge`."""
+
+    async def delete(self, key: str) -> None:
+        """Delete one key; a key that does not exist is a success, as in S3."""
+
+    async def delete_many(self, keys: Sequence[str]) -> Sequence[DeleteFailure]:
+        """Delete up to `MAX_DELETE_KEYS` keys with one request and return those that were not deleted."""
+
+    async def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        source_size: int,
+        if_source_match: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        content_type: str | None = None,
+        condition: Condition = ALWAYS,
+    ) -> Written:
+        """Copy one object on the server; by parts above `MAX_COPY_BYTES`.
+
+        *metadata* None keeps the source's metadata and content type; otherwise both are replaced, while what
+        S3 keeps elsewhere (tags) stays. *source* and *target* may be the same key when *metadata* is given.
+
+        Raises:
+            NotFound: no such source.
+            PreconditionFailed: the source is not the version *if_source_match*, or *condition* does not hold.
+        """
+
+    async def create_multipart(
+        self, key: str, *, metadata: Mapping[str, str], content_type: str | None = None
+    ) -> str:
+        """Begin a multipart upload and return its id."""
+
+    async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
+        """Upload one part; the same number again replaces it. Raises `NotFound` when the upload is gone."""
+
+    async def list_parts(self, key: str, upload_id: str) -> Sequence[Part]:
+        """List the parts S3 has. Raises `NotFound` when the upload is gone."""
+
+    async def complete_multipart(
+        self, key: str, upload_id: str, parts: Sequence[Part], *, condition: Condition = ALWAYS
+    ) -> Written:
+        """Make the object out of its parts. Raises `NotFound` (upload gone), `PreconditionFailed`."""
+
+    async def abort_multipart(self, key: str, upload_id: str) -> None:
+        """Throw an upload away; one that is gone is a success."""
+
+    async def list_multiparts(self, prefix: str) -> Sequence[PendingUpload]:
+        """List the unfinished uploads below *prefix*."""
