@@ -14,6 +14,7 @@ from s3mgr.schema import KernelInfo, LiveOptions, MountSpec
 from s3mgrd.worker.protocol import (
     Configure,
     CredentialGrant,
+    Descriptors,
     Reply,
     SupervisorRequest,
     WorkerEvent,
@@ -42,6 +43,9 @@ class Worker(Protocol):
             WorkerLost: the process or its socket ended first.
         """
 
+    async def descriptors(self) -> tuple[Descriptors, int, int]:
+        """Take duplicates of a serving worker's kernel connection and ring (re-adoption); the caller owns both."""
+
     @property
     def events(self) -> trio.MemoryReceiveChannel[WorkerEvent]:
         """What the worker reports; ends when the worker is gone. Bounded; old status events give way to new ones."""
@@ -62,6 +66,9 @@ class Workers(Protocol):
         Raises:
             Unavailable: no worker could be made; `detail` says why.
         """
+
+    def adopt(self, mount: str) -> AbstractAsyncContextManager[Worker | None]:
+        """Find the worker of *mount* that an earlier supervisor left behind, by its control socket; None: there is none."""
 
     async def credentials(self, spec: MountSpec) -> CredentialGrant:
         """Resolve the daemon's own credentials for *spec* (profile, files, web identity, container, instance).
@@ -117,6 +124,11 @@ class Kernel(Protocol):
         Raises:
             MountpointInvalid, MountpointBusy, Denied, Unavailable.
         """
+
+    async def adopt(
+        self, spec: MountSpec, *, name: str, descriptors: Descriptors, fuse_fd: int, ring_fd: int
+    ) -> Connection:
+        """Take over a connection that a living worker serves; owns the descriptors from here on."""
 
     async def clean_stale(self, mountpoints: Mapping[str, str]) -> list[str]:
         """Unmount dead mounts of ours (fuse.s3mgr whose connection nobody serves) among *mountpoints* (path → name).
