@@ -12,10 +12,14 @@
     │   └── CredentialsRejected  the keys themselves: unknown, wrong, expired, clock skewed
     ├── Conflict               the thing changed, exists or is busy
     │   ├── PreconditionFailed a conditional request lost: the version is not the expected one
+    │   ├── NameConflict       the name is taken by another mount
+    │   ├── SpecConflict       the mount is up with another spec; that field cannot change live
+    │   ├── DirtyData          data is left that S3 does not have
     │   ├── MountpointBusy     something is mounted there already
     │   └── NotMounted         the request needs a mount that is up
     ├── Unavailable            retrying later may help: S3, the network, a worker
     │   ├── TimedOut           no answer in time
+    │   ├── Stopping           the daemon is going down
     │   └── WorkerLost         the worker went away during a request
     ├── Archived               the object must be restored from cold storage first
     ├── Unsupported            this store or kernel cannot do it
@@ -98,6 +102,32 @@ class PreconditionFailed(Conflict):
     """If-Match or If-None-Match did not hold: another writer was first."""
 
 
+class NameConflict(Conflict):
+    """The name is taken: by somebody else's mount, or by any when the caller wanted to create it."""
+
+
+class SpecConflict(Conflict):
+    """The mount is up and a changed field cannot change live. Not raised for an unmounted one.
+
+    `pointer` is the JSON pointer of the first such field.
+    """
+
+    def __init__(self, detail: str, *, hint: str = "", pointer: str = "") -> None:
+        super().__init__(detail, hint=hint)
+        self.pointer: Final = pointer
+
+
+class DirtyData(Conflict):
+    """Data is left that S3 does not have; it is kept. Not raised on the user's word *discard*."""
+
+    def __init__(
+        self, detail: str, *, hint: str = "", dirty_bytes: int = 0, dirty_files: int = 0
+    ) -> None:
+        super().__init__(detail, hint=hint)
+        self.dirty_bytes: Final = dirty_bytes
+        self.dirty_files: Final = dirty_files
+
+
 class MountpointBusy(Conflict):
     """Another mount, ours or not, is on that path."""
 
@@ -112,6 +142,10 @@ class Unavailable(S3mgrError):
 
 class TimedOut(Unavailable):
     """No answer in time."""
+
+
+class Stopping(Unavailable):
+    """The daemon is going down and takes no new work; the next one may be up in seconds."""
 
 
 class WorkerLost(Unavailable):

@@ -3,14 +3,15 @@
 The unit tests of this package drive the domain with fakes of these, under trio's autojump clock.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 import trio
 
-from s3mgr.schema import KernelInfo, LiveOptions, MountSpec
+from s3mgr.schema import KernelInfo, LiveOptions, MountSpec, Problem
+from s3mgrd.errors import S3mgrError
 from s3mgrd.worker.protocol import (
     Configure,
     CredentialGrant,
@@ -19,6 +20,12 @@ from s3mgrd.worker.protocol import (
     SupervisorRequest,
     WorkerEvent,
 )
+
+CredentialsSource = Callable[[], Awaitable[CredentialGrant]]
+"""Answers a worker's `GetCredentials`. An `S3mgrError` it raises goes to the worker as `ErrorReply`."""
+
+DescribeProblem = Callable[[S3mgrError, str | None], Problem]
+"""Error and mount name → the problem that an operation or an event carries; `api.problems` has the only table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,20 @@ class Worker(Protocol):
     """A running worker process and the conversation with it."""
 
     pid: int
+    serving: bool
+    """From its hello: it has a kernel connection that is up."""
+    ended: bool
+    """From its hello: it had one, and somebody unmounted it while no supervisor was there."""
+
+    def set_credentials_source(self, source: CredentialsSource) -> None:
+        """Answer the worker's `GetCredentials` by *source*; called once, before `Configure` or right after adoption.
+
+        Each request runs in a task of the conversation, so *source* may take its time. Until it is set, requests are
+        answered by `Unavailable`.
+        """
+
+    def memory_bytes(self) -> int | None:
+        """Memory of the process now, private pages only where that can be told; microseconds, no checkpoint."""
 
     async def request(self, message: SupervisorRequest, *, fds: tuple[int, ...] = ()) -> Reply:
         """Send *message* and wait for the reply.
@@ -79,6 +100,13 @@ class Workers(Protocol):
 
     def log_path(self, mount: str) -> str:
         """Where the worker of *mount* writes its log."""
+
+    async def forget(self, mount: str) -> None:
+        """Remove everything that is kept for *mount* (mount.db, journal, staging, cache, log, socket).
+
+        Only called when no worker runs and nothing is left that S3 does not have, or on the word *discard*: a later
+        mount of that name may be another bucket.
+        """
 
 
 class Connection(Protocol):
@@ -144,6 +172,8 @@ class Kernel(Protocol):
 __all__ = [
     "Configure",
     "Connection",
+    "CredentialsSource",
+    "DescribeProblem",
     "Kernel",
     "LiveOptions",
     "Worker",

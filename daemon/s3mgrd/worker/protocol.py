@@ -32,13 +32,18 @@ class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
 
 
 class HelloReply(Struct, frozen=True, kw_only=True, tag="hello-reply"):
-    """The worker introduces itself. `serving`: it has the kernel connection already (re-adoption)."""
+    """The worker introduces itself.
+
+    `serving`: it has the kernel connection already (re-adoption). `ended`: it had one, and it was unmounted; the
+    supervisor may have missed the `SessionEnded`.
+    """
 
     protocol: int
     version: str
     pid: int
     mount: str
     serving: bool
+    ended: bool = False
 
 
 class CredentialGrant(Struct, frozen=True, kw_only=True, tag="credential-grant"):
