@@ -146,8 +146,10 @@ class Kernel(Protocol):
             MountpointBusy: something is mounted there already.
         """
 
-    async def mount(self, spec: MountSpec, *, name: str) -> Connection:
+    async def mount(self, spec: MountSpec, *, name: str, connection_id: str) -> Connection:
         """Mount and answer FUSE_INIT; from here on programs that enter the mountpoint wait for a worker.
+
+        *connection_id* is new, and becomes `Connection.id`: the worker was configured with it before.
 
         Raises:
             MountpointInvalid, MountpointBusy, Denied, Unavailable.
