@@ -30,7 +30,13 @@ from s3mgr.schema.mounts import (
     MountStatus,
     OperationCount,
 )
-from s3mgr.schema.operations import Operation, OperationKind, OperationState, Progress
+from s3mgr.schema.operations import (
+    Operation,
+    OperationKind,
+    OperationList,
+    OperationState,
+    Progress,
+)
 from s3mgr.schema.options import LiveOptions, MountOptions, OptionDoc, option_docs
 from s3mgr.schema.problems import FieldError, Problem, ProblemType
 from s3mgr.schema.system import Info, KernelInfo, Readiness
@@ -63,6 +69,7 @@ __all__ = [
     "Operation",
     "OperationCount",
     "OperationKind",
+    "OperationList",
     "OperationState",
     "OptionDoc",
     "Problem",

@@ -31,3 +31,9 @@ class Operation(Struct, frozen=True, kw_only=True):
     finished_at: datetime | None = None
     progress: Progress | None = None
     error: Problem | None = None
+
+
+class OperationList(Struct, frozen=True, kw_only=True):
+    """GET /v1/operations: the operations that the caller may see, oldest first."""
+
+    items: list[Operation]

@@ -19,6 +19,7 @@ class ProblemType(StrEnum):
     MOUNTPOINT_INVALID = "mountpoint-invalid"
     SPEC_CONFLICT = "spec-conflict"
     NOT_MOUNTED = "not-mounted"
+    CONFLICT = "conflict"
     PRECONDITION_FAILED = "precondition-failed"
     DIRTY_DATA = "dirty-data"
     NOT_PERMITTED = "not-permitted"
@@ -28,7 +29,9 @@ class ProblemType(StrEnum):
     CREDENTIALS_REJECTED = "credentials-rejected"
     BODY_TOO_LARGE = "body-too-large"
     REQUEST_TIMEOUT = "request-timeout"
+    UNSUPPORTED = "unsupported"
     DRAINING = "draining"
+    NOT_READY = "not-ready"
     MOUNT_FAILED = "mount-failed"
     INTERNAL = "internal"
 
