@@ -1,0 +1,107 @@
+"""``s3mgr cache``: what a mount holds locally."""
+
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from s3mgr.cli.context import attempting, common_options, make_client, say
+from s3mgr.cli.output import human_duration, human_size, printable, render_table, write_json
+from s3mgr.cli.parameters import TARGET
+
+if TYPE_CHECKING:
+    from s3mgr.api import Client
+    from s3mgr.schema import CacheEntry, CacheReport
+
+# Entries that one request asks for: an answer of some 200 KiB.
+PAGE_ENTRIES: Final = 1000
+
+
+@click.command(short_help="Show what a mount holds locally.")
+@click.argument("target", metavar="NAME|DIR", type=TARGET)
+@click.argument("path", required=False, default="", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Write totals and entries as JSON.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=100,
+    metavar="N",
+    help="Most entries to list; 0 for the totals only. Default: 100.",
+)
+@click.option("--all", "every", is_flag=True, help="List all entries.")
+@common_options()
+def command(*, target: str, path: str, as_json: bool, limit: int, every: bool) -> None:
+    """Show the metadata and data caches of the mount NAME or DIR: totals, and the entries below PATH.
+
+    PATH is relative to the mount, or absolute below its mountpoint.
+    """
+    from s3mgr.cli.commands.invalidate import path_inside
+    from s3mgr.cli.targets import require_mount
+
+    with attempting(f"cannot show the cache of '{target}'"):
+        client = make_client()
+        mount = require_mount(client, target)
+        found = collect(
+            client, mount.name, path_inside(mount, path), limit=None if every else limit
+        )
+        if as_json:
+            import msgspec
+
+            write_json(msgspec.json.encode(found))
+            return
+    click.echo(_totals(found), nl=False)
+    if found.items:
+        click.echo("\n" + _entries(found.items), nl=False)
+    if found.cursor is not None and limit:
+        say(f"there are more than {limit} entries; list them with --all")
+
+
+def collect(client: "Client", name: str, path: str, *, limit: int | None) -> "CacheReport":
+    """Fetch totals and up to *limit* entries (None: all); `cursor` tells whether there are more."""
+    import msgspec
+
+    items: list[CacheEntry] = []
+    cursor = None
+    while True:
+        page_size = PAGE_ENTRIES if limit is None else min(PAGE_ENTRIES, limit - len(items))
+        page = client.mount_cache(name, path=path, cursor=cursor, limit=page_size)
+        items += page.items
+        cursor = page.cursor
+        if cursor is None or (limit is not None and len(items) >= limit):
+            return msgspec.structs.replace(page, items=items[:limit])
+
+
+def _totals(found: "CacheReport") -> str:
+    def rate(hits: int, misses: int) -> str:
+        asked = hits + misses
+        return f"{hits} of {asked} ({100 * hits / asked:.0f} %)" if asked else "not asked yet"
+
+    rows = [
+        ("names:", str(found.entries_total)),
+        ("directories listed:", str(found.directories_listed)),
+        ("keys that cannot be shown:", str(found.hidden_keys)),
+        ("metadata:", human_size(found.metadata_bytes)),
+        ("metadata hits:", rate(found.metadata_hits, found.metadata_misses)),
+        ("data:", f"{human_size(found.data_bytes)} of {human_size(found.data_limit_bytes)}"),
+        ("data hits:", rate(found.data_hits, found.data_misses)),
+        ("not in S3 yet:", human_size(found.staged_bytes)),
+    ]
+    return render_table(("", ""), rows, show_header=False)
+
+
+def _entries(items: "list[CacheEntry]") -> str:
+    return render_table(
+        ("INODE", "KIND", "SIZE", "CACHED", "STAGED", "AGE", "PATH"),
+        [
+            (
+                str(item.inode),
+                item.kind,
+                human_size(item.size_bytes),
+                human_size(item.cached_bytes),
+                human_size(item.staged_bytes) + (" !" if item.dirty else ""),
+                human_duration(item.age_s) if item.age_s is not None else "-",
+                printable(item.path),
+            )
+            for item in items
+        ],
+        right=frozenset(("INODE", "SIZE", "CACHED", "STAGED", "AGE")),
+    )
