@@ -1,0 +1,15 @@
+"""One module per resource; each declares its `ROUTES`, and `ROUTES` here is all of them."""
+
+from typing import Final
+
+from s3mgrd.api.resources import actions, events, mounts, observation, operations, system
+from s3mgrd.api.routes import AnyRoute
+
+ROUTES: Final[tuple[AnyRoute, ...]] = (
+    *mounts.ROUTES,
+    *actions.ROUTES,
+    *observation.ROUTES,
+    *operations.ROUTES,
+    *events.ROUTES,
+    *system.ROUTES,
+)

@@ -1,0 +1,1 @@
+"""The API over a real unix socket, in front of a fake service."""
