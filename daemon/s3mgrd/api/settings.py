@@ -25,7 +25,7 @@ class ApiSettings:
 
     max_body_bytes: int = MIB
     max_head_bytes: int = 16 * KIB
-    body_timeout_s: int = 20
+    body_timeout_s: float = 20.0
     idle_timeout_s: float = 30.0
     send_timeout_s: float = 60.0
     heartbeat_s: float = 15.0
