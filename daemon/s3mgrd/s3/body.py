@@ -1,0 +1,101 @@
+"""Request bodies: bytes or a slice of a file, sent in large chunks, hashed off the event loop.
+
+botocore takes a body that has a ``read`` method without looking into it, and our HTTP session (`s3mgrd.s3.http`)
+iterates it. (Handing botocore plain bytes makes a `BytesIO`, which aiobotocore sends line by line.)
+
+Payload signing: over ``http`` the signature covers the SHA-256 of the body, because nothing else would notice a
+changed one; the file is read twice for it. Over ``https`` TLS protects the bytes and the payload goes unsigned
+(``UNSIGNED-PAYLOAD``). Neither needs chunked signatures or trailers, which older radosgw does not know.
+"""
+
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from typing import Final, NoReturn, Protocol
+
+import trio
+
+from s3mgrd.errors import Corrupt
+from s3mgrd.s3.port import Body, FileSlice
+
+CHUNK_BYTES: Final = 1 << 20
+"""Large enough that the cost per chunk (a thread, a send) vanishes, small enough to bound memory."""
+INLINE_BYTES: Final = 32 << 10
+"""Bodies up to this size are hashed at once: changing threads costs more."""
+
+
+class _Hash(Protocol):
+    def update(self, data: bytes | memoryview, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+class UploadBody:
+    """One body for any number of attempts. `sha256` is None until `sign` was called: the payload is unsigned."""
+
+    def __init__(self, body: Body, threads: trio.CapacityLimiter) -> None:
+        self._body: Final = body
+        self._threads: Final = threads
+        self.length: Final = body.length if isinstance(body, FileSlice) else len(body)
+        self.sha256: str | None = None
+
+    async def sign(self) -> None:
+        """Hash what is about to be sent; again for each attempt, as the answer to a mismatch is to look again."""
+        self.sha256 = await self._digest("sha256")
+
+    async def md5(self) -> str:
+        """Return what S3 calls the ETag of an object that was written by one unencrypted PUT."""
+        return await self._digest("md5")
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield the body in chunks of `CHUNK_BYTES`.
+
+        Raises:
+            Corrupt: the file ends before the slice does.
+        """
+        if isinstance(self._body, bytes):
+            # A slice of the whole is the object itself, which h11 sends without a copy.
+            for start in range(0, self.length, CHUNK_BYTES):
+                yield self._body[start : start + CHUNK_BYTES]
+            return
+        for start in range(0, self.length, CHUNK_BYTES):
+            length = min(CHUNK_BYTES, self.length - start)
+            yield await trio.to_thread.run_sync(
+                _pread, self._body, start, length, limiter=self._threads
+            )
+
+    def read(self, size: int = -1) -> NoReturn:
+        """Mark this object as file-like for botocore, which must never read it: that would block the event loop."""
+        raise NotImplementedError
+
+    async def _digest(self, algorithm: str) -> str:
+        digest: _Hash = hashlib.new(algorithm, usedforsecurity=algorithm != "md5")
+        if isinstance(self._body, bytes):
+            if self.length <= INLINE_BYTES:
+                digest.update(self._body)
+            else:
+                await trio.to_thread.run_sync(digest.update, self._body, limiter=self._threads)
+            return digest.hexdigest()
+        # One thread call for many chunks, but not for gigabytes: a call cannot be cancelled.
+        for start in range(0, self.length, 16 * CHUNK_BYTES):
+            stop = min(self.length, start + 16 * CHUNK_BYTES)
+            await trio.to_thread.run_sync(
+                _hash_slice, self._body, start, stop, digest, limiter=self._threads
+            )
+        return digest.hexdigest()
+
+
+def _pread(body: FileSlice, start: int, length: int) -> bytes:
+    data = os.pread(body.fd, length, body.offset + start)
+    while len(data) < length:
+        more = os.pread(body.fd, length - len(data), body.offset + start + len(data))
+        if not more:
+            raise Corrupt(
+                f"the file to upload ends {length - len(data)} bytes before the part that belongs to it"
+            )
+        data += more
+    return data
+
+
+def _hash_slice(body: FileSlice, start: int, stop: int, digest: _Hash) -> None:
+    for position in range(start, stop, CHUNK_BYTES):
+        digest.update(_pread(body, position, min(CHUNK_BYTES, stop - position)))

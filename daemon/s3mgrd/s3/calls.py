@@ -1,0 +1,196 @@
+"""One S3 call: limited, signed, sent, tried again, counted, logged, and its failures mapped.
+
+Everything untyped of aiobotocore ends here: `Calls.call` returns botocore's parsed answer as a dict, and the store
+(`s3mgrd.s3.client`) picks typed values out of it.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar
+
+import trio
+
+from s3mgrd.s3.body import UploadBody
+from s3mgrd.s3.failures import RENEWABLE, Target, map_failure, request_id
+from s3mgrd.s3.grants import LiveCredentials
+from s3mgrd.s3.http import Exchange, current_exchange
+from s3mgrd.s3.port import CallStats, StoreStats
+from s3mgrd.s3.retry import CallFailed, RetryPolicy
+from s3mgrd.s3.settings import StoreSettings
+
+log = logging.getLogger("s3mgrd.s3")
+
+T = TypeVar("T")
+Params = Mapping[str, object]
+NO_PARAMS: Final[Params] = {}
+Answer = dict[str, Any]  # botocore's parsed answer; Any: its values are of the operation's shape
+
+EXPECTED: Final = frozenset({304, 404, 412, 416})
+"""Statuses that are answers rather than errors for the statistics."""
+
+
+class Calls:
+    """Makes the calls of one store. Any number of tasks may use it.
+
+    `limiter` bounds requests at the same time; it is held for an attempt, transfer of the body included, and not while
+    waiting for the next attempt.
+    """
+
+    def __init__(
+        self,
+        client: Any,  # noqa: ANN401 aiobotocore is untyped; this class is the only one that calls it
+        settings: StoreSettings,
+        credentials: LiveCredentials | None,
+    ) -> None:
+        methods: dict[str, str] = client.meta.method_to_api_mapping
+        self._methods: Final[dict[str, Callable[..., Awaitable[Answer]]]] = {
+            operation: getattr(client, method) for method, operation in methods.items()
+        }
+        self._bucket: Final = settings.bucket
+        self._region: Final = settings.region
+        self._anonymous: Final = settings.anonymous
+        self._credentials: Final = credentials
+        self.endpoint: Final = settings.endpoint_url or "AWS"
+        self._signs_payload: Final = not settings.anonymous and self.endpoint.startswith("http:")
+        self.retry: Final = RetryPolicy(settings.retry_deadline_s)
+        self.limiter: Final = trio.CapacityLimiter(settings.concurrency)
+        self.stats: Final = StoreStats()
+
+    async def call(
+        self,
+        operation: str,
+        params: Params = NO_PARAMS,
+        *,
+        key: str | None = None,
+        body: UploadBody | None = None,
+        deadline_s: float | None = None,
+    ) -> Answer:
+        """Make one call and return its parsed answer. See `receive` for the arguments and errors."""
+
+        async def whole(answer: Answer, _: Exchange) -> Answer:
+            return answer
+
+        return await self.receive(
+            operation, whole, params, key=key, body=body, deadline_s=deadline_s
+        )
+
+    async def receive(
+        self,
+        operation: str,
+        finish: Callable[[Answer, Exchange], Awaitable[T]],
+        params: Params = NO_PARAMS,
+        *,
+        key: str | None = None,
+        body: UploadBody | None = None,
+        deadline_s: float | None = None,
+    ) -> T:
+        """Make one call and let *finish* turn its answer into the result, as a part of the attempt.
+
+        Args:
+            operation: S3's name, such as ``GetObject``.
+            finish: reads what is streamed; what it raises is mapped like every failure of the attempt.
+            params: the operation's parameters by botocore's names; those that are None are left out.
+            key: the object, where the call is about one.
+            body: what to upload.
+            deadline_s: for the retries, instead of the policy's.
+
+        Raises:
+            CallFailed: the call failed for good.
+        """
+        given = {name: value for name, value in params.items() if value is not None}
+        given["Bucket"] = self._bucket
+        if key is not None:
+            given["Key"] = key
+        if body is not None:
+            given["Body"] = body
+            given["ContentLength"] = body.length
+        target = Target(
+            operation=operation,
+            bucket=self._bucket,
+            region=self._region,
+            endpoint=self.endpoint,
+            anonymous=self._anonymous,
+            key=key,
+        )
+
+        async def attempt() -> T:
+            async with self.limiter:
+                return await self._attempt(target, given, body, finish)
+
+        def note(failure: CallFailed, delay_s: float) -> None:
+            self.stats.retries += 1
+            log.info(
+                "%s key=%r failed (%s: %s), trying again in %.2f s",
+                operation,
+                key,
+                failure.code,
+                failure.error.detail,
+                delay_s,
+            )
+
+        return await self.retry.run(attempt, deadline_s=deadline_s, on_retry=note)
+
+    async def _attempt(
+        self,
+        target: Target,
+        params: dict[str, object],
+        body: UploadBody | None,
+        finish: Callable[[Answer, Exchange], Awaitable[T]],
+    ) -> T:
+        exchange = Exchange()
+        current_exchange.set(exchange)
+        grant = None
+        started = trio.current_time()
+        outcome = "cancelled"
+        try:
+            if body is not None and self._signs_payload:
+                await body.sign()
+            if self._credentials is not None:
+                grant = await self._credentials.grant()
+            answer = await self._methods[target.operation](**params)
+            result = await finish(answer, exchange)
+            outcome = "ok"
+        except Exception as exc:
+            failure = map_failure(exc, exchange, target)
+            outcome = failure.code
+            if (
+                failure.code in RENEWABLE
+                and not failure.retryable
+                and self._credentials is not None
+            ):
+                # Once per kind of keys: the provider must have others for the attempt to be repeated.
+                failure.retryable = await self._credentials.renew_rejected(grant)
+            raise failure from exc
+        finally:
+            await exchange.close()
+            self._record(target, exchange, trio.current_time() - started, outcome, body)
+        return result
+
+    def _record(
+        self,
+        target: Target,
+        exchange: Exchange,
+        seconds: float,
+        outcome: str,
+        body: UploadBody | None,
+    ) -> None:
+        """Count and log one attempt. Keys may be logged, secrets never are: neither headers nor bodies are."""
+        counters = self.stats.calls.setdefault(target.operation, CallStats())
+        counters.count += 1
+        counters.seconds += seconds
+        if outcome != "ok" and exchange.status not in EXPECTED:
+            counters.errors += 1
+        sent = body.length if body is not None and exchange.sent else 0
+        self.stats.sent_bytes += sent
+        self.stats.received_bytes += exchange.received
+        log.debug(
+            "%s key=%r %s status=%d request_id=%s seconds=%.4f sent=%d received=%d",
+            target.operation,
+            target.key,
+            outcome,
+            exchange.status,
+            request_id(exchange),
+            seconds,
+            sent,
+            exchange.received,
+        )

