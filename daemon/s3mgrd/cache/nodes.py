@@ -1,0 +1,216 @@
+"""Rows of inodes, read and written.
+
+A `Node` is a snapshot of one row: it does not follow later changes. Functions here are SQL and nothing else; what
+the columns mean stands in `s3mgrd.cache.schema`, what may change them in `s3mgrd.fs.namespace`.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from typing import Any, Final, NamedTuple, NewType
+
+from s3mgrd.cache.database import MountDatabase
+
+Inode = NewType("Inode", int)
+
+ROOT: Final = Inode(1)
+
+
+class Kind(IntEnum):
+    """What an inode is."""
+
+    FILE = 1
+    DIRECTORY = 2
+    SYMLINK = 3
+    SPECIAL = 4
+
+
+class Marker(IntEnum):
+    """Whether a directory has an object of its own in S3."""
+
+    NONE = 0
+    EXISTS = 1
+    WANTED = 2
+
+
+class Node(NamedTuple):
+    """One row of inodes, columns as in the schema."""
+
+    id: Inode
+    parent: Inode
+    name: str | None
+    kind: int
+    size: int
+    mtime_ns: int
+    atime_ns: int | None
+    ctime_ns: int | None
+    mode: int | None
+    uid: int | None
+    gid: int | None
+    rdev: int
+    target: str | None
+    special: int
+    etag: str | None
+    remote_key: str | None
+    remote_mtime_ns: int | None
+    attributes_known: int
+    attributes_dirty: int
+    seen_ns: int
+    listed_ns: int
+    marker: int
+    remote_prefix: str | None
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether this is a directory."""
+        return self.kind == Kind.DIRECTORY
+
+    @property
+    def is_detached(self) -> bool:
+        """Whether no name leads here any more."""
+        return self.name is None
+
+
+_COLUMNS = ", ".join(Node._fields)
+_SETTABLE = frozenset(Node._fields) - {"id"}
+
+
+class NodeTable:
+    """The inodes and hidden tables of one mount.db."""
+
+    def __init__(self, database: MountDatabase) -> None:
+        self._database = database
+        self._execute = database.execute
+
+    def get(self, inode: int) -> Node | None:
+        """Return the row of an inode number, None where it is not (or no longer) known."""
+        row = self._execute(f"SELECT {_COLUMNS} FROM inodes WHERE id = ?", (inode,)).fetchone()  # noqa: S608 - our own column list
+        return None if row is None else Node._make(row)
+
+    def find(self, parent: int, name: str) -> Node | None:
+        """Return the row that *name* in *parent* leads to."""
+        row = self._execute(
+            f"SELECT {_COLUMNS} FROM inodes WHERE parent = ? AND name = ?",  # noqa: S608
+            (parent, name),
+        ).fetchone()
+        return None if row is None else Node._make(row)
+
+    def children(self, parent: int, *, after: int = 0, limit: int = 256) -> list[Node]:
+        """Return up to *limit* entries of a directory with inode numbers above *after*, in that order."""
+        rows = self._execute(
+            f"SELECT {_COLUMNS} FROM inodes INDEXED BY inodes_by_parent "  # noqa: S608
+            "WHERE parent = ? AND name IS NOT NULL AND id > ? ORDER BY id LIMIT ?",
+            (parent, after, limit),
+        )
+        return [Node._make(row) for row in rows]
+
+    def range(self, parent: int, first: str, last: str | None) -> Iterator[Node]:
+        """Yield the entries with first <= name (<= last, if given)."""
+        query = f"SELECT {_COLUMNS} FROM inodes WHERE parent = ? AND name >= ?"  # noqa: S608
+        arguments: list[Any] = [parent, first]  # Any: sqlite3 takes values of several types
+        if last is not None:
+            query += " AND name <= ?"
+            arguments.append(last)
+        yield from map(Node._make, self._execute(query, arguments).fetchall())
+
+    def count_children(self, parent: int, *, limit: int) -> int:
+        """Count the entries of a directory, up to *limit*."""
+        row = self._execute(
+            "SELECT count(*) FROM (SELECT 1 FROM inodes WHERE parent = ? AND name IS NOT NULL LIMIT ?)",
+            (parent, limit),
+        ).fetchone()
+        return int(row[0])
+
+    def insert(
+        self, parent: int, name: str | None, kind: Kind, mtime_ns: int, **columns: object
+    ) -> Inode:
+        """Add a row and return its inode number; *columns* are as in the schema."""
+        names = ["parent", "name", "kind", "mtime_ns", *columns]
+        query = f"INSERT INTO inodes ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
+        with self._database.transaction() as db:
+            cursor = db.execute(query, (parent, name, int(kind), mtime_ns, *columns.values()))
+        return Inode(int(cursor.lastrowid or 0))
+
+    def update(self, inode: int, **columns: object) -> None:
+        """Set columns of a row; nothing where the row is gone."""
+        if not columns.keys() <= _SETTABLE:
+            raise TypeError(f"not columns of inodes: {sorted(columns.keys() - _SETTABLE)}")
+        assignments = ", ".join(f"{name} = ?" for name in columns)
+        with self._database.transaction() as db:
+            db.execute(f"UPDATE inodes SET {assignments} WHERE id = ?", (*columns.values(), inode))  # noqa: S608
+
+    def detach(self, inode: int) -> None:
+        """Take the name away; the row stays for whoever holds the inode."""
+        self.update(inode, name=None)
+
+    def drop(self, inode: int) -> None:
+        """Delete a row that nobody can refer to any more."""
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM inodes WHERE id = ?", (inode,))
+
+    def detached(self) -> list[Node]:
+        """Return every row without a name."""
+        rows = self._execute(f"SELECT {_COLUMNS} FROM inodes WHERE name IS NULL AND id != 1")  # noqa: S608
+        return [Node._make(row) for row in rows]
+
+    def with_remote_key(self, key: str) -> list[Node]:
+        """Return the rows whose object lies at *key* although their path spells another."""
+        rows = self._execute(f"SELECT {_COLUMNS} FROM inodes WHERE remote_key = ?", (key,))  # noqa: S608
+        return [Node._make(row) for row in rows]
+
+    def misplaced(self, *, limit: int) -> list[Node]:
+        """Return rows with a name and a remote_key: candidates for a move in S3."""
+        rows = self._execute(
+            f"SELECT {_COLUMNS} FROM inodes WHERE remote_key IS NOT NULL AND name IS NOT NULL LIMIT ?",  # noqa: S608
+            (limit,),
+        )
+        return [Node._make(row) for row in rows]
+
+    def with_dirty_attributes(self, *, limit: int) -> list[Node]:
+        """Return rows whose metadata S3 does not have yet."""
+        rows = self._execute(
+            f"SELECT {_COLUMNS} FROM inodes WHERE attributes_dirty = 1 LIMIT ?", (limit,)
+        )  # noqa: S608
+        return [Node._make(row) for row in rows]
+
+    def with_wanted_marker(self, *, limit: int) -> list[Node]:
+        """Return directories whose marker S3 does not have yet."""
+        rows = self._execute(f"SELECT {_COLUMNS} FROM inodes WHERE marker = 2 LIMIT ?", (limit,))  # noqa: S608
+        return [Node._make(row) for row in rows]
+
+    def count(self) -> tuple[int, int]:
+        """Count the rows that have a name, and the directories with a complete listing."""
+        entries = self._execute("SELECT count(*) FROM inodes WHERE name IS NOT NULL").fetchone()[0]
+        listed = self._execute(
+            "SELECT count(*) FROM inodes WHERE kind = 2 AND listed_ns > 0"
+        ).fetchone()[0]
+        return int(entries), int(listed)
+
+    # Hidden keys
+
+    def replace_hidden(self, directory: int, keys: Sequence[tuple[str, str]]) -> None:
+        """Set which keys of a directory cannot be shown: (key, reason) pairs."""
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM hidden WHERE directory = ?", (directory,))
+            db.executemany(
+                "INSERT OR REPLACE INTO hidden VALUES (?, ?, ?)",
+                [(directory, *pair) for pair in keys],
+            )
+
+    def has_hidden(self, directory: int) -> bool:
+        """Whether a directory has keys that cannot be shown."""
+        return (
+            self._execute(
+                "SELECT 1 FROM hidden WHERE directory = ? LIMIT 1", (directory,)
+            ).fetchone()
+            is not None
+        )
+
+    def count_hidden(self) -> int:
+        """Count the keys that cannot be shown."""
+        return int(self._execute("SELECT count(*) FROM hidden").fetchone()[0])
+
+
+def is_full(error: sqlite3.Error) -> bool:
+    """Whether SQLite failed because the disk is full."""
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL

@@ -1,0 +1,152 @@
+"""The schema of mount.db, as append-only migrations.
+
+One file per mount, one process that writes it. Times are ns since the epoch (UTC); keys and names are text
+(UTF-8), compared byte by byte; sizes are bytes.
+
+inodes      One row per inode number the kernel was ever told, and per name that a listing showed.
+    id               The kernel's inode number. AUTOINCREMENT: never used again, so it means the same in the next
+                     worker. 1 is the root.
+    parent, name     Where it is. name NULL: detached; no name leads here (unlinked, or replaced by another
+                     version), but the kernel or an open file may still hold it.
+    kind             1 file, 2 directory, 3 symbolic link, 4 special (FIFO, socket, device).
+    size             Of the version in S3, or of the staged file at its last flush.
+    mtime_ns, ...    As shown. atime_ns, ctime_ns NULL: as mtime_ns.
+    mode             Permission bits without type; NULL: the mount's file_mode or dir_mode.
+    uid, gid         NULL: the mount's.
+    rdev             Device number of a special file.
+    target           Of a symbolic link; NULL: not read yet.
+    special          st_mode's type bits of kind 4, otherwise 0.
+    etag             The version that this inode is; NULL: S3 has nothing for it. One inode is one version of one key,
+                     but for versions that this mount wrote itself through this inode.
+    remote_key       Where S3 has that version; NULL: at the key that its path spells with remote_prefix of its
+                     directory. Not NULL and different from the path: the object has yet to be moved.
+    remote_mtime_ns  S3's LastModified of that version; NULL: not known (a PUT does not tell).
+    attributes_known 1: mode, owner and times are those of the object's metadata (or known to be absent there).
+    attributes_dirty 1: S3's metadata is older than this row.
+    seen_ns          When S3 was last asked for this name alone, or the row was made here.
+    listed_ns        Directories: when the last complete listing began; 0 never. Names in between are complete.
+    marker           Directories: 0 no marker object known, 1 it exists, 2 it shall exist and does not yet.
+    remote_prefix    Directories: where S3 has the contents, ending in "/"; NULL: where the path says. Not NULL: a
+                     rename that S3 has yet to follow.
+hidden      Keys that cannot be shown, by directory, and why; they keep the directory from being empty.
+staged      One row per inode that has a staging file (journal/staging.py).
+    dirty            1: S3 lacks what the staging file has.
+    base_etag        The version that unwritten ranges come from; NULL: they are zeros.
+    base_size        Size of the base version, before any truncation that the staging file's log tells of.
+    condition        What the upload must find: "match" base_etag, "absent", or "always".
+    conflict         1: another writer was first. Never tried again by itself.
+    error, since_ns, tries, retry_ns   The last failure; error NULL: none.
+uploads     A multipart upload begun for a staged file whose content has not changed since.
+deletes     Keys that shall vanish from S3. holder: an inode that may still be open; the key stays until it is
+            forgotten. etag: the version that was deleted here.
+moves       A directory rename that S3 follows: copy everything below source to target, then delete it there.
+moved       Keys below a move's source that are copied: the version copied and the version it became.
+calls       Changes made through the kernel that may not be answered yet: number is that of the repeat ring
+            (worker/ring.py), written in the change's own transaction, so that a repeated request is answered and
+            not done again. inode: what it made, or 0.
+meta        Facts about the file: connection_id (whose inodes the kernel may hold), bucket identity.
+"""
+
+from sqlite_utils import Database, Migrations
+
+migrations = Migrations("s3mgr-mount")
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x73336D67  # "s3mg"
+
+
+_TABLES = """
+CREATE TABLE inodes (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    parent INTEGER NOT NULL,
+    name TEXT,
+    kind INTEGER NOT NULL,
+    size INTEGER NOT NULL DEFAULT 0,
+    mtime_ns INTEGER NOT NULL,
+    atime_ns INTEGER,
+    ctime_ns INTEGER,
+    mode INTEGER,
+    uid INTEGER,
+    gid INTEGER,
+    rdev INTEGER NOT NULL DEFAULT 0,
+    target TEXT,
+    special INTEGER NOT NULL DEFAULT 0,
+    etag TEXT,
+    remote_key TEXT,
+    remote_mtime_ns INTEGER,
+    attributes_known INTEGER NOT NULL DEFAULT 0,
+    attributes_dirty INTEGER NOT NULL DEFAULT 0,
+    seen_ns INTEGER NOT NULL DEFAULT 0,
+    listed_ns INTEGER NOT NULL DEFAULT 0,
+    marker INTEGER NOT NULL DEFAULT 0,
+    remote_prefix TEXT
+);
+CREATE UNIQUE INDEX inodes_by_name ON inodes (parent, name) WHERE name IS NOT NULL;
+CREATE INDEX inodes_by_parent ON inodes (parent) WHERE name IS NOT NULL;
+CREATE INDEX inodes_detached ON inodes (id) WHERE name IS NULL;
+CREATE INDEX inodes_by_remote_key ON inodes (remote_key) WHERE remote_key IS NOT NULL;
+CREATE INDEX inodes_attributes_dirty ON inodes (id) WHERE attributes_dirty = 1;
+CREATE INDEX inodes_marker_wanted ON inodes (id) WHERE marker = 2;
+CREATE TABLE hidden (
+    directory INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    PRIMARY KEY (directory, key)
+) WITHOUT ROWID;
+CREATE TABLE staged (
+    inode INTEGER PRIMARY KEY,
+    dirty INTEGER NOT NULL,
+    base_etag TEXT,
+    base_size INTEGER NOT NULL,
+    condition TEXT NOT NULL,
+    conflict INTEGER NOT NULL DEFAULT 0,
+    error TEXT,
+    since_ns INTEGER NOT NULL,
+    tries INTEGER NOT NULL DEFAULT 0,
+    retry_ns INTEGER
+);
+CREATE TABLE uploads (
+    inode INTEGER PRIMARY KEY,
+    key TEXT NOT NULL,
+    upload_id TEXT NOT NULL,
+    part_size INTEGER NOT NULL,
+    size INTEGER NOT NULL
+);
+CREATE TABLE deletes (
+    key TEXT PRIMARY KEY,
+    etag TEXT,
+    holder INTEGER,
+    since_ns INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE moves (
+    inode INTEGER PRIMARY KEY,
+    source TEXT NOT NULL,
+    target TEXT NOT NULL,
+    source_parent INTEGER NOT NULL,
+    source_name TEXT NOT NULL,
+    since_ns INTEGER NOT NULL
+);
+CREATE TABLE moved (
+    inode INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    etag TEXT NOT NULL,
+    new_etag TEXT NOT NULL,
+    PRIMARY KEY (inode, key)
+) WITHOUT ROWID;
+CREATE TABLE calls (
+    number INTEGER PRIMARY KEY,
+    inode INTEGER NOT NULL
+);
+CREATE TABLE meta (
+    name TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) WITHOUT ROWID;
+"""
+
+
+@migrations()
+def create(db: Database) -> None:
+    """Make the first schema."""
+    for statement in _TABLES.split(";"):  # executescript would commit before it begins
+        if statement.strip():
+            db.conn.execute(statement)

@@ -1,0 +1,61 @@
+"""The one table from errors to errno.
+
+It lies here and not in `worker` because `fs.operations` answers the kernel and imports point downwards. Local
+conditions (a name that exists, a directory that is not empty) are OSErrors already and keep their errno.
+"""
+
+import errno
+import sqlite3
+
+from s3mgrd.errors import (
+    Archived,
+    BucketNotFound,
+    Conflict,
+    Corrupt,
+    Denied,
+    NotFound,
+    PreconditionFailed,
+    S3mgrError,
+    TimedOut,
+    TooLarge,
+    Unavailable,
+    Unsupported,
+    UserError,
+)
+
+ERRNOS: tuple[tuple[type[BaseException], int], ...] = (
+    # Subclasses before their bases.
+    (BucketNotFound, errno.EIO),
+    (NotFound, errno.ENOENT),
+    (Denied, errno.EACCES),
+    (PreconditionFailed, errno.ESTALE),
+    (Conflict, errno.EBUSY),
+    (TooLarge, errno.EFBIG),
+    (UserError, errno.EINVAL),
+    (TimedOut, errno.ETIMEDOUT),
+    (Unavailable, errno.EIO),
+    (Archived, errno.EIO),
+    (Unsupported, errno.EOPNOTSUPP),
+    (Corrupt, errno.EIO),
+    (S3mgrError, errno.EIO),
+)
+
+
+def errno_of(error: BaseException) -> int:
+    """Return what the program sees for *error*; EIO for anything unforeseen."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if (
+        isinstance(error, sqlite3.Error)
+        and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    ):
+        return errno.ENOSPC
+    for kind, number in ERRNOS:
+        if isinstance(error, kind):
+            return number
+    return errno.EIO
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether *error* is in the table, so that a log line needs no stack."""
+    return isinstance(error, OSError | S3mgrError)

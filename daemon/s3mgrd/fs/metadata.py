@@ -1,0 +1,127 @@
+"""Attributes learned from S3: who is asked for them, when, and what an answer changes.
+
+A listing does not tell an object's metadata, and a HEAD for every key is what makes other mounts slow. So: ``off``
+never asks. ``full`` asks for every object before it is shown, in parallel. ``lazy`` asks for all of a directory's
+once POSIX metadata is known to be in use in this bucket; to find that out it looks at one file of each of the first
+`SAMPLES` directories. What a version's metadata says is remembered with it and never asked again.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from s3mgrd.cache.nodes import Inode, Kind, Node
+from s3mgrd.errors import Denied, NotFound
+from s3mgrd.fs import attributes
+from s3mgrd.fs.volume import Volume
+from s3mgrd.s3.port import ObjectHead
+
+log = logging.getLogger(__name__)
+
+SAMPLES: Final = 8
+PARALLEL: Final = 64
+USED: Final = "posix_metadata"
+"""Name in meta: "yes" once an object with POSIX metadata was seen."""
+
+
+class Metadata:
+    """Fetches and applies object metadata for one volume."""
+
+    def __init__(self, volume: Volume, kernel_holds: Callable[[Inode], bool]) -> None:
+        self._volume = volume
+        self._kernel_holds = kernel_holds
+        self._samples_left = SAMPLES
+        self._in_use = volume.database.get_meta(USED) == "yes"
+
+    async def fetch(self, directory: Node, inodes: list[Inode]) -> None:
+        """Ask for the metadata of those of *inodes* that the policy wants known before they are shown."""
+        policy = self._volume.settings.attributes
+        if policy == "off":
+            return
+        if policy == "lazy" and not self._in_use:
+            if not self._samples_left:
+                return
+            self._samples_left -= 1
+            await self._fetch_one(inodes[0])
+            if not self._in_use:
+                return
+        limiter = trio.CapacityLimiter(PARALLEL)
+        async with trio.open_nursery() as nursery:
+            for inode in inodes:
+                await limiter.acquire_on_behalf_of(inode)
+                nursery.start_soon(self._fetch_limited, inode, limiter)
+
+    async def know(self, inode: Inode) -> None:
+        """Ask for one object's metadata, unless the policy is ``off``."""
+        if self._volume.settings.attributes != "off":
+            await self._fetch_one(inode)
+
+    def note_in_use(self) -> None:
+        """Note that objects of this bucket carry POSIX metadata."""
+        if not self._in_use:
+            self._in_use = True
+            self._volume.database.set_meta(USED, "yes")
+
+    def learn(self, node: Node, head: ObjectHead) -> Node:
+        """Take over what *head* says about the version that *node* is; returns the node to show.
+
+        A node that the kernel holds as a file and that turns out to be something else gets a new inode number.
+        """
+        volume = self._volume
+        if volume.settings.attributes == "off" or node.attributes_known or node.attributes_dirty:
+            return node
+        if not node.is_directory and head.etag != node.etag:
+            return node
+        found = attributes.decode(head.metadata)
+        if not found.is_empty:
+            self.note_in_use()
+        columns: dict[str, object] = {"attributes_known": 1}
+        for name in ("mode", "uid", "gid", "mtime_ns", "atime_ns", "ctime_ns"):
+            value = getattr(found, name)
+            if value is not None:
+                columns[name] = value
+        if found.kind not in (None, Kind.DIRECTORY, node.kind) and not node.is_directory:
+            columns |= {
+                "kind": int(found.kind or node.kind),
+                "special": found.special,
+                "rdev": found.rdev,
+            }
+            if self._kernel_holds(node.id) and node.name is not None:
+                with volume.database.transaction():
+                    volume.detach(node)
+                    inode = volume.nodes.insert(
+                        node.parent, node.name, Kind.FILE, node.mtime_ns,
+                        size=node.size, etag=node.etag, remote_mtime_ns=node.remote_mtime_ns, seen_ns=node.seen_ns,
+                    )  # fmt: skip
+                    volume.nodes.update(inode, **columns)
+                return volume.node(inode)
+        volume.nodes.update(node.id, **columns)
+        return volume.node(node.id)
+
+    async def _fetch_limited(self, inode: Inode, limiter: trio.CapacityLimiter) -> None:
+        try:
+            await self._fetch_one(inode)
+        finally:
+            limiter.release_on_behalf_of(inode)
+
+    async def _fetch_one(self, inode: Inode) -> None:
+        volume = self._volume
+        node = volume.nodes.get(inode)
+        if node is None or node.is_detached:
+            return
+        key = volume.prefix_in_s3(node) if node.is_directory else volume.key_in_s3(node)
+        try:
+            head = await volume.store.head(key)
+        except NotFound:
+            # An implied directory has no metadata; a file that is gone is the next listing's business.
+            if node.is_directory:
+                volume.nodes.update(inode, attributes_known=1)
+            return
+        except Denied as error:
+            log.warning("attributes of %s cannot be read: %s", key, error)
+            return
+        current = volume.nodes.get(inode)
+        if current is not None and not current.is_detached:
+            self.learn(current, head)

@@ -1,0 +1,53 @@
+"""Names and keys: what of a bucket can be shown, and what a new name becomes.
+
+A name is one component of a path, as text. Keys are compared byte by byte; no normalisation, case matters.
+"""
+
+import errno
+import os
+from typing import Final
+
+MAX_NAME_BYTES: Final = 255
+MAX_KEY_BYTES: Final = 1024
+
+
+def decode_name(raw: bytes) -> str:
+    """Turn the kernel's bytes into a name. Raises OSError: EILSEQ (not UTF-8), ENAMETOOLONG."""
+    if len(raw) > MAX_NAME_BYTES:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise OSError(errno.EILSEQ, "the name is not UTF-8 and cannot become a key") from error
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that S3 would refuse. Raises OSError(ENAMETOOLONG)."""
+    if len(key.encode()) > MAX_KEY_BYTES:
+        raise OSError(errno.ENAMETOOLONG, f"the key would exceed {MAX_KEY_BYTES} bytes")
+
+
+def why_hidden(name: str) -> str:
+    """Say why a component of a key cannot be a name; empty where it can."""
+    if not name:
+        return "empty component"
+    if name in (".", ".."):
+        return f"component {name!r}"
+    if "\0" in name:
+        return "NUL in a component"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"component over {MAX_NAME_BYTES} bytes"
+    return ""
+
+
+def sort_key(name: str, *, is_directory: bool) -> str:
+    """Return where S3 sorts an entry: directories are common prefixes and end in a slash."""
+    return name + "/" if is_directory else name
+
+
+def directories_sorting_after(name: str) -> list[str]:
+    """Return the proper prefixes of *name* whose directory sorts after it although the bare prefix sorts before.
+
+    ``a`` < ``a-b`` as names, but the common prefix ``a/`` comes after the key ``a-b``, because "-" < "/".
+    """
+    return [name[:i] for i in range(1, len(name)) if name[i] < "/"]

@@ -1,0 +1,278 @@
+"""Names: what a name leads to, asked of mount.db first and of S3 only when mount.db may be out of date.
+
+Changes of names are in `s3mgrd.fs.changes`.
+"""
+
+import logging
+from typing import Final
+
+import trio
+
+from s3mgrd.cache.nodes import ROOT, Inode, Kind, Marker, Node
+from s3mgrd.errors import NotFound
+from s3mgrd.fs.listing import Lister
+from s3mgrd.fs.metadata import Metadata
+from s3mgrd.fs.volume import NS, Volume
+from s3mgrd.s3.port import ObjectHead
+
+log = logging.getLogger(__name__)
+
+SMALL_DIRECTORY: Final = 1000
+"""Entries: up to so many one page lists, so that asking for one name and asking for all cost the same."""
+BURST: Final = 8
+"""Names asked for one by one in one directory within `BURST_NS`; more, and the directory is listed."""
+BURST_NS: Final = 5 * NS
+MAX_ABSENT: Final = 65_536
+
+
+class Namespace:
+    """Looks names up and keeps listings fresh. Counts how often mount.db had the answer."""
+
+    def __init__(self, volume: Volume, lister: Lister, metadata: Metadata) -> None:
+        self._volume = volume
+        self._lister = lister
+        self._metadata = metadata
+        self._absent: dict[tuple[Inode, str], int] = {}
+        self._asked: dict[Inode, list[int]] = {}
+        self.hits = 0
+        self.misses = 0
+
+    # Looking up
+
+    async def lookup(self, parent: Inode, name: str) -> Node | None:
+        """Return what *name* in *parent* leads to; None: nothing.
+
+        Raises:
+            OSError: ESTALE or ENOTDIR for *parent*.
+            S3mgrError: S3 had to be asked and did not answer.
+        """
+        directory = self._volume.directory(parent)
+        node = self._volume.nodes.find(parent, name)
+        if self._is_known(directory, name, node):
+            self.hits += 1
+            return node
+        self.misses += 1
+        async with self._volume.locks.holding(("name", parent, name)):
+            directory = self._volume.directory(parent)
+            node = self._volume.nodes.find(parent, name)
+            if not self._is_known(directory, name, node):
+                await self._ask(directory, name)
+                node = self._volume.nodes.find(parent, name)
+        return node
+
+    async def existing(self, parent: Inode, name: str) -> Node:
+        """As `lookup`, but raises FileNotFoundError where there is nothing."""
+        node = await self.lookup(parent, name)
+        if node is None:
+            raise FileNotFoundError(2, "No such file or directory")
+        return node
+
+    async def with_attributes(self, inode: Inode) -> Node:
+        """Return an inode's row once its attributes in S3 are known, so that changing one keeps the others."""
+        node = self._volume.node(inode)
+        if not node.attributes_known and not node.is_detached:
+            await self._metadata.know(inode)
+        return self._volume.node(inode)
+
+    def valid_for_s(self, node: Node) -> float:
+        """Return for how long the kernel may believe that the name leads to *node*."""
+        settings = self._volume.settings
+        ttl_ns = int(settings.metadata_ttl_s * NS)
+        if node.id == ROOT or node.is_detached:
+            return settings.metadata_ttl_s
+        directory = self._volume.nodes.get(node.parent)
+        asked_ns = max(node.seen_ns, directory.listed_ns if directory else 0)
+        left_ns = asked_ns + ttl_ns - self._volume.now_ns()
+        if left_ns <= 0 and self._volume.is_ours_alone(node):
+            return settings.metadata_ttl_s
+        return max(0.0, min(left_ns / NS, settings.metadata_ttl_s))
+
+    def forget(self, path: str) -> tuple[int, int]:
+        """Make the next look at everything below *path* ask S3; returns how many listings and names were forgotten.
+
+        Raises:
+            FileNotFoundError: mount.db knows of no such path.
+        """
+        node: Node | None = self._volume.node(ROOT)
+        for part in filter(None, path.split("/")):
+            node = self._volume.nodes.find(node.id, part) if node else None
+        if node is None:
+            raise FileNotFoundError(2, f"nothing is known of {path!r}")
+        self._absent.clear()
+        counts = [0, 0]
+        with self._volume.database.transaction():
+            self._volume.nodes.update(node.id, seen_ns=0)
+            parent = self._volume.nodes.get(node.parent)
+            if parent is not None and node.id != ROOT:
+                self._volume.nodes.update(parent.id, listed_ns=0)
+            self._forget(node, counts)
+        return counts[0], counts[1]
+
+    def _forget(self, node: Node, counts: list[int]) -> None:
+        if not node.is_directory:
+            counts[1] += 1
+            return
+        counts[0] += node.listed_ns > 0
+        self._volume.nodes.update(node.id, listed_ns=0, seen_ns=0)
+        after = 0
+        while children := self._volume.nodes.children(node.id, after=after):
+            for child in children:
+                counts[1] += 1
+                if child.seen_ns:
+                    self._volume.nodes.update(child.id, seen_ns=0)
+                if child.is_directory:
+                    self._forget(child, counts)
+            after = children[-1].id
+
+    def _is_known(self, directory: Node, name: str, node: Node | None) -> bool:
+        """Whether mount.db's answer for *name* may be given without asking S3."""
+        if self._lister.is_fresh(directory):
+            return True
+        now_ns = self._volume.now_ns()
+        if node is None:
+            return self._absent.get((directory.id, name), 0) > now_ns
+        if 0 <= now_ns - node.seen_ns < self._volume.settings.metadata_ttl_s * NS:
+            return True
+        return not node.is_directory and self._volume.is_ours_alone(node)
+
+    # Asking
+
+    async def _ask(self, directory: Node, name: str) -> None:
+        """Bring mount.db up to date about one name, by its directory's listing where that is as cheap."""
+        children = self._volume.nodes.count_children(directory.id, limit=SMALL_DIRECTORY + 1)
+        if directory.listed_ns and children <= SMALL_DIRECTORY:
+            await self._lister.start(directory).finished()
+            if self._lister.is_fresh(self._volume.directory(directory.id)):
+                return
+        elif self._is_burst(directory.id):
+            self._lister.start(directory)
+        prefix = self._volume.prefix_in_s3(directory)
+        begun = self._volume.changes.begin()
+        try:
+            head, is_directory = await self._probe(prefix + name)
+            if not self._volume.changes.is_newer(directory.id, name, begun):
+                self._apply(directory, name, head, is_directory=is_directory)
+        finally:
+            self._volume.changes.end()
+
+    async def _probe(self, key: str) -> tuple[ObjectHead | None, bool]:
+        """Ask at once whether *key* is an object and whether it is a prefix."""
+        head: ObjectHead | None = None
+        is_directory = False
+        deleted = self._volume.journal.deletes_below(key + "/")
+
+        async def ask_object() -> None:
+            nonlocal head
+            try:
+                head = await self._volume.store.head(key)
+            except NotFound:
+                head = None
+
+        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+            nursery.start_soon(ask_object)
+            page = await self._volume.store.list_page(
+                key + "/", delimited=False, max_keys=1 if not deleted else 1000
+            )
+            is_directory = any(info.key not in deleted for info in page.objects)
+        if head is not None and self._volume.journal.pending_delete(key) is not None:
+            head = None
+        if self._volume.is_leaving(key + "/"):
+            is_directory = False
+        return head, is_directory
+
+    def _apply(
+        self, directory: Node, name: str, head: ObjectHead | None, *, is_directory: bool
+    ) -> None:
+        volume = self._volume
+        now_ns = volume.now_ns()
+        with volume.database.transaction():
+            node = volume.nodes.find(directory.id, name)
+            if node is not None and volume.is_ours_alone(node):
+                return
+            if node is not None and not self._is_same(node, head, is_directory=is_directory):
+                volume.detach(node)
+                node = None
+            if is_directory:
+                inode = (
+                    node.id
+                    if node
+                    else volume.nodes.insert(directory.id, name, Kind.DIRECTORY, now_ns)
+                )
+                volume.nodes.update(inode, seen_ns=now_ns)
+            elif head is not None:
+                if node is None:
+                    inode = volume.nodes.insert(
+                        directory.id, name, Kind.FILE, head.mtime_ns,
+                        size=head.size, etag=head.etag, remote_mtime_ns=head.mtime_ns,
+                    )  # fmt: skip
+                    node = volume.node(inode)
+                node = self._metadata.learn(node, head)
+                volume.nodes.update(node.id, seen_ns=now_ns)
+            else:
+                self._note_absent(directory.id, name, now_ns)
+
+    def _is_same(self, node: Node, head: ObjectHead | None, *, is_directory: bool) -> bool:
+        if is_directory or head is None:
+            return node.is_directory and is_directory
+        return not node.is_directory and node.etag == head.etag
+
+    def _note_absent(self, directory: Inode, name: str, now_ns: int) -> None:
+        if len(self._absent) >= MAX_ABSENT:
+            self._absent.clear()
+        self._absent[directory, name] = now_ns + int(self._volume.settings.negative_ttl_s * NS)
+
+    def _is_burst(self, directory: Inode) -> bool:
+        now_ns = self._volume.now_ns()
+        times = [t for t in self._asked.get(directory, []) if now_ns - t < BURST_NS]
+        times.append(now_ns)
+        self._asked[directory] = times
+        if len(times) < BURST:
+            return False
+        del self._asked[directory]
+        return True
+
+    # Directories
+
+    async def ensure_listed(self, inode: Inode) -> Node:
+        """Wait until the directory's entries in mount.db are complete and fresh; returns its row."""
+        directory = self._volume.directory(inode)
+        if not self._lister.is_fresh(directory):
+            await self._lister.start(directory).finished()
+        return self._volume.directory(inode)
+
+    async def entries(self, inode: Inode, after: int, limit: int) -> list[Node]:
+        """Return up to *limit* entries with inode numbers above *after*; empty at the end.
+
+        Of a directory that was never listed, entries are given while the listing still runs.
+        """
+        while True:
+            directory = self._volume.directory(inode)
+            listing = self._lister.running(inode)
+            if listing is None and after == 0 and not self._lister.is_fresh(directory):
+                listing = self._lister.start(directory)
+            if listing is not None and not listing.is_first and after == 0:
+                await listing.finished()
+                listing = None
+            found = self._volume.nodes.children(inode, after=after, limit=limit)
+            if found or listing is None:
+                return found
+            await listing.next_page()
+
+    async def is_empty(self, directory: Node) -> bool:
+        """Whether a directory has no entry and no hidden key, by a listing that is fresh."""
+        directory = await self.ensure_listed(directory.id)
+        nodes = self._volume.nodes
+        return not nodes.count_children(directory.id, limit=1) and not nodes.has_hidden(
+            directory.id
+        )
+
+    def marker_wanted(self, directory: Inode) -> bool:
+        """Whether a directory would vanish from S3 now that an entry left it."""
+        node = self._volume.nodes.get(directory)
+        return (
+            node is not None
+            and node.id != ROOT
+            and not node.is_detached
+            and node.marker == Marker.NONE
+            and not self._volume.nodes.count_children(directory, limit=1)
+        )

@@ -1,0 +1,196 @@
+"""Files with local data: staged writes, truncation, and what a file looks like while S3 does not have it.
+
+A `Stage` lives from the first change of a file until S3 has it and nobody writes any more. The upload is in
+`s3mgrd.fs.upload`.
+
+Concurrency: who writes, truncates or uploads holds the inode's lock (``("inode", n)``), so that an upload is never a
+mixture of two states. Reads need no lock: they plan and copy without a checkpoint.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from s3mgrd.cache.nodes import Inode, Kind, Node
+from s3mgrd.fs.volume import Volume
+from s3mgrd.journal.staging import StagedFile
+from s3mgrd.journal.tables import ConditionKind, StagedRow
+
+log = logging.getLogger(__name__)
+
+THREAD_BYTES: Final = 32 << 10
+"""Writes from this size on go to a thread: a disk that is slow to take them must not stop the loop."""
+
+
+class Stage:
+    """The local state of one file: its staging files and who writes."""
+
+    def __init__(self, file: StagedFile, *, dirty: bool, mtime_ns: int | None) -> None:
+        self.file: Final = file
+        self.dirty = dirty
+        self.mtime_ns = mtime_ns
+        """Of the last write; None: the row's mtime holds (nothing was written, or utimens came later)."""
+
+
+class Stages:
+    """The staged files of one volume."""
+
+    def __init__(self, volume: Volume, kernel_holds: Callable[[Inode], bool]) -> None:
+        self._volume = volume
+        self._kernel_holds = kernel_holds
+        self._stages: dict[Inode, Stage] = {}
+        self._writers: dict[Inode, int] = {}
+        self.abandoned: list[tuple[str, str]] = []
+        """Multipart uploads (key, id) of content that has changed since; for the syncer to abort."""
+
+    def recover(self) -> None:
+        """Take over what the last worker left: dirty files stay, the rest is removed."""
+        rows = {row.inode: row for row in self._volume.journal.all_staged()}
+        for inode in self._volume.staging.inodes() - rows.keys():
+            self._volume.staging.remove(inode)
+        for row in rows.values():
+            inode = Inode(row.inode)
+            node = self._volume.nodes.get(inode)
+            is_open = node is not None and node.is_detached and self._kernel_holds(inode)
+            if node is None or not (row.dirty or is_open):
+                self.remove(inode)
+                continue
+            try:
+                self._stages[inode] = self._load(node, row)
+            except OSError as error:
+                log.exception("staged data of inode %d cannot be read", inode)
+                self._volume.journal.fail_staged(
+                    inode, f"the staging file cannot be read: {error}", conflict=True, retry_ns=None
+                )
+
+    def _load(self, node: Node, row: StagedRow) -> Stage:
+        file = self._volume.staging.open(row.inode, row.base_size)
+        written_ns = file.mtime_ns()
+        is_later = node.ctime_ns is None or written_ns > node.ctime_ns
+        return Stage(
+            file, dirty=bool(row.dirty), mtime_ns=written_ns if is_later and row.dirty else None
+        )
+
+    def get(self, inode: Inode) -> Stage | None:
+        """Return the stage of a file, None where all is in S3."""
+        return self._stages.get(inode)
+
+    def size(self, node: Node) -> int:
+        """Return the size to show."""
+        stage = self._stages.get(node.id)
+        return node.size if stage is None else stage.file.size
+
+    def mtime_ns(self, node: Node) -> int:
+        """Return the time of the last change of content to show."""
+        stage = self._stages.get(node.id)
+        return node.mtime_ns if stage is None or stage.mtime_ns is None else stage.mtime_ns
+
+    def dirty_bytes(self) -> tuple[int, int]:
+        """Count the files that S3 lacks, and their bytes."""
+        dirty = [stage for stage in self._stages.values() if stage.dirty]
+        return len(dirty), sum(stage.file.size for stage in dirty)
+
+    def local_bytes(self, inode: Inode) -> int:
+        """Count the bytes of a file that lie in staging."""
+        stage = self._stages.get(inode)
+        return 0 if stage is None else stage.file.extents.total()
+
+    def total_bytes(self) -> int:
+        """Count the bytes that lie in staging."""
+        return sum(stage.file.extents.total() for stage in self._stages.values())
+
+    # Handles
+
+    def opened(self, inode: Inode) -> None:
+        """Note a handle that may write."""
+        self._writers[inode] = self._writers.get(inode, 0) + 1
+
+    def closed(self, inode: Inode) -> None:
+        """Note that such a handle is gone. One of the last worker's is not counted and does no harm."""
+        count = self._writers.get(inode, 0) - 1
+        if count > 0:
+            self._writers[inode] = count
+            return
+        self._writers.pop(inode, None)
+        self.tidy(inode)
+
+    def tidy(self, inode: Inode) -> None:
+        """Remove the staging files of a file that is in S3 and that nobody writes."""
+        stage = self._stages.get(inode)
+        if stage is None or stage.dirty or inode in self._writers:
+            return
+        node = self._volume.nodes.get(inode)
+        if node is not None and node.is_detached:
+            return  # unlinked and perhaps open: these are the only bytes there are
+        if not self._volume.locks.is_held(("inode", inode)):
+            self.remove(inode)
+
+    def remove(self, inode: Inode) -> None:
+        """Remove the staging files of a file, whatever is in them."""
+        stage = self._stages.pop(inode, None)
+        if stage is not None:
+            stage.file.close()
+        self._abandon_upload(inode)
+        self._volume.journal.drop_staged(inode)
+        self._volume.staging.remove(inode)
+
+    # Changing; the caller holds the inode's lock
+
+    async def write(self, inode: Inode, offset: int, data: bytes) -> int:
+        """Write to a file's stage. Raises OSError (ENOSPC …): nothing is acknowledged then."""
+        stage = self._for_change(inode)
+        if len(data) < THREAD_BYTES:
+            written = stage.file.write(offset, data)
+        else:
+            written = await trio.to_thread.run_sync(stage.file.write, offset, data)
+        stage.mtime_ns = self._volume.now_ns()
+        return written
+
+    def truncate(self, inode: Inode, size: int) -> None:
+        """Set a file's size; 0 makes whatever S3 has irrelevant."""
+        stage = self._for_change(inode, whole=size == 0)
+        stage.file.truncate(size)
+        stage.mtime_ns = self._volume.now_ns()
+
+    def create(self, inode: Inode) -> None:
+        """Take up a file that `Tree.create` just made."""
+        if inode not in self._stages:
+            file = self._volume.staging.open(inode, 0)
+            self._stages[inode] = Stage(file, dirty=True, mtime_ns=None)
+
+    def _for_change(self, inode: Inode, *, whole: bool = False) -> Stage:
+        """Return the stage to change, dirty in the journal before its first byte changes."""
+        stage = self._stages.get(inode)
+        if stage is not None and stage.dirty:
+            if whole and (row := self._volume.journal.staged(inode)) and row.condition == "match":
+                self._volume.journal.set_condition(inode, "always")
+            self._abandon_upload(inode)
+            return stage
+        node = self._volume.node(inode)
+        if node.kind != Kind.FILE:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        condition: ConditionKind = "match" if node.etag is not None and not whole else "always"
+        base_size = node.size if node.etag is not None else 0
+        if stage is None:
+            file = self._volume.staging.create(inode, base_size)
+            stage = self._stages[inode] = Stage(file, dirty=False, mtime_ns=None)
+        self._volume.journal.put_staged(
+            inode,
+            dirty=not node.is_detached,
+            base_etag=node.etag,
+            base_size=base_size,
+            condition=condition,
+            now_ns=self._volume.now_ns(),
+        )
+        stage.dirty = not node.is_detached
+        return stage
+
+    def _abandon_upload(self, inode: Inode) -> None:
+        row = self._volume.journal.upload(inode)
+        if row is not None:
+            self.abandoned.append((row.key, row.upload_id))
+            self._volume.journal.drop_upload(inode)

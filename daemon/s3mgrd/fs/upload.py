@@ -1,0 +1,360 @@
+"""Uploads: a staged file becomes an object, with one PUT or with parallel parts, under the condition it began with.
+
+An upload that was interrupted is taken up where S3 has it: the parts of a multipart upload are asked for, and a
+condition that fails because an earlier attempt of ours succeeded unnoticed is recognised by what it left.
+"""
+
+import hashlib
+import logging
+import mimetypes
+import os
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from s3mgrd.cache.nodes import Inode, Node
+from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, TooLarge
+from s3mgrd.fs import attributes
+from s3mgrd.fs.reader import Reader, Superseded
+from s3mgrd.fs.stages import Stage, Stages
+from s3mgrd.fs.volume import NS, Volume
+from s3mgrd.journal.tables import StagedRow, UploadRow
+from s3mgrd.s3.port import (
+    MAX_OBJECT_BYTES,
+    MAX_PARTS,
+    Condition,
+    FileSlice,
+    Part,
+    Written,
+)
+
+log = logging.getLogger(__name__)
+
+MIB: Final = 1 << 20
+FILL_BYTES: Final = 8 * MIB
+SINGLE_PUT_PARTS: Final = 2
+"""Files up to so many parts' size go with one PUT: three requests fewer, and the ETag is the content's MD5."""
+FIRST_RETRY_S: Final = 5.0
+LAST_RETRY_S: Final = 300.0
+
+
+class Uploader:
+    """Uploads staged files of one volume.
+
+    Args:
+        clear_key: awaited before a key is written: makes the objects that lie there, but belong elsewhere, go first.
+        settled: awaited with a directory's inode: waits for a rename around it that S3 has yet to follow.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        stages: Stages,
+        reader: Reader,
+        *,
+        clear_key: Callable[[str, Inode], Awaitable[None]],
+        settled: Callable[[Inode], Awaitable[None]],
+    ) -> None:
+        self._volume = volume
+        self._stages = stages
+        self._reader = reader
+        self._clear_key = clear_key
+        self._settled = settled
+
+    async def commit(self, inode: Inode) -> bool:
+        """Upload a file if S3 lacks it; returns whether it had to be done.
+
+        Safe to cancel: the data stays staged and dirty.
+
+        Raises:
+            PreconditionFailed: another writer was first; the data is kept and listed.
+            S3mgrError, OSError: the upload failed; the data is kept, listed, and tried again.
+        """
+        async with self._volume.locks.holding(("inode", inode)):
+            stage = self._stages.get(inode)
+            row = self._volume.journal.staged(inode)
+            if stage is None or row is None or not stage.dirty:
+                return False
+            if row.conflict:
+                raise PreconditionFailed(row.error or "another writer changed the object first")
+            try:
+                await self._commit(inode, stage, row)
+            except (S3mgrError, OSError) as error:
+                self._note_failure(inode, row, error)
+                raise
+        self._stages.tidy(inode)
+        return True
+
+    async def _commit(self, inode: Inode, stage: Stage, row: StagedRow) -> None:
+        volume = self._volume
+        while True:
+            node = volume.node(inode)
+            if node.is_detached:
+                return
+            await self._settled(node.parent)
+            await self._fill(node, stage, row)
+            key = volume.wanted_key(volume.node(inode))
+            await self._clear_key(key, inode)
+            async with volume.locks.holding(("key", key)):
+                node = volume.node(inode)
+                if node.is_detached or volume.wanted_key(node) != key:
+                    continue  # renamed or removed while we waited
+                if any(
+                    other.id != inode and other.name is not None
+                    for other in volume.nodes.with_remote_key(key)
+                ):
+                    continue
+                await self._store(node, key, stage, row)
+                return
+
+    async def _fill(self, node: Node, stage: Stage, row: StagedRow) -> None:
+        """Bring what was not written from the base version into the staging file."""
+        file = stage.file
+        handle = -node.id  # no handle of the kernel's is negative
+        try:
+            for start, stop in list(file.extents.missing(0, min(file.base_size, file.size))):
+                position = start
+                while position < stop:
+                    end = min(position + FILL_BYTES, stop)
+                    data = await self._read_base(node, row, position, end, handle)
+                    await trio.to_thread.run_sync(file.fill, position, bytes(data))
+                    position = end
+        finally:
+            self._reader.close(handle)
+
+    async def _read_base(
+        self, node: Node, row: StagedRow, start: int, stop: int, handle: int
+    ) -> bytes | memoryview:
+        try:
+            return await self._reader.read(
+                node, row.base_etag or "", row.base_size, start, stop - start, handle=handle
+            )
+        except (Superseded, OSError) as error:
+            raise PreconditionFailed(
+                "the version that was being changed is gone from S3; what was not read of it cannot be completed"
+            ) from error
+
+    async def _store(self, node: Node, key: str, stage: Stage, row: StagedRow) -> None:
+        """Write the object and take note; the caller holds the locks of the inode and of *key*."""
+        volume = self._volume
+        pending = volume.journal.pending_delete(key)
+        condition = Condition(
+            if_match=row.base_etag if row.condition == "match" else None,
+            absent=row.condition == "absent",
+        )
+        if pending is not None and row.condition == "absent":
+            await volume.store.delete(key)
+        mtime_ns = self._stages.mtime_ns(node)
+        volume.nodes.update(node.id, mtime_ns=mtime_ns)
+        node = volume.node(node.id)
+        stage.mtime_ns = None
+        metadata, content_type = await self._metadata(node, key, row)
+        try:
+            written = await self._send(node, key, stage, metadata, content_type, condition)
+        except PreconditionFailed:
+            found = await self._find_ours(key, stage, metadata)
+            if found is None:
+                raise
+            written = found
+        self._take_note(node, key, stage, written)
+
+    def _take_note(self, sent: Node, key: str, stage: Stage, written: Written) -> None:
+        volume = self._volume
+        now_ns = volume.now_ns()
+        with volume.database.transaction():
+            node = volume.node(sent.id)
+            size = stage.file.size
+            is_changed = _shown(node) != _shown(sent)
+            volume.journal.drop_deletes([key])
+            columns: dict[str, object] = {
+                "etag": written.etag,
+                "size": size,
+                "remote_mtime_ns": written.mtime_ns,
+                "attributes_known": 1,
+                "attributes_dirty": int(is_changed and volume.settings.attributes != "off"),
+                "seen_ns": now_ns,
+                "remote_key": None,
+            }
+            if node.is_detached:
+                volume.journal.add_delete(key, etag=written.etag, holder=node.id, now_ns=now_ns)
+                columns |= {"remote_key": key, "attributes_dirty": 0}
+            else:
+                before = volume.key_in_s3(node) if node.etag is not None else key
+                if before != key:
+                    volume.journal.add_delete(before, etag=node.etag, holder=None, now_ns=now_ns)
+                if volume.wanted_key(node) != key:
+                    columns["remote_key"] = key
+                volume.changes.note(node.parent, node.name or "")
+            volume.nodes.update(node.id, **columns)
+            volume.journal.put_staged(
+                node.id,
+                dirty=False,
+                base_etag=written.etag,
+                base_size=size,
+                condition="match",
+                now_ns=now_ns,
+            )
+            volume.journal.drop_upload(node.id)
+        stage.dirty = False
+        stage.file.rebase(size)
+
+    def _note_failure(self, inode: Inode, row: StagedRow, error: Exception) -> None:
+        delay_s = min(FIRST_RETRY_S * 2**row.tries, LAST_RETRY_S)
+        is_final = isinstance(error, PreconditionFailed | TooLarge)
+        detail = error.detail if isinstance(error, S3mgrError) else str(error)
+        self._volume.journal.fail_staged(
+            inode,
+            detail,
+            conflict=is_final,
+            retry_ns=None if is_final else self._volume.now_ns() + int(delay_s * NS),
+        )
+        node = self._volume.nodes.get(inode)
+        path = self._volume.path(node) if node is not None else f"inode {inode}"
+        log.warning("upload of %s failed and is kept: %s", path, detail)
+
+    # Sending
+
+    async def _metadata(
+        self, node: Node, key: str, row: StagedRow
+    ) -> tuple[dict[str, str], str | None]:
+        """Return the metadata to send: ours, and of a version that is modified also what others put there."""
+        kept: dict[str, str] = {}
+        content_type = mimetypes.guess_type(node.name or "")[0]
+        if row.condition == "match" and node.etag is not None:
+            try:
+                head = await self._volume.store.head(self._volume.key_in_s3(node))
+            except NotFound:
+                head = None
+            if head is not None:
+                kept = {n: v for n, v in head.metadata.items() if n not in attributes.OWN_NAMES}
+                content_type = head.content_type or content_type
+                if self._volume.settings.attributes == "off":
+                    kept = dict(head.metadata)
+        return kept | self.own_metadata(node), content_type
+
+    def own_metadata(self, node: Node) -> dict[str, str]:
+        """Return the metadata that keeps a node's attributes; none with ``attributes=off``."""
+        if self._volume.settings.attributes == "off":
+            return {}
+        uid, gid = self._volume.owner(node)
+        return attributes.encode(node, mode=self._volume.mode(node), uid=uid, gid=gid)
+
+    async def _send(
+        self,
+        node: Node,
+        key: str,
+        stage: Stage,
+        metadata: dict[str, str],
+        content_type: str | None,
+        condition: Condition,
+    ) -> Written:
+        size = stage.file.size
+        if size > MAX_OBJECT_BYTES:
+            raise TooLarge(f"{key} has {size} bytes; S3 takes objects of up to 5 TiB")
+        part_size = self._part_size(size)
+        if size <= SINGLE_PUT_PARTS * part_size:
+            body = FileSlice(stage.file.data_fd, 0, size) if size else b""
+            return await self._volume.store.put(
+                key, body, metadata=metadata, content_type=content_type, condition=condition
+            )
+        upload_id, parts = await self._begin(node.id, key, size, part_size, metadata, content_type)
+        await self._send_parts(key, upload_id, stage, size, part_size, parts)
+        return await self._volume.store.complete_multipart(
+            key, upload_id, [parts[number] for number in sorted(parts)], condition=condition
+        )
+
+    def _part_size(self, size: int) -> int:
+        smallest = -(-size // MAX_PARTS)
+        wanted = max(self._volume.settings.part_size_bytes, smallest)
+        return -(-wanted // MIB) * MIB
+
+    async def _begin(
+        self,
+        inode: Inode,
+        key: str,
+        size: int,
+        part_size: int,
+        metadata: dict[str, str],
+        content_type: str | None,
+    ) -> tuple[str, dict[int, Part]]:
+        """Begin a multipart upload, or take up the one that was interrupted."""
+        store, journal = self._volume.store, self._volume.journal
+        row = journal.upload(inode)
+        if row is not None and (row.key, row.size, row.part_size) == (key, size, part_size):
+            try:
+                found = await store.list_parts(key, row.upload_id)
+            except NotFound:
+                log.info("the upload of %s that was begun is gone from S3; beginning again", key)
+            else:
+                return row.upload_id, {
+                    p.number: p for p in found if p.size == _length(p.number, size, part_size)
+                }
+        elif row is not None:
+            self._stages.abandoned.append((row.key, row.upload_id))
+        upload_id = await store.create_multipart(key, metadata=metadata, content_type=content_type)
+        journal.put_upload(UploadRow(inode, key, upload_id, part_size, size))
+        return upload_id, {}
+
+    async def _send_parts(
+        self,
+        key: str,
+        upload_id: str,
+        stage: Stage,
+        size: int,
+        part_size: int,
+        parts: dict[int, Part],
+    ) -> None:
+        """Upload the parts that S3 lacks, several at once, and add them to *parts*."""
+        limiter = trio.CapacityLimiter(self._volume.settings.concurrency)
+
+        async def send(number: int) -> None:
+            try:
+                start = (number - 1) * part_size
+                body = FileSlice(stage.file.data_fd, start, _length(number, size, part_size))
+                parts[number] = await self._volume.store.upload_part(key, upload_id, number, body)
+            finally:
+                limiter.release_on_behalf_of(number)
+
+        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+            for number in range(1, -(-size // part_size) + 1):
+                if number not in parts:
+                    await limiter.acquire_on_behalf_of(number)
+                    nursery.start_soon(send, number)
+
+    async def _find_ours(self, key: str, stage: Stage, metadata: dict[str, str]) -> Written | None:
+        """Recognise an object that an attempt of ours wrote although nobody saw the answer."""
+        try:
+            head = await self._volume.store.head(key)
+        except NotFound:
+            return None
+        if head.size != stage.file.size:
+            return None
+        if "-" not in head.etag and len(head.etag) == 32:
+            digest = await trio.to_thread.run_sync(_md5, stage.file.data_fd, head.size)
+            return Written(head.etag, head.mtime_ns) if digest == head.etag else None
+        # The times have nanoseconds: no other writer has all of these by chance.
+        own = {n: v for n, v in metadata.items() if n in attributes.OWN_NAMES}
+        if own and all(head.metadata.get(n) == v for n, v in own.items()):
+            return Written(head.etag, head.mtime_ns)
+        return None
+
+
+def _shown(node: Node) -> tuple[object, ...]:
+    return (node.mode, node.uid, node.gid, node.mtime_ns, node.atime_ns)
+
+
+def _length(number: int, size: int, part_size: int) -> int:
+    return min(part_size, size - (number - 1) * part_size)
+
+
+def _md5(fd: int, size: int) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    position = 0
+    while position < size:
+        chunk = os.pread(fd, MIB, position)
+        if not chunk:
+            break
+        digest.update(chunk)
+        position += len(chunk)
+    return digest.hexdigest()

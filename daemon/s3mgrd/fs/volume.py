@@ -1,0 +1,280 @@
+"""What every part of the file system shares: the store, mount.db, the settings, and where things are.
+
+Concurrency: all parts run as tasks of one trio loop. mount.db is read and written without a checkpoint, so code
+between two awaits sees and leaves a consistent tree. What must hold across an await is guarded by the
+inode's lock (`Locks`) or by looking again afterwards (`Changes`).
+"""
+
+import errno
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from s3mgrd.cache.database import MountDatabase
+from s3mgrd.cache.nodes import ROOT, Inode, Kind, Marker, Node, NodeTable
+from s3mgrd.journal.staging import StagingDirectory
+from s3mgrd.journal.tables import Journal
+from s3mgrd.s3.port import ObjectStore
+
+NS: Final = 1_000_000_000
+
+
+@dataclass(slots=True)
+class Settings:
+    """How the file system behaves. The second group may change while it runs."""
+
+    prefix: str
+    read_only: bool
+    uid: int
+    gid: int
+    file_mode: int
+    dir_mode: int
+    attributes: str
+    part_size_bytes: int
+
+    metadata_ttl_s: float
+    negative_ttl_s: float
+    retry_deadline_s: float
+    concurrency: int
+    memory_limit_bytes: int
+
+
+class Locks:
+    """One lock per thing, made when wanted and dropped when nobody wants it.
+
+    Order: an inode's lock before keys' locks; several keys in sorted order (`holding` does it).
+    """
+
+    def __init__(self) -> None:
+        self._locks: dict[Hashable, tuple[trio.Lock, int]] = {}
+
+    @asynccontextmanager
+    async def holding(self, *things: Hashable) -> AsyncIterator[None]:
+        """Hold the locks of all *things*, taken in sorted order."""
+        ordered = sorted(set(things), key=repr)
+        taken = []
+        try:
+            for thing in ordered:
+                lock, users = self._locks.get(thing, (None, 0))
+                lock = lock or trio.Lock()
+                self._locks[thing] = (lock, users + 1)
+                try:
+                    await lock.acquire()
+                except trio.Cancelled:
+                    self._leave(thing)
+                    raise
+                taken.append((thing, lock))
+            yield
+        finally:
+            for thing, lock in reversed(taken):
+                lock.release()
+                self._leave(thing)
+
+    def is_held(self, thing: Hashable) -> bool:
+        """Whether somebody holds the lock of *thing* now."""
+        lock, _ = self._locks.get(thing, (None, 0))
+        return lock is not None and lock.locked()
+
+    def _leave(self, thing: Hashable) -> None:
+        lock, users = self._locks[thing]
+        if users == 1:
+            del self._locks[thing]
+        else:
+            self._locks[thing] = (lock, users - 1)
+
+
+class Changes:
+    """Which names changed here while S3 was being asked about them.
+
+    An answer that S3 began to give before a local change must not undo it. Whoever asks takes `begin`, and
+    skips names for which `is_newer` holds. Names are remembered only while somebody asks.
+    """
+
+    def __init__(self) -> None:
+        self._sequence = 0
+        self._askers = 0
+        self._names: dict[tuple[int, str], int] = {}
+
+    def begin(self) -> int:
+        """Note that S3 is being asked; pair with `end`."""
+        self._askers += 1
+        return self._sequence
+
+    def end(self) -> None:
+        """Note that the answer is used up."""
+        self._askers -= 1
+        if not self._askers:
+            self._names.clear()
+
+    def note(self, parent: int, name: str) -> None:
+        """Note a local change of a name, or that S3 just took one over."""
+        self._sequence += 1
+        if self._askers:
+            self._names[parent, name] = self._sequence
+
+    def is_newer(self, parent: int, name: str, than: int) -> bool:
+        """Whether *name* changed after `begin` returned *than*."""
+        return self._names.get((parent, name), -1) > than
+
+
+@dataclass
+class Volume:
+    """One mounted bucket or prefix. Built once per worker; see the module docstring for who may touch what when."""
+
+    store: ObjectStore
+    database: MountDatabase
+    nodes: NodeTable
+    journal: Journal
+    staging: StagingDirectory
+    settings: Settings
+    now_ns: Callable[[], int] = time.time_ns
+    locks: Locks = field(default_factory=Locks)
+    changes: Changes = field(default_factory=Changes)
+    moving: dict[int, trio.Event] = field(default_factory=dict)
+    """Directories whose rename S3 has yet to follow, by inode; set when it has."""
+
+    def node(self, inode: int) -> Node:
+        """Return the row of an inode. Raises OSError(ESTALE): nothing is known of that number."""
+        node = self.nodes.get(inode)
+        if node is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return node
+
+    def directory(self, inode: int) -> Node:
+        """Return the row of a directory. Raises OSError: ESTALE, ENOTDIR."""
+        node = self.node(inode)
+        if not node.is_directory:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return node
+
+    # Where things are
+
+    def prefix_in_s3(self, directory: Node) -> str:
+        """Return the prefix at which S3 has a directory's contents."""
+        below = ""
+        while True:
+            if directory.remote_prefix is not None:
+                return directory.remote_prefix + below
+            if directory.id == ROOT:
+                return self.settings.prefix + below
+            below = f"{directory.name}/{below}"
+            directory = self.node(directory.parent)
+
+    def key_in_s3(self, node: Node) -> str:
+        """Return the key at which S3 has a file's version. Raises OSError(ESTALE) for a detached one that never was there."""
+        if node.remote_key is not None:
+            return node.remote_key
+        if node.name is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self.prefix_in_s3(self.node(node.parent)) + node.name
+
+    def path(self, node: Node) -> str:
+        """Return a node's path in the mount: no leading slash, directories end in one; the root is empty."""
+        parts = ["" if not node.is_directory else "/"] if node.id != ROOT else [""]
+        while node.id != ROOT:
+            parts.append(node.name if node.name is not None else f"(deleted inode {node.id})")
+            node = self.node(node.parent)
+            if node.id != ROOT:
+                parts.append("/")
+        return "".join(reversed(parts))
+
+    def wanted_key(self, node: Node) -> str:
+        """Return the key that a node's path spells: where its object belongs; directories end in a slash."""
+        return self.settings.prefix + self.path(node)
+
+    def is_below(self, node: Node, ancestor: int) -> bool:
+        """Whether *node* is *ancestor* or inside it."""
+        while node.id != ROOT:
+            if node.id == ancestor:
+                return True
+            node = self.node(node.parent)
+        return ancestor == ROOT
+
+    # What is ours alone
+
+    def is_ours_alone(self, node: Node) -> bool:
+        """Whether S3's silence about *node* means nothing: it holds something that S3 was not given yet."""
+        if node.remote_key is not None or node.remote_prefix is not None:
+            return True
+        if not node.is_directory:
+            if node.etag is None:
+                return True
+            row = self.journal.staged(node.id)
+            return row is not None and bool(row.dirty)
+        if node.marker == Marker.WANTED:
+            return True
+        after = 0
+        while children := self.nodes.children(node.id, after=after):
+            if any(self.is_ours_alone(child) for child in children):
+                return True
+            after = children[-1].id
+        return False
+
+    def detach(self, node: Node) -> None:
+        """Take a name away; who holds the inode keeps what it was. Below a directory everything goes with it."""
+        with self.database.transaction():
+            if node.is_directory:
+                while children := self.nodes.children(node.id):
+                    for child in children:
+                        self.detach(child)
+                self.nodes.update(node.id, name=None, marker=int(Marker.NONE), remote_prefix=None)
+            else:
+                key = self.key_in_s3(node) if node.etag is not None else None
+                self.nodes.update(node.id, name=None, remote_key=key, attributes_dirty=0)
+
+    # Directory renames that S3 has yet to follow
+
+    def is_leaving(self, prefix: str) -> bool:
+        """Whether what S3 shows below *prefix* is on its way to another name."""
+        return (
+            any(prefix.startswith(move.source) for move in self.journal.moves())
+            if self.moving
+            else False
+        )
+
+    def move_around(self, directory: int) -> trio.Event | None:
+        """Return what to wait for before changing anything in *directory*: a pending rename of it or around it."""
+        if not self.moving:
+            return None
+        node = self.node(directory)
+        while node.id != ROOT:
+            if node.id in self.moving:
+                return self.moving[node.id]
+            node = self.node(node.parent)
+        return None
+
+    def move_within(self, directory: int) -> trio.Event | None:
+        """Return what to wait for before moving *directory* itself: a pending rename of something inside it."""
+        for inode, event in self.moving.items():
+            if self.is_below(self.node(inode), directory):
+                return event
+        return None
+
+    # How things look
+
+    def mode(self, node: Node) -> int:
+        """Return the permission bits to show."""
+        if node.mode is not None:
+            return node.mode
+        if node.kind == Kind.SYMLINK:
+            return 0o777
+        return self.settings.dir_mode if node.is_directory else self.settings.file_mode
+
+    def owner(self, node: Node) -> tuple[int, int]:
+        """Return the uid and gid to show."""
+        uid = node.uid if node.uid is not None else self.settings.uid
+        gid = node.gid if node.gid is not None else self.settings.gid
+        return uid, gid
+
+    def touch(self, directory: int) -> None:
+        """Set a directory's mtime to now: an entry came or went. Local only; S3 keeps no such time."""
+        now = self.now_ns()
+        self.nodes.update(directory, mtime_ns=now, ctime_ns=now)
+
+
+__all__ = ["NS", "Changes", "Inode", "Locks", "Settings", "Volume"]

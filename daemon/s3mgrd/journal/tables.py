@@ -1,0 +1,270 @@
+"""The journal's tables in mount.db: staged files, uploads begun, deletes, directory moves, repeated calls.
+
+SQL and nothing else; the columns are explained in `s3mgrd.cache.schema`.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from s3mgrd.cache.database import MountDatabase
+
+ConditionKind = Literal["match", "absent", "always"]
+
+
+class StagedRow(NamedTuple):
+    """One row of staged."""
+
+    inode: int
+    dirty: int
+    base_etag: str | None
+    base_size: int
+    condition: ConditionKind
+    conflict: int
+    error: str | None
+    since_ns: int
+    tries: int
+    retry_ns: int | None
+
+
+class UploadRow(NamedTuple):
+    """One row of uploads."""
+
+    inode: int
+    key: str
+    upload_id: str
+    part_size: int
+    size: int
+
+
+class DeleteRow(NamedTuple):
+    """One row of deletes."""
+
+    key: str
+    etag: str | None
+    holder: int | None
+    since_ns: int
+
+
+class MoveRow(NamedTuple):
+    """One row of moves."""
+
+    inode: int
+    source: str
+    target: str
+    source_parent: int
+    source_name: str
+    since_ns: int
+
+
+class Journal:
+    """The journal of one mount."""
+
+    def __init__(self, database: MountDatabase) -> None:
+        self._database = database
+        self._execute = database.execute
+
+    # Staged files
+
+    def staged(self, inode: int) -> StagedRow | None:
+        """Return the staging row of an inode."""
+        row = self._execute("SELECT * FROM staged WHERE inode = ?", (inode,)).fetchone()
+        return None if row is None else StagedRow._make(row)
+
+    def all_staged(self) -> list[StagedRow]:
+        """Return every staging row."""
+        return [
+            StagedRow._make(row) for row in self._execute("SELECT * FROM staged ORDER BY since_ns")
+        ]
+
+    def dirty_staged(self) -> list[StagedRow]:
+        """Return the staging rows whose data S3 lacks, oldest first."""
+        return [
+            StagedRow._make(row)
+            for row in self._execute("SELECT * FROM staged WHERE dirty = 1 ORDER BY since_ns")
+        ]
+
+    def put_staged(
+        self,
+        inode: int,
+        *,
+        dirty: bool,
+        base_etag: str | None,
+        base_size: int,
+        condition: ConditionKind,
+        now_ns: int,
+    ) -> None:
+        """Insert or replace the staging row of an inode, without an error."""
+        with self._database.transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO staged VALUES (?, ?, ?, ?, ?, 0, NULL, ?, 0, NULL)",
+                (inode, int(dirty), base_etag, base_size, condition, now_ns),
+            )
+
+    def fail_staged(self, inode: int, error: str, *, conflict: bool, retry_ns: int | None) -> None:
+        """Record that an upload failed."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE staged SET error = ?, conflict = ?, retry_ns = ?, tries = tries + 1 WHERE inode = ?",
+                (error, int(conflict), retry_ns, inode),
+            )
+
+    def set_condition(self, inode: int, condition: ConditionKind) -> None:
+        """Change what the upload of an inode must find."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE staged SET condition = ?, conflict = 0 WHERE inode = ?", (condition, inode)
+            )
+
+    def clean_staged(self, inode: int) -> None:
+        """Note that S3 need not get what is staged: the file was removed."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE staged SET dirty = 0, error = NULL, conflict = 0 WHERE inode = ?", (inode,)
+            )
+
+    def drop_staged(self, inode: int) -> None:
+        """Forget the staging row of an inode and the upload begun for it."""
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM staged WHERE inode = ?", (inode,))
+            db.execute("DELETE FROM uploads WHERE inode = ?", (inode,))
+
+    # Multipart uploads
+
+    def upload(self, inode: int) -> UploadRow | None:
+        """Return the upload begun for an inode."""
+        row = self._execute("SELECT * FROM uploads WHERE inode = ?", (inode,)).fetchone()
+        return None if row is None else UploadRow._make(row)
+
+    def put_upload(self, row: UploadRow) -> None:
+        """Remember an upload that was begun."""
+        with self._database.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?, ?, ?)", row)
+
+    def drop_upload(self, inode: int) -> None:
+        """Forget an upload."""
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM uploads WHERE inode = ?", (inode,))
+
+    # Deletes
+
+    def add_delete(self, key: str, *, etag: str | None, holder: int | None, now_ns: int) -> None:
+        """Note that *key* shall vanish."""
+        with self._database.transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO deletes VALUES (?, ?, ?, ?)", (key, etag, holder, now_ns)
+            )
+
+    def pending_delete(self, key: str) -> DeleteRow | None:
+        """Return the pending delete of *key*."""
+        row = self._execute("SELECT * FROM deletes WHERE key = ?", (key,)).fetchone()
+        return None if row is None else DeleteRow._make(row)
+
+    def deletes(self, *, limit: int = 1000) -> list[DeleteRow]:
+        """Return pending deletes that nobody holds back."""
+        rows = self._execute("SELECT * FROM deletes WHERE holder IS NULL LIMIT ?", (limit,))
+        return [DeleteRow._make(row) for row in rows]
+
+    def held_deletes(self) -> list[DeleteRow]:
+        """Return pending deletes that wait for an inode to be forgotten."""
+        return [
+            DeleteRow._make(row)
+            for row in self._execute("SELECT * FROM deletes WHERE holder IS NOT NULL")
+        ]
+
+    def release_deletes(self, holder: int) -> bool:
+        """Let the deletes go that waited for *holder*; whether there were any."""
+        with self._database.transaction() as db:
+            return (
+                db.execute("UPDATE deletes SET holder = NULL WHERE holder = ?", (holder,)).rowcount
+                > 0
+            )
+
+    def drop_deletes(self, keys: Sequence[str]) -> None:
+        """Forget deletes: done, or made void by a new object."""
+        with self._database.transaction() as db:
+            db.executemany("DELETE FROM deletes WHERE key = ?", [(key,) for key in keys])
+
+    def deletes_below(self, prefix: str) -> set[str]:
+        """Return the keys below *prefix* that are to be deleted."""
+        rows = self._execute(
+            "SELECT key FROM deletes WHERE key >= ? AND key < ?", (prefix, prefix + "\U0010ffff")
+        )
+        return {str(row[0]) for row in rows}
+
+    # Directory moves
+
+    def add_move(self, row: MoveRow) -> None:
+        """Note a directory rename that S3 has to follow."""
+        with self._database.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO moves VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def moves(self) -> list[MoveRow]:
+        """Return the directory renames that S3 has yet to follow, oldest first."""
+        return [
+            MoveRow._make(row) for row in self._execute("SELECT * FROM moves ORDER BY since_ns")
+        ]
+
+    def moved(self, inode: int) -> dict[str, tuple[str, str]]:
+        """Return what a move has copied: source key → (etag copied, etag it became)."""
+        rows = self._execute("SELECT key, etag, new_etag FROM moved WHERE inode = ?", (inode,))
+        return {str(key): (str(etag), str(new_etag)) for key, etag, new_etag in rows}
+
+    def add_moved(self, inode: int, key: str, etag: str, new_etag: str) -> None:
+        """Note one copied key of a move."""
+        with self._database.transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO moved VALUES (?, ?, ?, ?)", (inode, key, etag, new_etag)
+            )
+
+    def drop_move(self, inode: int) -> None:
+        """Forget a move that is done."""
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM moves WHERE inode = ?", (inode,))
+            db.execute("DELETE FROM moved WHERE inode = ?", (inode,))
+
+    # Repeated calls
+
+    def put_call(self, number: int, inode: int, *, oldest: int) -> None:
+        """Remember, in the change's own transaction, that call *number* was done; *inode* is its result or 0.
+
+        Calls below *oldest* are answered and forgotten.
+        """
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM calls WHERE number < ?", (oldest,))
+            db.execute("INSERT OR REPLACE INTO calls VALUES (?, ?)", (number, inode))
+
+    def call_result(self, number: int) -> int | None:
+        """Return the result of a call that was done, None if it was not."""
+        row = self._execute("SELECT inode FROM calls WHERE number = ?", (number,)).fetchone()
+        return None if row is None else int(row[0])
+
+    def drop_calls(self) -> None:
+        """Forget all calls: another kernel connection counts anew."""
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM calls")
+
+    # Totals
+
+    def counts(self) -> dict[str, int]:
+        """Count what is pending, by kind."""
+        return {
+            "deletes": self._count("SELECT count(*) FROM deletes"),
+            "moves": self._count("SELECT count(*) FROM moves"),
+            "markers": self._count("SELECT count(*) FROM inodes WHERE marker = 2"),
+            "attributes": self._count("SELECT count(*) FROM inodes WHERE attributes_dirty = 1"),
+            "renames": self._count(
+                "SELECT count(*) FROM inodes WHERE remote_key IS NOT NULL AND name IS NOT NULL"
+            ),
+            "staged": self._count("SELECT count(*) FROM staged WHERE dirty = 1"),
+        }
+
+    def _count(self, query: str) -> int:
+        return int(self._execute(query).fetchone()[0])
+
+    def discard(self) -> None:
+        """Forget everything that S3 does not have. Only on the user's word."""
+        with self._database.transaction() as db:
+            for table in ("staged", "uploads", "deletes", "moves", "moved"):
+                db.execute(f"DELETE FROM {table}")  # noqa: S608 - names from the line above
+            db.execute("UPDATE inodes SET attributes_dirty = 0")
+            db.execute("UPDATE inodes SET marker = 0 WHERE marker = 2")
