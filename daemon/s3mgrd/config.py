@@ -8,7 +8,6 @@ from it by `config_docs`.
 
 import argparse
 import difflib
-import grp
 import os
 import pwd
 import tomllib
@@ -430,13 +429,3 @@ def _check(config: Config) -> None:
 def _absolute(key: str, path: str) -> None:
     if not path.startswith("/") or "\0" in path:
         raise InvalidConfig(f"'{key}' is not an absolute path: {path!r}")
-
-
-def admin_gid(config: Config) -> int | None:
-    """Look up the admin group; None where it does not exist or none is configured."""
-    if not config.admin_group:
-        return None
-    try:
-        return grp.getgrnam(config.admin_group).gr_gid
-    except KeyError:
-        return None

@@ -1,9 +1,10 @@
 """Long work that goes on whether or not somebody waits for it: its record, progress and end.
 
-An operation is stored when it begins and when it ends; progress lives in memory and in events. What was running
-when a daemon died is failed by the next one: its own reconciler decides what happens to the mount.
+An operation is stored when it begins and, a moment later, when it ended; progress lives in memory and in events.
+What was running when a daemon died is failed by the next one, whose reconciler decides what happens to the mount.
 """
 
+import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,13 +17,19 @@ import trio
 from s3mgr.schema import Operation, OperationKind, OperationState, Problem, Progress
 from s3mgrd.errors import NotFound, S3mgrError, Stopping
 from s3mgrd.mounts.ports import DescribeProblem
-from s3mgrd.mounts.store import OperationRecord
+from s3mgrd.mounts.store import OperationRecord, Store
 
 KEPT: Final = timedelta(days=1)
 # A daemon that is asked for thousands of mounts an hour must not keep a day of them in memory.
 MAX_KEPT: Final = 5000
 # Progress events no closer than this; the last one is never left out, since the end is an event too.
 PROGRESS_INTERVAL_S: Final = 0.5
+
+# A burst of ends is one commit.
+BATCH_S: Final = 0.05
+RETRY_S: Final = 5.0
+
+log = logging.getLogger(__name__)
 
 Listener = Callable[[OperationRecord], None]
 
@@ -82,6 +89,10 @@ class RunningOperation:
         """End it because somebody asked for that."""
         self._end("cancelled", None)
 
+    def settle(self) -> None:
+        """Mark it as ended, which it was when it was stored."""
+        self._ended.set()
+
     async def wait(self) -> Operation:
         """Return the operation when it has ended."""
         await self._ended.wait()
@@ -100,35 +111,40 @@ class RunningOperation:
 
 
 class Operations:
-    """All operations that are running or were, within `KEPT`. `changed` is called for each change, without a checkpoint."""
+    """All operations that are running or were, within `KEPT`.
 
-    def __init__(self, boot_id: str, describe: DescribeProblem, changed: Listener) -> None:
+    *changed* is called for each change, without a checkpoint. `run` stores the ends.
+    """
+
+    def __init__(
+        self, store: Store, boot_id: str, describe: DescribeProblem, changed: Listener
+    ) -> None:
+        self._store: Final = store
         self._boot_id: Final = boot_id
         self._describe: Final = describe
-        self._changed: Final = changed
+        self._listener: Final = changed
         self._all: dict[str, RunningOperation] = {}
+        self._unstored: dict[str, OperationRecord] = {}
+        self._wake = trio.Event()
 
-    def load(self, records: tuple[OperationRecord, ...]) -> list[OperationRecord]:
-        """Take over what was stored; returns those that another daemon left running, which are failed now."""
-        lost = []
+    def load(self, records: tuple[OperationRecord, ...]) -> None:
+        """Take over what was stored, and fail what another daemon left running."""
         for record in records:
-            running = RunningOperation(record, self._describe, lambda _record: None)
+            running = RunningOperation(record, self._describe, self._changed)
+            self._all[record.operation.id] = running
             if record.operation.state == "running":
                 running.fail(
                     Stopping(
-                        "the daemon ended while this was running",
+                        "the daemon ended while this was going on",
                         hint="s3mgr ls shows what became of the mount.",
                     )
                 )
-                lost.append(running.record)
             else:
-                running._ended.set()
-            self._all[record.operation.id] = running
-        return lost
+                running.settle()
 
-    def begin(self, kind: OperationKind, target: str, owner_uid: int) -> RunningOperation:
-        """Create one; the caller stores it and sees that somebody ends it."""
-        self.prune()
+    async def begin(self, kind: OperationKind, target: str, owner_uid: int) -> RunningOperation:
+        """Create and store one; the caller sees that somebody ends it. Raises what the store raises."""
+        self._prune()
         operation = Operation(
             id=str(uuid.uuid4()),
             kind=kind,
@@ -138,9 +154,10 @@ class Operations:
             boot_id=self._boot_id,
         )
         record = OperationRecord(operation=operation, owner_uid=owner_uid)
+        await self._store.save_operations((record,))
         running = RunningOperation(record, self._describe, self._changed)
         self._all[operation.id] = running
-        self._changed(record)
+        self._listener(record)
         return running
 
     def get(self, operation_id: str) -> RunningOperation:
@@ -157,7 +174,36 @@ class Operations:
         """List all, oldest first."""
         return sorted(self._all.values(), key=lambda running: running.operation.created_at)
 
-    def prune(self) -> datetime:
+    async def run(self) -> None:
+        """Store what ended, for ever. Cancel it after `flush`."""
+        while True:
+            await self._wake.wait()
+            await trio.sleep(BATCH_S)
+            try:
+                await self.flush()
+            except S3mgrError as error:
+                log.error("operations cannot be stored: %s", error.detail)  # noqa: TRY400 - the disk's fault, no stack
+                await trio.sleep(RETRY_S)
+
+    async def flush(self) -> None:
+        """Store what is not stored yet, and remove what is too old. Raises what the store raises."""
+        self._wake = trio.Event()
+        batch, self._unstored = self._unstored, {}
+        try:
+            await self._store.save_operations(tuple(batch.values()))
+            await self._store.prune_operations(self._prune())
+        except S3mgrError:
+            self._unstored = batch | self._unstored
+            self._wake.set()
+            raise
+
+    def _changed(self, record: OperationRecord) -> None:
+        self._listener(record)
+        if record.operation.state != "running":
+            self._unstored[record.operation.id] = record
+            self._wake.set()
+
+    def _prune(self) -> datetime:
         """Forget what ended too long ago; returns the time before which an end is too long ago."""
         limit = datetime.now(UTC) - KEPT
         ended = [r for r in self.all() if r.operation.finished_at is not None]

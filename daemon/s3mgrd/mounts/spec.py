@@ -73,7 +73,7 @@ def resolve(
         )
     _check_bucket(spec.bucket, endpoint)
     _check_identity(spec, credentials)
-    _check_labels(spec.labels)
+    check_labels(spec.labels)
     options = spec.options
     options = msgspec.structs.replace(
         options,
@@ -228,7 +228,8 @@ def _check_identity(spec: MountSpec, credentials: Credentials | None) -> None:
         raise InvalidSpec("the profile holds control characters", pointer="/spec/profile")
 
 
-def _check_labels(labels: dict[str, str]) -> None:
+def check_labels(labels: dict[str, str]) -> None:
+    """Raise `InvalidSpec` if there are too many."""
     if len(labels) > MAX_LABELS:
         raise InvalidSpec(f"more than {MAX_LABELS} labels", pointer="/spec/labels")
 

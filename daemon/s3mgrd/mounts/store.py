@@ -21,6 +21,7 @@ class MountRecord:
         spec: complete: endpoint, uid, gid and allow_other are filled in.
         generation: grows by one with every change of what the user wants.
         desired: what the reconciler works towards.
+        privileged: an administrator declared it: its mountpoint may belong to anybody.
         provisional: created by a caller who waits; forgotten if its first attempt fails.
         forget: a DELETE is under way: forgotten as soon as nothing is left that S3 does not have.
         may_be_dirty: a worker has served it since the last complete drain, so its journal may hold something.
@@ -35,6 +36,7 @@ class MountRecord:
     owner_uid: int
     owner_gid: int
     created_at: datetime
+    privileged: bool = False
     provisional: bool = False
     forget: bool = False
     may_be_dirty: bool = False

@@ -26,6 +26,7 @@ def m001_first_tables(db: Database) -> None:
     #   generation    >= 1, +1 with every change of the wish
     #   desired       'mounted' | 'unmounted'
     #   owner_uid/gid who created it
+    #   privileged    1: an administrator declared it, so its mountpoint may belong to anybody
     #   provisional   1: its creator waits; the row goes if the first attempt fails
     #   forget        1: a DELETE is under way; the row goes once nothing is left to upload
     #   may_be_dirty  1: served since the last complete drain, so its journal may hold acknowledged data.
@@ -43,6 +44,7 @@ def m001_first_tables(db: Database) -> None:
             owner_uid integer not null,
             owner_gid integer not null,
             created_at_ns integer not null,
+            privileged integer not null check (privileged in (0, 1)),
             provisional integer not null check (provisional in (0, 1)),
             forget integer not null check (forget in (0, 1)),
             may_be_dirty integer not null check (may_be_dirty in (0, 1)),

@@ -24,13 +24,13 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _SAVE_MOUNT: Final = """
     insert into mounts (name, spec, generation, desired, owner_uid, owner_gid, created_at_ns,
-                        provisional, forget, may_be_dirty, reason)
+                        privileged, provisional, forget, may_be_dirty, reason)
     values (:name, :spec, :generation, :desired, :owner_uid, :owner_gid, :created_at_ns,
-            :provisional, :forget, :may_be_dirty, :reason)
+            :privileged, :provisional, :forget, :may_be_dirty, :reason)
     on conflict (name) do update set
         spec = excluded.spec, generation = excluded.generation, desired = excluded.desired,
         owner_uid = excluded.owner_uid, owner_gid = excluded.owner_gid,
-        created_at_ns = excluded.created_at_ns, provisional = excluded.provisional,
+        created_at_ns = excluded.created_at_ns, privileged = excluded.privileged, provisional = excluded.provisional,
         forget = excluded.forget, may_be_dirty = excluded.may_be_dirty, reason = excluded.reason
 """
 _SAVE_CREDENTIALS: Final = """
@@ -150,6 +150,7 @@ class StateStore:
             "owner_uid": record.owner_uid,
             "owner_gid": record.owner_gid,
             "created_at_ns": _to_ns(record.created_at),
+            "privileged": int(record.privileged),
             "provisional": int(record.provisional),
             "forget": int(record.forget),
             "may_be_dirty": int(record.may_be_dirty),
@@ -202,6 +203,7 @@ class StateStore:
                 owner_uid=row["owner_uid"],
                 owner_gid=row["owner_gid"],
                 created_at=_from_ns(row["created_at_ns"]),
+                privileged=bool(row["privileged"]),
                 provisional=bool(row["provisional"]),
                 forget=bool(row["forget"]),
                 may_be_dirty=bool(row["may_be_dirty"]),

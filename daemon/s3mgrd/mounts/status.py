@@ -1,0 +1,96 @@
+"""What is known of one mount: its state and what its worker reports. Illegal transitions are bugs and raise."""
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import msgspec
+
+from s3mgr.schema import MountState, MountStatus
+from s3mgrd.mounts.machine import may_follow
+from s3mgrd.worker.protocol import StatusEvent
+
+log = logging.getLogger(__name__)
+
+
+class StatusKeeper:
+    """Holds a `MountStatus`; *changed* is called, without a checkpoint, when state, reason or message change."""
+
+    def __init__(
+        self, name: str, state: MountState, reason: str, changed: Callable[[], None]
+    ) -> None:
+        self._name: Final = name
+        self._changed: Final = changed
+        self._status = MountStatus(state=state, reason=reason, since=datetime.now(UTC))
+
+    @property
+    def now(self) -> MountStatus:
+        """The status without what only the operating system knows (pid, memory)."""
+        return self._status
+
+    @property
+    def state(self) -> MountState:
+        """The state alone."""
+        return self._status.state
+
+    def enter(
+        self,
+        state: MountState,
+        reason: str,
+        message: str = "",
+        *,
+        hint: str = "",
+        retry_in_s: float | None = None,
+        log_tail: list[str] | None = None,
+    ) -> None:
+        """Go to *state*; staying in it with another reason is fine."""
+        old = self._status
+        if not may_follow(old.state, state):
+            raise AssertionError(f"{self._name}: {old.state} cannot become {state} ({reason})")
+        now = datetime.now(UTC)
+        self._status = msgspec.structs.replace(
+            old,
+            state=state,
+            since=old.since if old.state == state else now,
+            reason=reason,
+            message=message,
+            hint=hint,
+            retry_at=None if retry_in_s is None else now + timedelta(seconds=retry_in_s),
+            log_tail=log_tail or [],
+        )
+        shown = (old.state, old.reason, old.message)
+        if shown == (state, reason, message):
+            return
+        level = logging.WARNING if state in ("failed", "degraded") else logging.INFO
+        log.log(level, "%s (%s) %s", state, reason, message, extra={"mount": self._name})
+        self._changed()
+
+    def observe(self, generation: int) -> None:
+        """Note that the worker runs with this generation of the spec."""
+        self._status = msgspec.structs.replace(self._status, observed_generation=generation)
+
+    def count_restart(self) -> None:
+        """Note that a worker was replaced."""
+        self._status = msgspec.structs.replace(self._status, restarts=self._status.restarts + 1)
+
+    def report(self, event: StatusEvent) -> None:
+        """Take over the counters that the worker sent."""
+        self._status = msgspec.structs.replace(
+            self._status,
+            dirty_bytes=event.dirty_bytes,
+            dirty_files=event.dirty_files,
+            pending_operations=event.pending_operations,
+            failed_uploads=event.failed_uploads,
+            conditional_writes=event.conditional_writes,
+        )
+
+    def left(self, *, dirty_bytes: int, dirty_files: int) -> None:
+        """Note what is left in the journal when no worker runs any more."""
+        self._status = msgspec.structs.replace(
+            self._status,
+            dirty_bytes=dirty_bytes,
+            dirty_files=dirty_files,
+            pending_operations=self._status.pending_operations if dirty_files else 0,
+            failed_uploads=self._status.failed_uploads if dirty_files else [],
+        )
