@@ -25,6 +25,8 @@ Params = Mapping[str, object]
 NO_PARAMS: Final[Params] = {}
 Answer = dict[str, Any]  # botocore's parsed answer; Any: its values are of the operation's shape
 
+LISTINGS: Final = frozenset({"ListObjectsV2", "ListMultipartUploads"})
+"""Operations whose answers `s3mgrd.s3.listing` reads, from `Exchange.body`."""
 EXPECTED: Final = frozenset({304, 404, 412, 416})
 """Statuses that are answers rather than errors for the statistics."""
 
@@ -137,7 +139,7 @@ class Calls:
         body: UploadBody | None,
         finish: Callable[[Answer, Exchange], Awaitable[T]],
     ) -> T:
-        exchange = Exchange()
+        exchange = Exchange(keeps_body=target.operation in LISTINGS)
         current_exchange.set(exchange)
         grant = None
         started = trio.current_time()

@@ -29,7 +29,7 @@ from s3mgrd.errors import (
     TooLarge,
 )
 from s3mgrd.s3.body import UploadBody
-from s3mgrd.s3.botocore_client import RAW_BODY, make_client
+from s3mgrd.s3.botocore_client import make_client
 from s3mgrd.s3.calls import NO_PARAMS, Answer, Calls, Params
 from s3mgrd.s3.conditions import COMPLETE, COPY, PUT, Check, ConditionalWrites, quoted
 from s3mgrd.s3.copying import COPY_PART_BYTES, Copier
@@ -367,9 +367,9 @@ class S3Store:
         id_marker: str | None = None
 
         async def finish(
-            answer: Answer, _: Exchange
+            _: Answer, exchange: Exchange
         ) -> tuple[list[PendingUpload], tuple[str, str] | None]:
-            return parse_uploads_page(answer[RAW_BODY])
+            return parse_uploads_page(exchange.body)
 
         while True:
             try:
@@ -420,8 +420,8 @@ class S3Store:
         max_keys: int,
         deadline_s: float | None = None,
     ) -> ListPage:
-        async def finish(answer: Answer, _: Exchange) -> ListPage:
-            return parse_list_page(answer.get(RAW_BODY, b""))
+        async def finish(_: Answer, exchange: Exchange) -> ListPage:
+            return parse_list_page(exchange.body)
 
         try:
             page = await self._calls.receive(

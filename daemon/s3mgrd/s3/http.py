@@ -51,6 +51,9 @@ class Exchange:
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     """Of the answer; names in lower case."""
+    keeps_body: bool = False
+    """Keep the body of a successful answer here instead of letting botocore parse it."""
+    body: bytes = b""
     body_start: bytes = b""
     """The beginning of an answer that is not an object's data, for messages about endpoints that are not S3."""
     received: int = 0
@@ -146,6 +149,9 @@ class _Answer:
         self._exchange.received = size
         self._exchange.body_start = body[:512]
         await self._response.aclose()
+        if self._exchange.keeps_body and self._exchange.status < 300:
+            self._exchange.body = body
+            return b""
         return body
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from s3mgrd.s3.failures import NotS3
+from s3mgrd.s3.failures import NotS3, ShortBody
 from s3mgrd.s3.port import ListPage, ObjectInfo, PendingUpload
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -57,14 +57,25 @@ def _decode(text: str | None, *, encoded: bool) -> str:
 
 
 def _root(body: bytes, name: str) -> tuple[ET.Element, str]:
+    """Parse *body*, whose root must be *name*; returns the root and its namespace."""
     try:
-        root = ET.fromstring(strip_invalid(body))  # noqa: S314 see the module's docstring
+        root = _parse(body)
     except ET.ParseError as exc:
         raise NotS3 from exc
     space = root.tag[: root.tag.index("}") + 1] if root.tag.startswith("{") else ""
+    if root.tag == "Error":
+        raise ShortBody(f"the listing broke off: {root.findtext('Code')}")
     if root.tag != space + name:
         raise NotS3
     return root, space
+
+
+def _parse(body: bytes) -> ET.Element:
+    try:
+        return ET.fromstring(body)  # noqa: S314 see the module's docstring
+    except ET.ParseError:
+        # Rarely: a token or prefix that repeats a key. Names themselves are url-encoded.
+        return ET.fromstring(strip_invalid(body))  # noqa: S314 as above
 
 
 def parse_list_page(body: bytes) -> ListPage:
@@ -76,11 +87,11 @@ def parse_list_page(body: bytes) -> ListPage:
     root, space = _root(body, "ListBucketResult")
     encoded = root.findtext(f"{space}EncodingType") == "url"
     objects = [
-        _object(child, len(space), encoded=encoded) for child in root.iter(f"{space}Contents")
+        _object(child, len(space), encoded=encoded) for child in root.findall(f"{space}Contents")
     ]
     prefixes = [
         _decode(child.findtext(f"{space}Prefix"), encoded=encoded)
-        for child in root.iter(f"{space}CommonPrefixes")
+        for child in root.findall(f"{space}CommonPrefixes")
     ]
     token = None
     if root.findtext(f"{space}IsTruncated") == "true":
@@ -122,7 +133,7 @@ def parse_uploads_page(body: bytes) -> tuple[list[PendingUpload], tuple[str, str
 
 
 def _uploads(root: ET.Element, space: str, *, encoded: bool) -> Iterator[PendingUpload]:
-    for node in root.iter(f"{space}Upload"):
+    for node in root.findall(f"{space}Upload"):
         yield PendingUpload(
             key=_decode(node.findtext(f"{space}Key"), encoded=encoded),
             upload_id=node.findtext(f"{space}UploadId") or "",
