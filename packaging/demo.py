@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 CHECKOUT: Final = Path(__file__).resolve().parent.parent
 SCRIPTS: Final = Path(sys.executable).parent
@@ -34,7 +34,8 @@ LARGE_FILE_BYTES: Final = 256 << 20
 KILL_AFTER_BYTES: Final = LARGE_FILE_BYTES // 4
 
 START_TIMEOUT_S: Final = 30.0
-STOP_TIMEOUT_S: Final = 60.0  # the daemon drains first
+READ_TIMEOUT_S: Final = 60.0
+STOP_TIMEOUT_S: Final = 120.0  # the daemon drains first
 POLL_S: Final = (
     0.02  # what is polled here, a socket that appears or a file position, can not be waited for
 )
@@ -188,16 +189,36 @@ class Demo:
             port: int = listener.getsockname()[1]
             bind = f"fd://{listener.fileno()}"
             command = ["python3", "-m", "hypercorn", "--workers", "0", "--bind", bind]
-            self._spawn("endpoint", [*command, "ministack.app:app"], pass_fds=(listener.fileno(),))
+            # Only S3, its files in our directory, and no look at Docker.
+            settings = {
+                "SERVICES": "s3",
+                "GATEWAY_PORT": str(port),
+                "TMPDIR": str(self.directory),
+                "DOCKER_HOST": f"unix://{self.directory}/no-docker",
+                "LOG_LEVEL": "WARNING",
+            }
+            self._spawn(
+                "endpoint",
+                [*command, "ministack.app:app"],
+                settings=settings,
+                pass_fds=(listener.fileno(),),
+            )
         self._screen.note(f"An S3 endpoint (MiniStack) listens on http://127.0.0.1:{port}.")
         return port
 
-    def _spawn(self, name: str, command: list[str], *, pass_fds: tuple[int, ...] = ()) -> None:
+    def _spawn(
+        self,
+        name: str,
+        command: list[str],
+        *,
+        settings: dict[str, str] | None = None,
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
         # A session of its own: Ctrl-C is for the walk, which then stops the daemon in order.
         with self.log_path(name).open("wb") as log:
             process = subprocess.Popen(
                 command,
-                env=plain_environment(),
+                env={**plain_environment(), **(settings or {})},
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -257,10 +278,15 @@ class Demo:
             env=self.environment(),
         ).stdout
 
-    def worker_pid(self) -> int:
-        """Return the worker that serves the mount now."""
-        pid: int = json.loads(self.output(f"s3mgr show {BUCKET} --json"))["status"]["worker_pid"]
-        return pid
+    def status(self) -> dict[str, Any]:
+        """Return the mount's status as `s3mgr show --json` has it."""
+        shown: dict[str, Any] = json.loads(self.output(f"s3mgr show {BUCKET} --json"))["status"]
+        return shown
+
+    def can_replace_workers(self) -> bool:
+        """Tell whether this kernel lets a new worker take over the requests of a dead one."""
+        version = json.loads(self.output("s3mgr version --verbose --json"))
+        return bool(version["daemon"]["kernel"]["resend"])
 
     # -- the walk
 
@@ -289,16 +315,19 @@ class Demo:
         get = f"s3.get_object(Bucket='{BUCKET}', Key='docs/semantics.md')"
         run(boto3_command(f"print({get}['Body'].read().decode().splitlines()[0])"))
 
-        screen.heading("Read the large file, and kill the worker that serves it meanwhile")
-        self._read_while_the_worker_dies()
+        if self.can_replace_workers():
+            screen.heading("Read the large file, and kill the worker that serves it meanwhile")
+            self._kill_during_a_read()
+        else:
+            screen.heading("Kill the worker, and read the large file")
+            self._kill_before_a_read()
 
         screen.heading("Look at it")
         run("s3mgr ls")
         run(f"s3mgr show {BUCKET}")
 
-    def _read_while_the_worker_dies(self) -> None:
-        expected = self.output("sha256sum disk.img").split()[0]
-        worker = self.worker_pid()
+    def _kill_during_a_read(self) -> None:
+        worker = self.status()["worker_pid"]
         self._screen.command("sha256sum bucket/images/disk.img &")
         reader = subprocess.Popen(
             ["sha256sum", "bucket/images/disk.img"],
@@ -308,20 +337,45 @@ class Demo:
         )
         try:
             position = self._wait_until_read(reader, KILL_AFTER_BYTES)
-            self._screen.command(f"kill -9 {worker}")
-            os.kill(worker, signal.SIGKILL)
+            self._kill(worker)
             self._screen.note(f"  (the worker; the reader was at {position >> 20} MiB)")
             self._screen.command("wait")
-            printed, _ = reader.communicate(timeout=START_TIMEOUT_S)
+            printed, _ = reader.communicate(timeout=READ_TIMEOUT_S)
         finally:
             if reader.poll() is None:
                 reader.kill()
                 reader.wait()
         print(printed, end="", flush=True)
-        if reader.returncode != 0 or printed.split()[0] != expected:
-            raise DemoFailedError("the large file was not read to its end unharmed")
+        if reader.returncode != 0:
+            raise DemoFailedError("the reader noticed")
+        self._compare(printed.split()[0])
+        self._screen.note(
+            f"Equal. Worker {worker} has been replaced by {self.status()['worker_pid']}."
+        )
+
+    def _kill_before_a_read(self) -> None:
+        self._screen.note(
+            f"This kernel ({os.uname().release}) can not hand a dead worker's requests to the next; Linux 6.9 can. So "
+            "the worker is killed while nobody reads, and the bucket is mounted anew."
+        )
+        worker = self.status()["worker_pid"]
+        self._kill(worker)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while (now := self.status())["state"] != "mounted" or now["worker_pid"] == worker:
+            if time.monotonic() > deadline:
+                raise DemoFailedError("the worker was not replaced")
+            time.sleep(POLL_S)
+        self._compare(self.output("sha256sum bucket/images/disk.img").split()[0])
+        self._screen.note(f"Equal. Worker {worker} has been replaced by {now['worker_pid']}.")
+
+    def _kill(self, worker: int) -> None:
+        self._screen.command(f"kill -9 {worker}")
+        os.kill(worker, signal.SIGKILL)
+
+    def _compare(self, digest: str) -> None:
         self.run("sha256sum disk.img")
-        self._screen.note(f"Equal. Worker {worker} has been replaced by {self.worker_pid()}.")
+        if self.output("sha256sum disk.img").split()[0] != digest:
+            raise DemoFailedError("what was read is not what was stored")
 
     @staticmethod
     def _wait_until_read(reader: subprocess.Popen[str], size_bytes: int) -> int:
