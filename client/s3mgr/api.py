@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -60,10 +60,12 @@ class Accepted:
     Attributes:
         created: a new mount was created.
         operation_id: the work still goes on under this id; None: it is done.
+        mount: the mount as it is after a PUT that is done.
     """
 
     created: bool
     operation_id: str | None
+    mount: Mount | None = None
 
 
 class Client:
@@ -150,7 +152,10 @@ class Client:
             headers=headers,
             patience_s=wait_s or 0,
         )
-        return _accepted(answer)
+        accepted = _accepted(answer)
+        if accepted.operation_id is not None:
+            return accepted
+        return replace(accepted, mount=self.decode(answer.body, Mount))
 
     def delete_mount(
         self,

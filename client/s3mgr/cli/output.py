@@ -68,6 +68,11 @@ def human_size(size_bytes: float) -> str:
     return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number of things: ``1 file``, ``2 files``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def human_duration(seconds: float) -> str:
     """Write a duration for people, its two largest units: ``5s``, ``3m20s``, ``2d4h``."""
     left = max(0, int(seconds))

@@ -1,7 +1,7 @@
-"""Parameter types: durations, names that complete, lines counted."""
+"""Parameter types: durations, and what completes: mounts and paths."""
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import click
 
@@ -59,5 +59,25 @@ class Target(_TextType):
         return complete_mounts(ctx, incomplete)
 
 
+class PathText(_TextType):
+    """A path that is only completed here: looking at it could hang on a mount, and is the daemon's business."""
+
+    name = "path"
+
+    def __init__(self, kind: Literal["file", "dir"]) -> None:
+        """Complete files, or directories only."""
+        self._kind = kind
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> "list[CompletionItem]":
+        """Have the shell complete it."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type=self._kind)]
+
+
+DIRECTORY: Final = PathText("dir")
+FILE: Final = PathText("file")
 DURATION: Final = Duration()
 TARGET: Final = Target()

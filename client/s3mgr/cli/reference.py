@@ -57,9 +57,8 @@ class Reference:
 
 def build_reference() -> Reference:
     """Describe the program as it is."""
-    context = click.Context(cli, info_name=PROGRAM)
+    context = click.Context(cli, info_name=PROGRAM, **cli.context_settings)
     common = _options(cli, context)
-    shared = {option.declaration for option in common}
     commands = []
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)
@@ -73,7 +72,7 @@ def build_reference() -> Reference:
                 usage=" ".join([PROGRAM, name, *command.collect_usage_pieces(inner)]),
                 summary=command.get_short_help_str(200),
                 description=_paragraphs(command.help or ""),
-                options=tuple(o for o in _options(command, inner) if o.declaration not in shared),
+                options=tuple(o for o in _options(command, inner) if o not in common),
             )
         )
     return Reference(

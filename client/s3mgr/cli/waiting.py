@@ -10,7 +10,7 @@ import click
 
 from s3mgr.cli.context import report, settings
 from s3mgr.cli.exits import AlreadyReported, CommandFailed, ExitCode
-from s3mgr.cli.output import human_duration, human_size, is_terminal, printable
+from s3mgr.cli.output import counted, human_duration, human_size, is_terminal, printable
 from s3mgr.errors import ProblemError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def wait_operation(
             meter.show(operation.progress, now)
             if now >= deadline:
                 raise CommandFailed(
-                    f"{label}: not done after {human_duration(timeout_s)}; the daemon carries on",
+                    f"{label}: not done in time; the daemon carries on",
                     hint=f"follow it: {resume}",
                     code=ExitCode.TIMED_OUT,
                 )
@@ -126,7 +126,7 @@ class _Meter:
         is_bytes = progress.unit == "bytes"
 
         def amount(value: float) -> str:
-            return human_size(value) if is_bytes else f"{value:.0f} files"
+            return human_size(value) if is_bytes else counted(int(value), "file")
 
         if progress.total is None:
             return f"{amount(progress.done)} done"

@@ -166,8 +166,10 @@ def _type_name(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
     names = {str: "string", int: "integer", float: "number", bool: "boolean"}
-    members = [a for a in get_args(annotation) if a is not type(None)] or [annotation]
-    return names.get(members[0], "string")
+    if annotation in names:
+        return names[annotation]
+    # Optional: the member that is not None, which may carry constraints of its own.
+    return _type_name(next(a for a in get_args(annotation) if a is not type(None)))
 
 
 def option_docs() -> list[OptionDoc]:

@@ -18,7 +18,7 @@ PAGE_ENTRIES: Final = 1000
 
 @click.command(short_help="Show what a mount holds locally.")
 @click.argument("target", metavar="NAME|DIR", type=TARGET)
-@click.argument("path", required=False, default="", type=click.Path())
+@click.argument("path", required=False, default="")
 @click.option("--json", "as_json", is_flag=True, help="Write totals and entries as JSON.")
 @click.option(
     "--limit",

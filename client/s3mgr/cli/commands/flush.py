@@ -4,7 +4,7 @@ import click
 
 from s3mgr.cli.context import Outcomes, attempting, common_options, make_client, say
 from s3mgr.cli.exits import AlreadyReported, CommandFailed, ExitCode, combined
-from s3mgr.cli.output import human_size
+from s3mgr.cli.output import counted, human_size
 from s3mgr.cli.parameters import DURATION, TARGET
 
 
@@ -37,13 +37,15 @@ def command(*, targets: tuple[str, ...], timeout_s: float) -> None:
             with detaching(f"flushing '{name}'", f"s3mgr show {name}"):
                 done = client.flush_mount(name, timeout_s=timeout_s)
             if not done.remaining_files and not done.remaining_bytes and not done.failed_uploads:
-                say(f"flushed '{name}': {done.uploaded_files} files uploaded, everything is in S3")
+                say(
+                    f"flushed '{name}': {counted(done.uploaded_files, 'file')} uploaded, everything is in S3"
+                )
                 continue
             if done.failed_uploads:
                 click.echo(render_failed_uploads(done.failed_uploads), err=True, nl=False)
             raise CommandFailed(
-                f"flushed '{name}' in part: {human_size(done.remaining_bytes)} in "
-                f"{done.remaining_files} files are not in S3 yet",
+                f"flushed '{name}' in part: S3 does not have {human_size(done.remaining_bytes)} in "
+                f"{counted(done.remaining_files, 'file')} yet",
                 hint=f"they are tried again by themselves; see s3mgr show {name}",
                 code=ExitCode.PARTIAL,
             )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from s3mgr.cli.context import attempting, common_options, make_client, say
+from s3mgr.cli.output import counted
 from s3mgr.cli.parameters import TARGET
 from s3mgr.errors import InvalidRequest
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Forget cached names, so that S3 is asked again.")
 @click.argument("target", metavar="NAME|DIR", type=TARGET)
-@click.argument("path", required=False, default="", type=click.Path())
+@click.argument("path", required=False, default="")
 @common_options()
 def command(*, target: str, path: str) -> None:
     """Forget what the mount NAME or DIR knows below PATH; the next access asks S3.
@@ -28,7 +29,8 @@ def command(*, target: str, path: str) -> None:
         client = make_client()
         mount = require_mount(client, target)
         done = client.invalidate_mount(mount.name, path_inside(mount, path))
-    say(f"forgot {done.listings} listings and {done.entries} names of '{mount.name}'")
+    listings, names = counted(done.listings, "listing"), counted(done.entries, "name")
+    say(f"forgot {listings} and {names} of '{mount.name}'")
 
 
 def path_inside(mount: "Mount", path: str) -> str:

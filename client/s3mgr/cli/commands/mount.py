@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from s3mgr.cli.context import attempting, common_options, make_client, say, warn
-from s3mgr.cli.parameters import DURATION
+from s3mgr.cli.parameters import DIRECTORY, DURATION, FILE
 from s3mgr.errors import InvalidRequest, ProblemError
 
 if TYPE_CHECKING:
-    from s3mgr.api import Client
+    from s3mgr.api import Accepted, Client
     from s3mgr.cli.mount_options import Value
     from s3mgr.environment import Flags
     from s3mgr.schema import Mount, MountRequest
@@ -33,7 +33,7 @@ def _show_options(ctx: click.Context, _param: click.Parameter, value: bool) -> N
 
 @click.command(short_help="Mount a bucket on a directory.")
 @click.argument("bucket", metavar="BUCKET[/PREFIX]")
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR", type=DIRECTORY)
 @click.option("--name", help="Name of the mount. Default: made from the bucket and the prefix.")
 @click.option(
     "--endpoint",
@@ -52,6 +52,7 @@ def _show_options(ctx: click.Context, _param: click.Parameter, value: bool) -> N
 @click.option(
     "--secret-key-file",
     metavar="FILE",
+    type=FILE,
     help="File whose first line is the secret key; - reads standard input.",
 )
 @click.option("--session-token", metavar="TOKEN", help="Session token of temporary keys.")
@@ -226,6 +227,7 @@ def _mount(
     timeout_s: float,
     as_json: bool,
 ) -> None:
+    from s3mgr.cli.output import write_json
     from s3mgr.cli.waiting import detaching, wait_operation
 
     spec = request.spec
@@ -258,7 +260,10 @@ def _mount(
                 timeout_s=max(0.0, timeout_s - (wait_s or 0)),
                 resume=resume,
             )
-    _tell(client, chosen, request, before, waiting=wait, as_json=as_json)
+    say(_success(chosen, request, before, accepted, waiting=wait))
+    if as_json:
+        with attempting(f"cannot show '{chosen}'"):
+            write_json(client.get_mount_json(chosen))
 
 
 def choose_name(
@@ -279,28 +284,22 @@ def choose_name(
     return free_name(suggest_name(spec.bucket, spec.options.prefix), taken), True
 
 
-def _tell(
-    client: "Client",
+def _success(
     name: str,
     request: "MountRequest",
     before: "list[Mount]",
+    accepted: "Accepted",
     *,
     waiting: bool,
-    as_json: bool,
-) -> None:
-    from s3mgr.cli.output import write_json
-
+) -> str:
+    """Say what became true, or that it was true already."""
     spec = request.spec
     what = f"'{name}' ({spec.bucket}/{spec.options.prefix}".rstrip("/") + f") on {spec.mountpoint}"
-    was_mounted = any(
-        mount.name == name and mount.status.state in ("mounted", "degraded") for mount in before
-    )
-    if was_mounted:
-        say(f"{what} is mounted already")
-    elif waiting:
-        say(f"mounted {what}")
-    else:
-        say(f"mounting {what} in the background; see s3mgr show {name}")
-    if as_json:
-        with attempting(f"cannot show '{name}'"):
-            write_json(client.get_mount_json(name))
+    known = next((mount for mount in before if mount.name == name), None)
+    if accepted.operation_id is not None and not waiting:
+        return f"mounting {what} in the background; see s3mgr show {name}"
+    if known is None or known.status.state not in ("mounted", "degraded"):
+        return f"mounted {what}"
+    if accepted.mount is not None and accepted.mount.generation != known.generation:
+        return f"changed the options of {what}"
+    return f"{what} is mounted already"

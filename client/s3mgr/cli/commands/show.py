@@ -7,6 +7,7 @@ import click
 from s3mgr.cli.context import attempting, colored_stdout, common_options, make_client
 from s3mgr.cli.output import (
     age,
+    counted,
     human_size,
     paint_state,
     printable,
@@ -126,7 +127,7 @@ def _worker(mount: "Mount") -> str:
     if status.worker_memory_bytes is not None:
         parts.append(human_size(status.worker_memory_bytes))
     if status.restarts:
-        parts.append(f"restarted {status.restarts} times")
+        parts.append(f"restarted {counted(status.restarts, 'time')}")
     return ", ".join(parts)
 
 
@@ -134,9 +135,9 @@ def _dirty(mount: "Mount") -> str:
     status = mount.status
     parts = []
     if status.dirty_bytes or status.dirty_files:
-        parts.append(f"{human_size(status.dirty_bytes)} in {status.dirty_files} files")
+        parts.append(f"{human_size(status.dirty_bytes)} in {counted(status.dirty_files, 'file')}")
     if status.pending_operations:
-        parts.append(f"{status.pending_operations} operations")
+        parts.append(counted(status.pending_operations, "operation"))
     return ", ".join(parts) or "nothing"
 
 

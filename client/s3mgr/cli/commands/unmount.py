@@ -7,7 +7,7 @@ import click
 
 from s3mgr.cli.context import Outcomes, attempting, common_options, make_client, report, say
 from s3mgr.cli.exits import AlreadyReported, CommandFailed, ExitCode, combined
-from s3mgr.cli.output import human_size, is_terminal, printable
+from s3mgr.cli.output import counted, human_size, is_terminal, printable
 from s3mgr.cli.parameters import DURATION, TARGET
 from s3mgr.errors import InvalidRequest, ProblemError
 
@@ -126,7 +126,9 @@ def _confirm_discard(mounts: "list[Mount]", *, yes: bool) -> None:
     for mount in mounts:
         size, files = mount.status.dirty_bytes, mount.status.dirty_files
         click.echo(
-            printable(f"'{mount.name}': {human_size(size)} in {files} files are not in S3 yet"),
+            printable(
+                f"'{mount.name}': S3 does not have {human_size(size)} in {counted(files, 'file')} yet"
+            ),
             err=True,
         )
     click.confirm("Throw that away, and whatever is written meanwhile?", abort=True, err=True)
@@ -173,8 +175,8 @@ def _left_behind(client: "Client", mount: "Mount", exc: ProblemError) -> Command
     left = exc.detail
     if status is not None and (status.dirty_bytes or status.dirty_files):
         left = (
-            f"{human_size(status.dirty_bytes)} in {status.dirty_files} files are not in S3; "
-            "they stay in the journal"
+            f"S3 does not have {human_size(status.dirty_bytes)} in "
+            f"{counted(status.dirty_files, 'file')}; it stays in the journal"
         )
         if status.failed_uploads:
             click.echo(render_failed_uploads(status.failed_uploads), err=True, nl=False)
@@ -193,7 +195,11 @@ def _tell(
     if mode == "discard":
         text += "; what S3 did not have is thrown away"
     elif progress is not None and progress.done:
-        amount = human_size(progress.done) if progress.unit == "bytes" else f"{progress.done} files"
+        amount = (
+            human_size(progress.done)
+            if progress.unit == "bytes"
+            else counted(progress.done, "file")
+        )
         text += f"; {amount} uploaded, everything is in S3"
     else:
         text += "; everything is in S3"
