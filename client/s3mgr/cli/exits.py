@@ -162,7 +162,7 @@ def describe(exc: ClientError) -> tuple[str, str]:
     problem = exc.problem
     detail = clause(exc.detail)
     for error in problem.errors:
-        if error.detail.rstrip(".") not in detail:
+        if error.detail not in exc.detail:
             field = error.pointer.removeprefix("/spec").removeprefix("/options").strip("/")
             detail += f"; {field}: {error.detail}" if field else f"; {error.detail}"
     return detail, exc.hint or _HINTS.get(problem.slug, "")

@@ -252,6 +252,16 @@ class TestUnmount:
         result = run("unmount", "--all")
         assert (result.code, result.err) == (0, "nothing is mounted\n")
 
+    def test_all_leaves_what_belongs_to_others(self, daemon: FakeDaemon, run: Run) -> None:
+        mine = msgspec.structs.replace(make_mount("mine"), owner_uid=os.geteuid())
+        daemon.add(mine, msgspec.structs.replace(make_mount("theirs"), owner_uid=12345))
+        refusal = make_problem("not-permitted", 403, "It belongs to another user.")
+        daemon.refuse("DELETE", "/v1/mounts/theirs", refusal)
+        result = run("unmount", "--all")
+        assert (result.code, list(daemon.mounts)) == (0, ["theirs"])
+        assert "'theirs' belongs to another user and stays\n" in result.err
+        assert run("unmount", "theirs").code == 5
+
     @pytest.mark.parametrize("flags", [("--lazy",), ("--discard", "--yes")])
     def test_passes_the_mode(self, daemon: FakeDaemon, run: Run, flags: tuple[str, ...]) -> None:
         daemon.add(make_mount())

@@ -60,13 +60,14 @@ def collect(client: "Client", name: str, path: str, *, limit: int | None) -> "Ca
     import msgspec
 
     items: list[CacheEntry] = []
-    cursor = None
+    cursor: str | None = None
     while True:
         page_size = PAGE_ENTRIES if limit is None else min(PAGE_ENTRIES, limit - len(items))
         page = client.mount_cache(name, path=path, cursor=cursor, limit=page_size)
         items += page.items
+        is_last = page.cursor in (None, cursor)  # a cursor that stands still would never end
         cursor = page.cursor
-        if cursor is None or (limit is not None and len(items) >= limit):
+        if is_last or (limit is not None and len(items) >= limit):
             return msgspec.structs.replace(page, items=items[:limit])
 
 

@@ -1,5 +1,6 @@
 """``s3mgr unmount``: drain, unmount and forget."""
 
+import os
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -81,12 +82,21 @@ def command(
             outcomes.codes.append(ExitCode.NOT_FOUND)
     for mount in chosen:
         with outcomes.collect():
-            _unmount(client, mount, mode=mode, keep=keep, timeout_s=timeout_s)
+            try:
+                _unmount(client, mount, mode=mode, keep=keep, timeout_s=timeout_s)
+            except CommandFailed as exc:
+                if not (every and exc.code is ExitCode.PERMISSION and not _is_mine(mount)):
+                    raise
+                say(f"'{mount.name}' belongs to another user and stays")
     if every and not chosen:
         say("nothing is mounted")
     code = combined(outcomes.codes, total=outcomes.total)
     if code is not ExitCode.OK:
         raise AlreadyReported(code)
+
+
+def _is_mine(mount: "Mount") -> bool:
+    return mount.owner_uid == os.geteuid()
 
 
 def _choose(known: "list[Mount]", targets: tuple[str, ...]) -> "tuple[list[Mount], list[str]]":
