@@ -168,7 +168,9 @@ class Lister:
         deleted = volume.journal.deletes_below(prefix)
 
         def is_ours(name: str) -> bool:
-            return volume.changes.is_newer(directory.id, name, listing.changes_seen)
+            return volume.changes.is_newer(
+                directory.id, name, listing.changes_seen
+            ) or volume.changes.is_key_newer(prefix + name, listing.changes_seen)
 
         without_attributes = []
         with volume.database.transaction():
@@ -180,7 +182,7 @@ class Lister:
                     without_attributes.append(inode)
             for name in directories:
                 if not is_ours(name):
-                    self._see_directory(directory.id, prefix, name, seen, deleted)
+                    self._see_directory(directory.id, prefix, name, seen, deleted, listing)
             for name, node in rows.items():
                 there = directories if node.is_directory else files
                 if name not in there and not is_ours(name) and _is_between(node, low, high):
@@ -243,7 +245,13 @@ class Lister:
         )
 
     def _see_directory(
-        self, directory: Inode, prefix: str, name: str, seen: _Seen, deleted: set[str]
+        self,
+        directory: Inode,
+        prefix: str,
+        name: str,
+        seen: _Seen,
+        deleted: set[str],
+        listing: Listing,
     ) -> None:
         """Take over a common prefix."""
         volume = self._volume
@@ -260,7 +268,11 @@ class Lister:
                 seen.hidden.append((info.key, SHADOWED))
             return
         below = f"{prefix}{name}/"
-        if any(key.startswith(below) for key in deleted) or volume.is_leaving(below):
+        if (
+            any(key.startswith(below) for key in deleted)
+            or volume.is_leaving(below)
+            or volume.changes.is_newer_below(below, listing.changes_seen)
+        ):
             # What S3 still shows below may be only what we are about to delete: ask again later.
             seen.is_uncertain = True
             return

@@ -87,6 +87,25 @@ class Namespace:
             return settings.metadata_ttl_s
         return max(0.0, min(left_ns / NS, settings.metadata_ttl_s))
 
+    def absent_for_s(self, parent: Inode) -> float:
+        """Return for how long the kernel may believe that a name is not in *parent*."""
+        negative_s = self._volume.settings.negative_ttl_s
+        directory = self._volume.nodes.get(parent)
+        if directory is None or not self._lister.is_fresh(directory):
+            return negative_s
+        return min(negative_s, self.entries_valid_for_s(parent))
+
+    def entries_valid_for_s(self, directory: Inode) -> float:
+        """Return for how long the kernel may believe the entries that a listing gave."""
+        node = self._volume.nodes.get(directory)
+        if self._lister.running(directory) is not None or node is None:
+            return self._volume.settings.metadata_ttl_s
+        age_s = (self._volume.now_ns() - node.listed_ns) / NS
+        return max(
+            0.0,
+            min(self._volume.settings.metadata_ttl_s - age_s, self._volume.settings.metadata_ttl_s),
+        )
+
     def forget(self, path: str) -> tuple[int, int]:
         """Make the next look at everything below *path* ask S3; returns how many listings and names were forgotten.
 
@@ -150,7 +169,12 @@ class Namespace:
         begun = self._volume.changes.begin()
         try:
             head, is_directory = await self._probe(prefix + name)
-            if not self._volume.changes.is_newer(directory.id, name, begun):
+            changes = self._volume.changes
+            if not (
+                changes.is_newer(directory.id, name, begun)
+                or changes.is_key_newer(prefix + name, begun)
+                or changes.is_newer_below(f"{prefix}{name}/", begun)
+            ):
                 self._apply(directory, name, head, is_directory=is_directory)
         finally:
             self._volume.changes.end()

@@ -29,8 +29,11 @@ THREAD_BYTES: Final = 32 << 10
 class Stage:
     """The local state of one file: its staging files and who writes."""
 
-    def __init__(self, file: StagedFile, *, dirty: bool, mtime_ns: int | None) -> None:
+    def __init__(
+        self, file: StagedFile, *, base_etag: str | None, dirty: bool, mtime_ns: int | None
+    ) -> None:
         self.file: Final = file
+        self.base_etag = base_etag
         self.dirty = dirty
         self.mtime_ns = mtime_ns
         """Of the last write; None: the row's mtime holds (nothing was written, or utimens came later)."""
@@ -72,7 +75,10 @@ class Stages:
         written_ns = file.mtime_ns()
         is_later = node.ctime_ns is None or written_ns > node.ctime_ns
         return Stage(
-            file, dirty=bool(row.dirty), mtime_ns=written_ns if is_later and row.dirty else None
+            file,
+            base_etag=row.base_etag,
+            dirty=bool(row.dirty),
+            mtime_ns=written_ns if is_later and row.dirty else None,
         )
 
     def get(self, inode: Inode) -> Stage | None:
@@ -156,11 +162,12 @@ class Stages:
         stage.file.truncate(size)
         stage.mtime_ns = self._volume.now_ns()
 
-    def create(self, inode: Inode) -> None:
-        """Take up a file that `Tree.create` just made."""
-        if inode not in self._stages:
+    def take_up(self, node: Node) -> None:
+        """Take up a file that `Tree.create` just made; nothing for one that was there."""
+        inode = node.id
+        if node.kind == Kind.FILE and node.etag is None and inode not in self._stages:
             file = self._volume.staging.open(inode, 0)
-            self._stages[inode] = Stage(file, dirty=True, mtime_ns=None)
+            self._stages[inode] = Stage(file, base_etag=None, dirty=True, mtime_ns=None)
 
     def _for_change(self, inode: Inode, *, whole: bool = False) -> Stage:
         """Return the stage to change, dirty in the journal before its first byte changes."""
@@ -177,7 +184,8 @@ class Stages:
         base_size = node.size if node.etag is not None else 0
         if stage is None:
             file = self._volume.staging.create(inode, base_size)
-            stage = self._stages[inode] = Stage(file, dirty=False, mtime_ns=None)
+            stage = Stage(file, base_etag=node.etag, dirty=False, mtime_ns=None)
+            self._stages[inode] = stage
         self._volume.journal.put_staged(
             inode,
             dirty=not node.is_detached,

@@ -152,7 +152,7 @@ class Tree:
         node = await self._namespace.existing(parent, name)
         if not node.is_directory:
             raise _os_error(errno.ENOTDIR)
-        await self._settled(node.id)
+        await self.settled(node.id)
         if not await self._namespace.is_empty(node):
             raise _os_error(errno.ENOTEMPTY)
         node = self._still(parent, name, node)
@@ -186,7 +186,7 @@ class Tree:
         if target is not None and target.id == node.id:
             return
         if node.is_directory:
-            await self._settled(node.id)
+            await self.settled(node.id)
             await self._settled_within(node.id)
             if self._volume.is_below(self._volume.node(new_parent), node.id):
                 raise _os_error(errno.EINVAL)
@@ -295,7 +295,7 @@ class Tree:
         self._writable()
         node = self._volume.node(inode)
         if not node.is_detached:
-            await self._settled(node.parent)
+            await self.settled(node.parent)
         node = await self._namespace.with_attributes(inode)
         columns: dict[str, object] = {"ctime_ns": self._volume.now_ns()}
         for name in ("mode", "uid", "gid", "atime_ns", "mtime_ns"):
@@ -323,7 +323,7 @@ class Tree:
     async def _ready(self, parent: Inode, name: str) -> None:
         """Refuse on read-only mounts, and wait for a directory rename that S3 has yet to follow around *parent* or from *name*."""
         self._writable()
-        await self._settled(parent)
+        await self.settled(parent)
         while self._volume.moving:
             leaving = [
                 move.inode
@@ -334,7 +334,8 @@ class Tree:
                 return
             await self._wait(self._volume.moving[leaving[0]])
 
-    async def _settled(self, directory: Inode) -> None:
+    async def settled(self, directory: Inode) -> None:
+        """Wait until no rename of *directory* or around it is pending in S3. Raises `TimedOut`."""
         while event := self._volume.move_around(directory):
             await self._wait(event)
 

@@ -197,6 +197,7 @@ class Uploader:
             )
             volume.journal.drop_upload(node.id)
         stage.dirty = False
+        stage.base_etag = written.etag
         stage.file.rebase(size)
 
     def _note_failure(self, inode: Inode, row: StagedRow, error: Exception) -> None:

@@ -89,16 +89,17 @@ class Locks:
 
 
 class Changes:
-    """Which names changed here while S3 was being asked about them.
+    """Which names and keys changed here while S3 was being asked about them.
 
     An answer that S3 began to give before a local change must not undo it. Whoever asks takes `begin`, and
-    skips names for which `is_newer` holds. Names are remembered only while somebody asks.
+    skips what `is_newer` or `is_key_newer` holds for. Changes are remembered only while somebody asks.
     """
 
     def __init__(self) -> None:
         self._sequence = 0
         self._askers = 0
         self._names: dict[tuple[int, str], int] = {}
+        self._keys: dict[str, int] = {}
 
     def begin(self) -> int:
         """Note that S3 is being asked; pair with `end`."""
@@ -110,12 +111,27 @@ class Changes:
         self._askers -= 1
         if not self._askers:
             self._names.clear()
+            self._keys.clear()
 
     def note(self, parent: int, name: str) -> None:
         """Note a local change of a name, or that S3 just took one over."""
         self._sequence += 1
         if self._askers:
             self._names[parent, name] = self._sequence
+
+    def note_key(self, key: str) -> None:
+        """Note that S3 was just made to change *key*."""
+        self._sequence += 1
+        if self._askers:
+            self._keys[key] = self._sequence
+
+    def is_key_newer(self, key: str, than: int) -> bool:
+        """Whether *key* changed in S3 by our doing after `begin` returned *than*."""
+        return self._keys.get(key, -1) > than
+
+    def is_newer_below(self, prefix: str, than: int) -> bool:
+        """Whether a key that starts with *prefix* changed by our doing after `begin` returned *than*."""
+        return any(n > than and key.startswith(prefix) for key, n in self._keys.items())
 
     def is_newer(self, parent: int, name: str, than: int) -> bool:
         """Whether *name* changed after `begin` returned *than*."""

@@ -122,6 +122,14 @@ class Journal:
                 "UPDATE staged SET dirty = 0, error = NULL, conflict = 0 WHERE inode = ?", (inode,)
             )
 
+    def retry_staged(self, inode: int | None, now_ns: int) -> None:
+        """Make the upload of an inode (None: of all) due at *now_ns*."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE staged SET retry_ns = ?1 WHERE dirty = 1 AND conflict = 0 AND (?2 IS NULL OR inode = ?2)",
+                (now_ns, inode),
+            )
+
     def drop_staged(self, inode: int) -> None:
         """Forget the staging row of an inode and the upload begun for it."""
         with self._database.transaction() as db:
@@ -248,7 +256,8 @@ class Journal:
     def counts(self) -> dict[str, int]:
         """Count what is pending, by kind."""
         return {
-            "deletes": self._count("SELECT count(*) FROM deletes"),
+            "deletes": self._count("SELECT count(*) FROM deletes WHERE holder IS NULL"),
+            "held": self._count("SELECT count(*) FROM deletes WHERE holder IS NOT NULL"),
             "moves": self._count("SELECT count(*) FROM moves"),
             "markers": self._count("SELECT count(*) FROM inodes WHERE marker = 2"),
             "attributes": self._count("SELECT count(*) FROM inodes WHERE attributes_dirty = 1"),

@@ -1,0 +1,192 @@
+"""The file system of one mount, put together: which part uses which, and what happens when it opens and closes."""
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from s3mgrd.cache.nodes import ROOT, Inode, Kind, Marker, Node
+from s3mgrd.errors import Conflict
+from s3mgrd.fs.health import Counters, Health
+from s3mgrd.fs.listing import Lister
+from s3mgrd.fs.metadata import Metadata
+from s3mgrd.fs.move import Mover
+from s3mgrd.fs.namespace import Namespace
+from s3mgrd.fs.objects import Objects
+from s3mgrd.fs.reader import Reader
+from s3mgrd.fs.stages import Stages
+from s3mgrd.fs.sync import Syncer
+from s3mgrd.fs.tree import Tree
+from s3mgrd.fs.upload import Uploader
+from s3mgrd.fs.volume import Volume
+
+log = logging.getLogger(__name__)
+
+CONNECTION: Final = "connection_id"
+BUCKET: Final = "bucket"
+
+
+class FileSystem:
+    """The parts of one mounted volume. Its tasks live in *nursery*.
+
+    Args:
+        kernel_holds: whether the kernel still knows an inode number.
+    """
+
+    def __init__(
+        self, volume: Volume, nursery: trio.Nursery, kernel_holds: Callable[[Inode], bool]
+    ) -> None:
+        self.volume = volume
+        self.metadata = Metadata(volume, kernel_holds)
+        self.lister = Lister(volume, nursery, self.metadata.fetch)
+        self.namespace = Namespace(volume, self.lister, self.metadata)
+        self.tree = Tree(volume, self.namespace, self._wake)
+        self.stages = Stages(volume, kernel_holds)
+        self.reader = Reader(volume, self.metadata, nursery, self._version_gone)
+        self.objects = Objects(volume, self._own_metadata)
+        self.uploader = Uploader(
+            volume,
+            self.stages,
+            self.reader,
+            clear_key=self.objects.clear_key,
+            settled=self.tree.settled,
+        )
+        self.syncer = Syncer(
+            volume, self.stages, self.uploader, self.objects, Mover(volume), kernel_holds
+        )
+        self.health = Health(volume.store)
+        self.counters = Counters()
+
+    def recover(self) -> None:
+        """Take over what mount.db and the staging directory hold; before the first request."""
+        for move in self.volume.journal.moves():
+            self.volume.moving[move.inode] = trio.Event()
+        self.stages.recover()
+
+    async def read(
+        self, inode: Inode, offset: int, length: int, *, handle: int
+    ) -> bytes | memoryview:
+        """Read from a file: what is staged from there, the rest from its version in S3.
+
+        Raises:
+            Superseded: read again.
+            OSError, S3mgrError: as `Reader.read`.
+        """
+        node = self.volume.node(inode)
+        stage = self.stages.get(inode)
+        if stage is None:
+            if node.etag is None:
+                return b""
+            return await self.reader.read(node, node.etag, node.size, offset, length, handle=handle)
+        file = stage.file
+        parts: list[bytes | memoryview] = []
+        for piece in file.pieces(offset, offset + length):
+            if piece.is_base and stage.base_etag is not None:
+                size = piece.stop - piece.start
+                parts.append(
+                    await self.reader.read(
+                        node, stage.base_etag, piece.stop, piece.start, size, handle=handle
+                    )
+                )
+            else:
+                parts.append(file.read(piece.start, piece.stop))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def read_target(self, inode: Inode) -> str:
+        """Read a symbolic link. Raises OSError: EINVAL (it is none), EIO (its object is no text)."""
+        node = self.volume.node(inode)
+        if node.kind != Kind.SYMLINK:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if node.target is not None:
+            return node.target
+        if not node.size:
+            return ""
+        found = await self.volume.store.get_range(
+            self.volume.key_in_s3(node), 0, node.size, if_match=node.etag
+        )
+        try:
+            target = found.data.decode()
+        except UnicodeDecodeError as error:
+            raise OSError(errno.EIO, "the target of a symbolic link is not UTF-8") from error
+        self.volume.nodes.update(inode, target=target)
+        return target
+
+    async def commit(self, inode: Inode) -> None:
+        """Upload a file if S3 lacks it. Raises what `Uploader.commit` does."""
+        if await self.uploader.commit(inode):
+            self._wake()  # the object may have left another key behind
+
+    def closed(self, inode: Inode) -> None:
+        """Note that a handle that could write is gone; what it left unsent (a mapping, say) is sent now."""
+        self.stages.closed(inode)
+        stage = self.stages.get(inode)
+        row = self.volume.journal.staged(inode) if stage is not None and stage.dirty else None
+        if row is not None and row.retry_ns is None and not row.conflict:
+            self.volume.journal.retry_staged(inode, self.volume.now_ns())
+            self._wake()
+
+    def discard(self) -> None:
+        """Throw away everything that S3 does not have. Only on the user's word."""
+        self.volume.journal.discard()
+        for inode in self.volume.staging.inodes():
+            self.stages.remove(Inode(inode))
+        for event in self.volume.moving.values():
+            event.set()
+        self.volume.moving.clear()
+
+    def _wake(self) -> None:
+        self.syncer.wake()
+
+    def _own_metadata(self, node: Node) -> dict[str, str]:
+        return self.uploader.own_metadata(node)
+
+    def _version_gone(self, node: Node) -> None:
+        """A version vanished from S3 under an open file: the next look at its name shall ask."""
+        current = self.volume.nodes.get(node.id)
+        if current is not None and not current.is_detached:
+            self.volume.nodes.update(current.id, seen_ns=0)
+            self.volume.nodes.update(current.parent, listed_ns=0)
+
+
+def adopt_database(volume: Volume, *, bucket: str, connection_id: str) -> bool:
+    """Make mount.db that of this bucket and this kernel connection.
+
+    On a new connection the kernel holds nothing: nameless inodes go, and what they held back. Names stay.
+
+    Returns:
+        Whether the connection is the one that the last worker served.
+
+    Raises:
+        Conflict: it holds changes for another bucket.
+    """
+    database, journal, nodes = volume.database, volume.journal, volume.nodes
+    before = database.get_meta(BUCKET)
+    with database.transaction() as db:
+        if before not in (None, bucket):
+            if any(n for kind, n in journal.counts().items() if kind != "held"):
+                raise Conflict(
+                    f"changes are kept under this name that belong to {before}, not to {bucket}",
+                    hint="mount that bucket again under this name to upload them, or choose another name",
+                )
+            for table in ("inodes", "hidden", "staged", "uploads", "deletes", "moves", "moved"):
+                db.execute(f"DELETE FROM {table}")  # noqa: S608 - names from the line above
+        if nodes.get(ROOT) is None:
+            db.execute(
+                "INSERT INTO inodes (id, parent, name, kind, mtime_ns, marker, attributes_known) VALUES (?, 0, '', ?, ?, ?, 1)",
+                (ROOT, int(Kind.DIRECTORY), volume.now_ns(), int(Marker.EXISTS)),
+            )
+        is_resumed = database.get_meta(CONNECTION) == connection_id
+        if not is_resumed:
+            for node in nodes.detached():
+                journal.release_deletes(node.id)
+                journal.drop_staged(node.id)
+                nodes.drop(node.id)
+            db.execute("UPDATE deletes SET holder = NULL")
+            journal.drop_calls()
+            journal.retry_staged(None, volume.now_ns())
+        database.set_meta(BUCKET, bucket)
+        database.set_meta(CONNECTION, connection_id)
+    return is_resumed

@@ -1,0 +1,247 @@
+"""Single objects that S3 has to follow with: file renames, directory markers, attributes, symbolic links.
+
+Every function looks at the row as it is, does what is missing in S3 under the locks of the keys concerned, and
+takes note in one transaction that looks at the row again. All of them may be cancelled and repeated at any point.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Final
+
+from s3mgrd.cache.nodes import Inode, Kind, Marker, Node
+from s3mgrd.errors import NotFound, PreconditionFailed
+from s3mgrd.fs import attributes
+from s3mgrd.fs.volume import Volume
+
+log = logging.getLogger(__name__)
+
+PARKED: Final = ".s3mgr-"
+"""Part of the name of an object that waits for its key while others change places."""
+
+
+class Objects:
+    """Brings single objects of one volume up to date. `own_metadata` makes the metadata of a node."""
+
+    def __init__(self, volume: Volume, own_metadata: Callable[[Node], dict[str, str]]) -> None:
+        self._volume = volume
+        self._own_metadata = own_metadata
+
+    # Renames
+
+    async def place(self, inode: Inode, waiting: frozenset[Inode] = frozenset()) -> None:
+        """Move a file's object to the key that its path spells.
+
+        *waiting* are the inodes whose keys must be free first; one of them again closes a ring.
+        """
+        volume = self._volume
+        while True:
+            node = volume.nodes.get(inode)
+            if node is None or node.is_detached or node.remote_key is None:
+                return
+            staged = volume.journal.staged(inode)
+            if staged is not None and staged.dirty:
+                return  # its upload goes to the right key
+            source, target = node.remote_key, volume.wanted_key(node)
+            if source == target:
+                volume.nodes.update(inode, remote_key=None)
+                return
+            if volume.move_around(node.parent) is not None:
+                return  # the syncer comes back when that is done
+            await self.clear_key(target, inode, waiting)
+            async with volume.locks.holding(("key", source), ("key", target)):
+                node = volume.nodes.get(inode)
+                if (
+                    node is None
+                    or node.is_detached
+                    or node.remote_key != source
+                    or volume.wanted_key(node) != target
+                ):
+                    continue
+                if self._claimants(target, inode):
+                    continue
+                await self._move(node, source, target)
+                return
+
+    async def clear_key(
+        self, key: str, inode: Inode, waiting: frozenset[Inode] = frozenset()
+    ) -> None:
+        """Make the objects go that lie at *key* and belong elsewhere, so that *inode*'s may be written there."""
+        while claimants := self._claimants(key, inode):
+            other = claimants[0]
+            if other.id in waiting:
+                await self._park(other, key)
+            else:
+                await self.place(other.id, waiting | {inode})
+                if self._claimants(key, inode) == claimants:
+                    await self._park(other, key)
+
+    def _claimants(self, key: str, inode: Inode) -> list[Node]:
+        return [
+            n
+            for n in self._volume.nodes.with_remote_key(key)
+            if n.name is not None and n.id != inode
+        ]
+
+    async def _park(self, node: Node, key: str) -> None:
+        """Copy an object out of the way: a ring of renames has no free key to begin with."""
+        volume = self._volume
+        parked = f"{volume.wanted_key(node)}{PARKED}{secrets.token_hex(8)}"
+        async with volume.locks.holding(("key", key), ("key", parked)):
+            current = volume.nodes.get(node.id)
+            if current is None or current.is_detached or current.remote_key != key:
+                return
+            written = await volume.store.copy(
+                key, parked, source_size=current.size, if_source_match=current.etag
+            )
+            with volume.database.transaction():
+                volume.nodes.update(node.id, remote_key=parked, etag=written.etag)
+
+    async def _move(self, node: Node, source: str, target: str) -> None:
+        volume = self._volume
+        try:
+            written = await volume.store.copy(
+                source, target, source_size=node.size, if_source_match=node.etag
+            )
+        except (NotFound, PreconditionFailed):
+            await self._source_changed(node, source)
+            return
+        now_ns = volume.now_ns()
+        with volume.database.transaction():
+            volume.journal.drop_deletes([target])
+            volume.changes.note_key(target)
+            current = volume.nodes.get(node.id)
+            if current is None or current.is_detached or current.remote_key != source:
+                # Unlinked while it was copied: the delete of the source is pending already.
+                volume.journal.add_delete(target, etag=written.etag, holder=node.id, now_ns=now_ns)
+                return
+            is_home = volume.wanted_key(current) == target
+            volume.nodes.update(
+                node.id,
+                remote_key=None if is_home else target,
+                etag=written.etag,
+                remote_mtime_ns=written.mtime_ns,
+            )
+            volume.journal.add_delete(source, etag=node.etag, holder=None, now_ns=now_ns)
+            volume.changes.note(current.parent, current.name or "")
+
+    async def _source_changed(self, node: Node, source: str) -> None:
+        """Somebody else replaced or removed the object before it was moved: the name follows what is there now."""
+        volume = self._volume
+        try:
+            head = await volume.store.head(source)
+        except NotFound:
+            log.warning("%s was removed by somebody else before it could be moved", source)
+            volume.detach(node)
+            return
+        with volume.database.transaction():
+            current = volume.nodes.get(node.id)
+            if current is None or current.is_detached or current.name is None:
+                return
+            volume.detach(current)
+            volume.nodes.insert(
+                current.parent, current.name, Kind.FILE, head.mtime_ns,
+                size=head.size, etag=head.etag, remote_key=source, remote_mtime_ns=head.mtime_ns, seen_ns=volume.now_ns(),
+            )  # fmt: skip
+
+    # Markers
+
+    async def mark(self, inode: Inode) -> None:
+        """Write a directory's marker, with its attributes."""
+        volume = self._volume
+        node = volume.nodes.get(inode)
+        if node is None or node.is_detached or volume.move_around(inode) is not None:
+            return
+        key = volume.wanted_key(node)
+        async with volume.locks.holding(("key", key)):
+            node = volume.nodes.get(inode)
+            if node is None or node.is_detached or volume.wanted_key(node) != key:
+                return
+            written = await volume.store.put(
+                key, b"", metadata=self._own_metadata(node), content_type=attributes.DIRECTORY_TYPE
+            )
+            with volume.database.transaction():
+                volume.journal.drop_deletes([key])
+                volume.changes.note_key(key)
+                current = volume.nodes.get(inode)
+                if current is None or current.is_detached or volume.wanted_key(current) != key:
+                    volume.journal.add_delete(
+                        key, etag=written.etag, holder=None, now_ns=volume.now_ns()
+                    )
+                    return
+                is_changed = _attributes(current) != _attributes(node)
+                volume.nodes.update(
+                    inode, marker=int(Marker.EXISTS), attributes_dirty=int(is_changed)
+                )
+                volume.changes.note(current.parent, current.name or "")
+
+    # Attributes, and objects without staged data
+
+    async def describe(self, inode: Inode) -> None:
+        """Write a node's attributes to S3; a symbolic link or special file that S3 has not is made."""
+        volume = self._volume
+        node = volume.nodes.get(inode)
+        if node is None or node.is_detached or not node.attributes_dirty:
+            return
+        if node.is_directory:
+            await self.mark(inode)
+            return
+        staged = volume.journal.staged(inode)
+        if (staged is not None and staged.dirty) or volume.move_around(node.parent) is not None:
+            return
+        await self.place(inode)
+        await self.clear_key(volume.wanted_key(volume.node(inode)), inode)
+        node = volume.node(inode)
+        if node.is_detached or node.remote_key is not None:
+            return
+        key = volume.wanted_key(node)
+        async with volume.locks.holding(("key", key)):
+            node = volume.node(inode)
+            if node.is_detached or volume.wanted_key(node) != key or not node.attributes_dirty:
+                return
+            if node.etag is None:
+                body = (node.target or "").encode()
+                written = await volume.store.put(key, body, metadata=self._own_metadata(node))
+            else:
+                head = await volume.store.head(key)
+                if head.etag != node.etag:
+                    self._lost(node)
+                    return
+                kept = {n: v for n, v in head.metadata.items() if n not in attributes.OWN_NAMES}
+                written = await volume.store.copy(
+                    key, key, source_size=node.size, if_source_match=node.etag,
+                    metadata=kept | self._own_metadata(node), content_type=head.content_type,
+                )  # fmt: skip
+            with volume.database.transaction():
+                volume.journal.drop_deletes([key])
+                volume.changes.note_key(key)
+                current = volume.node(inode)
+                columns: dict[str, object] = {
+                    "etag": written.etag,
+                    "remote_mtime_ns": written.mtime_ns,
+                }
+                if current.is_detached:
+                    volume.journal.add_delete(
+                        key, etag=written.etag, holder=inode, now_ns=volume.now_ns()
+                    )
+                    columns["remote_key"] = key
+                elif volume.wanted_key(current) != key:
+                    columns["remote_key"] = key
+                else:
+                    columns["attributes_dirty"] = int(_attributes(current) != _attributes(node))
+                volume.nodes.update(inode, **columns)
+
+    def _lost(self, node: Node) -> None:
+        """Somebody replaced the object: its new version has its own attributes."""
+        log.info(
+            "attributes of %s are not written: the object was replaced",
+            self._volume.wanted_key(node),
+        )
+        self._volume.nodes.update(node.id, attributes_dirty=0)
+        parent = self._volume.nodes.get(node.parent)
+        if parent is not None:
+            self._volume.nodes.update(parent.id, listed_ns=0)
+
+
+def _attributes(node: Node) -> tuple[object, ...]:
+    return (node.mode, node.uid, node.gid, node.mtime_ns, node.atime_ns)

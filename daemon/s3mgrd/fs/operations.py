@@ -1,0 +1,554 @@
+"""What the kernel asks, translated: names and flags in, attributes and errno out. Decides nothing.
+
+Every handler runs inside `_answer`, which counts it, logs it, and turns every error into an errno by the one table
+(`s3mgrd.fs.errnos`). Changes of names run inside `_once`, so that a request that the kernel repeats after a
+worker's death is done exactly once.
+"""
+
+import errno
+import functools
+import logging
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
+
+from s3mgrd.cache.nodes import ROOT, Inode, Kind, Node
+from s3mgrd.fs import attributes
+from s3mgrd.fs.errnos import errno_of, is_expected
+from s3mgrd.fs.filesystem import FileSystem
+from s3mgrd.fs.handles import Handles, read_handle
+from s3mgrd.fs.names import MAX_NAME_BYTES, decode_name
+from s3mgrd.fs.reader import Superseded
+from s3mgrd.fs.tree import AttributeChange, Creator, Record
+
+log = logging.getLogger(__name__)
+
+BLOCK: Final = 4096
+CAPACITY_BLOCKS: Final = (
+    1 << 38
+)  # 1 PiB: S3 has no size, and programs refuse to write where nothing is free
+READDIR_ROWS: Final = 256
+MAX_REREADS: Final = 8
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Intent(Protocol):
+    """A change that is about to be made: see `s3mgrd.worker.ring`."""
+
+    @property
+    def number(self) -> int:
+        """Unique on this kernel connection, and growing."""
+
+    @property
+    def former(self) -> int | None:
+        """The number under which a dead worker began this very call."""
+
+
+class RepeatRing(Protocol):
+    """What recognises a repeated call: the port of `s3mgrd.worker.ring.Ring`."""
+
+    def begin(
+        self,
+        op: int,
+        parent: int,
+        name: bytes,
+        thread: int,
+        *,
+        target: tuple[int, bytes] | None = None,
+    ) -> Any:  # noqa: ANN401 - an Intent of the ring's own class, which `end` wants back
+        """Note that a change is about to be made."""
+
+    def end(self, intent: Any) -> None:  # noqa: ANN401
+        """Forget it once it is answered."""
+
+    @property
+    def oldest(self) -> int:
+        """The smallest number that may still be asked about."""
+
+
+class Opcode:
+    """FUSE opcodes of the changes that must not be done twice (linux/fuse.h)."""
+
+    SYMLINK: Final = 6
+    MKNOD: Final = 8
+    MKDIR: Final = 9
+    UNLINK: Final = 10
+    RMDIR: Final = 11
+    CREATE: Final = 35
+    RENAME2: Final = 45
+
+
+def _answer(
+    handler: Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]]:
+    """Count, log and translate the errors of a handler."""
+    name = handler.__name__
+
+    @functools.wraps(handler)
+    async def wrapped(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        begun = time.perf_counter()
+        number = 0
+        try:
+            return await handler(self, *args, **kwargs)
+        except FUSEError as error:
+            number = error.errno
+            raise
+        except Exception as error:
+            number = errno_of(error)
+            self.note_error(name, error)
+            raise FUSEError(number) from error
+        finally:
+            seconds = time.perf_counter() - begun
+            self.fs.counters.count(name, seconds, failed=number != 0)
+            if log.isEnabledFor(logging.DEBUG):
+                result = errno.errorcode.get(number, str(number)) if number else "ok"
+                log.debug("%s%s: %s, %.2f ms", name, _brief(args), result, seconds * 1e3)
+
+    return wrapped
+
+
+def _brief(args: tuple[object, ...]) -> str:
+    """Write arguments without contents."""
+    shown = [
+        f"{len(a)} bytes"
+        if isinstance(a, bytes | memoryview) and len(a) > MAX_NAME_BYTES
+        else repr(a)
+        for a in args
+        if isinstance(a, int | bytes | str)
+    ]
+    return f"({', '.join(shown)})"
+
+
+class Operations(pyfuse3.Operations):
+    """pyfuse3's handlers on a `FileSystem`. Extended attributes are not implemented: the kernel is told ENOSYS once."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, fs: FileSystem, ring: RepeatRing) -> None:
+        super().__init__()
+        self.fs = fs
+        self._ring = ring
+        self._handles = Handles()
+
+    def note_error(self, operation: str, error: Exception) -> None:
+        """Log an error that a program sees, with its stack where nobody foresaw it."""
+        self.fs.health.note(error)
+        if isinstance(error, OSError):
+            return  # a name that is not there, a directory that is not empty …
+        if is_expected(error):
+            request = getattr(error, "request_id", None)
+            log.warning("%s: %s%s", operation, error, f" (request {request})" if request else "")
+        else:
+            log.error("%s: unforeseen %s", operation, type(error).__name__, exc_info=error)
+
+    # Attributes
+
+    def _entry(self, node: Node, valid_s: float) -> EntryAttributes:
+        volume = self.fs.volume
+        entry = EntryAttributes()
+        uid, gid = volume.owner(node)
+        size = self.fs.stages.size(node) if node.kind == Kind.FILE else node.size
+        mtime_ns = self.fs.stages.mtime_ns(node)
+        entry.st_ino = pyfuse3.InodeT(node.id)
+        entry.st_mode = pyfuse3.ModeT(attributes.type_bits(node) | volume.mode(node))
+        # 1 for directories says that nobody counts their subdirectories, as btrfs does.
+        entry.st_nlink = 0 if node.is_detached else 1
+        entry.st_uid, entry.st_gid = uid, gid
+        entry.st_rdev = node.rdev
+        entry.st_size = size
+        entry.st_blksize = BLOCK
+        entry.st_blocks = -(-size // 512)
+        entry.st_mtime_ns = mtime_ns
+        entry.st_atime_ns = node.atime_ns if node.atime_ns is not None else mtime_ns
+        entry.st_ctime_ns = max(mtime_ns, node.ctime_ns) if node.ctime_ns is not None else mtime_ns
+        entry.entry_timeout = entry.attr_timeout = valid_s
+        return entry
+
+    def _entry_of(self, node: Node) -> EntryAttributes:
+        return self._entry(node, self.fs.namespace.valid_for_s(node))
+
+    @_answer
+    async def lookup(
+        self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Find a name."""
+        node = await self.fs.namespace.lookup(Inode(parent_inode), decode_name(name))
+        if node is not None:
+            return self._entry_of(node)
+        valid_s = self.fs.namespace.absent_for_s(Inode(parent_inode))
+        if not valid_s:
+            raise FUSEError(errno.ENOENT)
+        absent = (
+            EntryAttributes()
+        )  # inode 0 with a timeout: the kernel remembers that there is nothing
+        absent.st_ino = pyfuse3.InodeT(0)
+        absent.entry_timeout = valid_s
+        return absent
+
+    @_answer
+    async def getattr(self, inode: pyfuse3.InodeT, ctx: RequestContext) -> EntryAttributes:
+        """Show attributes."""
+        return self._entry_of(self.fs.volume.node(inode))
+
+    @_answer
+    async def setattr(
+        self,
+        inode: pyfuse3.InodeT,
+        attr: EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: pyfuse3.FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        """Change attributes and size."""
+        number = Inode(inode)
+        if fields.update_size:
+            await self._truncate(number, attr.st_size)
+            if fh is None:  # truncate(2) has no close() that could report
+                await self.fs.commit(number)
+        change = AttributeChange(
+            mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime and not fields.update_size else None,
+        )
+        if change != AttributeChange():
+            await self.fs.tree.change_attributes(number, change)
+            stage = self.fs.stages.get(number)
+            if stage is not None and change.mtime_ns is not None:
+                stage.mtime_ns = None
+        return self._entry_of(self.fs.volume.node(number))
+
+    async def _truncate(self, inode: Inode, size: int) -> None:
+        if self.fs.volume.settings.read_only:
+            raise FUSEError(errno.EROFS)
+        async with self.fs.volume.locks.holding(("inode", inode)):
+            self.fs.stages.truncate(inode, size)
+
+    @_answer
+    async def readlink(self, inode: pyfuse3.InodeT, ctx: RequestContext) -> bytes:
+        """Read a symbolic link."""
+        target = await self.fs.read_target(Inode(inode))
+        return target.encode()
+
+    @_answer
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        """Show a size that does not stop anybody."""
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = BLOCK
+        data.f_blocks = data.f_bfree = data.f_bavail = CAPACITY_BLOCKS
+        data.f_files = data.f_ffree = data.f_favail = 1 << 40
+        data.f_namemax = MAX_NAME_BYTES
+        return data
+
+    # Names
+
+    async def _once(
+        self,
+        op: int,
+        parent: int,
+        name: bytes,
+        ctx: RequestContext,
+        change: Callable[[Record], Awaitable[object]],
+        target: tuple[int, bytes] | None = None,
+    ) -> Inode | None:
+        """Make a change unless this very call made it already; returns then what it made."""
+        intent = self._ring.begin(op, parent, name, ctx.pid, target=target)
+        journal = self.fs.volume.journal
+        try:
+            if intent.former is not None:
+                done = journal.call_result(intent.former)
+                if done is not None:
+                    log.info("a repeated call (opcode %d) was done already", op)
+                    return Inode(done)
+            await change(lambda i: journal.put_call(intent.number, i, oldest=self._ring.oldest))
+            return None
+        finally:
+            self._ring.end(intent)
+
+    async def _make(
+        self,
+        op: int,
+        parent: int,
+        name: bytes,
+        ctx: RequestContext,
+        change: Callable[[Record], Awaitable[Node]],
+    ) -> Node:
+        made: list[Node] = []
+
+        async def keep(record: Record) -> None:
+            made.append(await change(record))
+
+        before = await self._once(op, parent, name, ctx, keep)
+        return self.fs.volume.node(before) if before is not None else made[0]
+
+    def _creator(self, mode: int, ctx: RequestContext) -> Creator:
+        return Creator(uid=ctx.uid, gid=ctx.gid, mode=stat.S_IMODE(mode) & ~ctx.umask)
+
+    @_answer
+    async def mkdir(
+        self, parent_inode: pyfuse3.InodeT, name: bytes, mode: pyfuse3.ModeT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Make a directory."""
+        parent, text, who = Inode(parent_inode), decode_name(name), self._creator(mode, ctx)
+        node = await self._make(
+            Opcode.MKDIR,
+            parent,
+            name,
+            ctx,
+            lambda record: self.fs.tree.mkdir(parent, text, who, record),
+        )
+        return self._entry_of(node)
+
+    @_answer
+    async def symlink(
+        self, parent_inode: pyfuse3.InodeT, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Make a symbolic link."""
+        parent, text, who = Inode(parent_inode), decode_name(name), self._creator(0o777, ctx)
+        try:
+            where = target.decode()
+        except UnicodeDecodeError as error:
+            raise FUSEError(errno.EILSEQ) from error
+        node = await self._make(
+            Opcode.SYMLINK, parent, name, ctx,
+            lambda record: self.fs.tree.symlink(parent, text, where, who, record),
+        )  # fmt: skip
+        return self._entry_of(node)
+
+    @_answer
+    async def mknod(
+        self,
+        parent_inode: pyfuse3.InodeT,
+        name: bytes,
+        mode: pyfuse3.ModeT,
+        rdev: int,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        """Make a special file."""
+        parent, text, who = Inode(parent_inode), decode_name(name), self._creator(mode, ctx)
+        node = await self._make(
+            Opcode.MKNOD, parent, name, ctx,
+            lambda record: self.fs.tree.mknod(parent, text, mode, rdev, who, record),
+        )  # fmt: skip
+        return self._entry_of(node)
+
+    @_answer
+    async def link(
+        self,
+        inode: pyfuse3.InodeT,
+        new_parent_inode: pyfuse3.InodeT,
+        new_name: bytes,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        """Refuse: an object has one key."""
+        raise FUSEError(errno.EPERM)
+
+    @_answer
+    async def unlink(self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: RequestContext) -> None:
+        """Remove a file."""
+        parent, text = Inode(parent_inode), decode_name(name)
+        await self._once(
+            Opcode.UNLINK,
+            parent,
+            name,
+            ctx,
+            lambda record: self.fs.tree.unlink(parent, text, record),
+        )
+
+    @_answer
+    async def rmdir(self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: RequestContext) -> None:
+        """Remove a directory."""
+        parent, text = Inode(parent_inode), decode_name(name)
+        await self._once(
+            Opcode.RMDIR, parent, name, ctx, lambda record: self.fs.tree.rmdir(parent, text, record)
+        )
+
+    @_answer
+    async def rename(
+        self,
+        parent_inode_old: pyfuse3.InodeT,
+        name_old: bytes,
+        parent_inode_new: pyfuse3.InodeT,
+        name_new: bytes,
+        flags: pyfuse3.FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        """Rename."""
+        old, new = decode_name(name_old), decode_name(name_new)
+        parent, new_parent = Inode(parent_inode_old), Inode(parent_inode_new)
+        await self._once(
+            Opcode.RENAME2, parent, name_old, ctx,
+            lambda record: self.fs.tree.rename(parent, old, new_parent, new, flags, record),
+            target=(new_parent, name_new),
+        )  # fmt: skip
+
+    # Files
+
+    @_answer
+    async def create(
+        self,
+        parent_inode: pyfuse3.InodeT,
+        name: bytes,
+        mode: pyfuse3.ModeT,
+        flags: pyfuse3.FlagT,
+        ctx: RequestContext,
+    ) -> tuple[FileInfo, EntryAttributes]:
+        """Make and open a file."""
+        parent, text, who = Inode(parent_inode), decode_name(name), self._creator(mode, ctx)
+        is_exclusive = bool(flags & os.O_EXCL)
+        node = await self._make(
+            Opcode.CREATE, parent, name, ctx,
+            lambda record: self.fs.tree.create(parent, text, who, record, exclusive=is_exclusive),
+        )  # fmt: skip
+        self.fs.stages.take_up(node)
+        info = await self._open(node, flags)
+        return info, self._entry_of(self.fs.volume.node(node.id))
+
+    @_answer
+    async def open(
+        self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: RequestContext
+    ) -> FileInfo:
+        """Open a file."""
+        return await self._open(self.fs.volume.node(inode), flags)
+
+    async def _open(self, node: Node, flags: int) -> FileInfo:
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        if writes and self.fs.volume.settings.read_only:
+            raise FUSEError(errno.EROFS)
+        if node.is_directory:
+            raise FUSEError(errno.EISDIR)
+        if flags & os.O_TRUNC and writes and (self.fs.stages.size(node) or node.etag is not None):
+            await self._truncate(node.id, 0)
+        if writes:
+            self.fs.stages.opened(node.id)
+        number = self._handles.make(node.id, writes=writes)
+        # An inode is one version, so the kernel's pages of it are good for as long as it knows the inode.
+        return FileInfo(fh=pyfuse3.FileHandleT(number), keep_cache=True)
+
+    @_answer
+    async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
+        """Read."""
+        for _ in range(MAX_REREADS):
+            try:
+                data = await self.fs.read(read_handle(fh).inode, off, size, handle=fh)
+            except Superseded:
+                continue
+            self.fs.counters.read_bytes += len(data)
+            return data  # type: ignore[return-value] # a memoryview is a buffer, all that libfuse wants
+        raise FUSEError(errno.EIO)
+
+    @_answer
+    async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
+        """Write."""
+        inode = read_handle(fh).inode
+        async with self.fs.volume.locks.holding(("inode", inode)):
+            written = await self.fs.stages.write(inode, off, buf)
+        self.fs.counters.written_bytes += written
+        return written
+
+    @_answer
+    async def flush(self, fh: pyfuse3.FileHandleT) -> None:
+        """Upload at close(2), so that the program hears of a failure."""
+        handle = read_handle(fh)
+        if handle.writes:
+            await self.fs.commit(handle.inode)
+
+    @_answer
+    async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
+        """Upload at fsync(2)."""
+        await self.fs.commit(read_handle(fh).inode)
+
+    @_answer
+    async def release(self, fh: pyfuse3.FileHandleT) -> None:
+        """Note that a handle is gone."""
+        handle = read_handle(fh)
+        self.fs.reader.close(fh)
+        if handle.writes:
+            self.fs.closed(handle.inode)
+
+    # Directories
+
+    @_answer
+    async def opendir(self, inode: pyfuse3.InodeT, ctx: RequestContext) -> pyfuse3.FileHandleT:
+        """Open a directory."""
+        self.fs.volume.directory(inode)
+        return pyfuse3.FileHandleT(self._handles.make(Inode(inode)))
+
+    @_answer
+    async def readdir(
+        self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken
+    ) -> None:
+        """Give entries, in the order of their inode numbers, which are also the positions."""
+        inode = read_handle(fh).inode
+        nodes = await self.fs.namespace.entries(inode, start_id, READDIR_ROWS)
+        valid_s = self.fs.namespace.entries_valid_for_s(inode)
+        while nodes:
+            for node in nodes:
+                name = (node.name or "").encode()
+                if not pyfuse3.readdir_reply(token, name, self._entry(node, valid_s), node.id):
+                    return
+            nodes = self.fs.volume.nodes.children(inode, after=nodes[-1].id, limit=READDIR_ROWS)
+
+    @_answer
+    async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
+        """Nothing is kept of an open directory."""
+
+    @_answer
+    async def fsyncdir(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
+        """Make the journal durable on this disk: what S3 has yet to follow then outlives a power loss too."""
+        await self.fs.volume.database.checkpoint()
+
+    async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
+        """The kernel let inodes go; nameless ones are dropped then."""
+        for inode, _ in inode_list:
+            node = self.fs.volume.nodes.get(inode)
+            if node is not None and node.is_detached and not kernel_holds(node.id):
+                self.fs.syncer.forget(node.id)
+
+
+def kernel_holds(inode: Inode) -> bool:
+    """Ask the kernel whether it still knows an inode number; microseconds. Only while a session is up.
+
+    Invalidating nothing but attributes changes nothing else, and is answered ENOENT for an unknown inode.
+    """
+    if inode == ROOT:
+        return True
+    try:
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(inode), attr_only=True)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTCONN, errno.EBADF, errno.ENODEV)
+    return True
+
+
+async def invalidate_kernel(fs: FileSystem, directory: Node) -> None:
+    """Make the kernel ask again about every name below *directory*.
+
+    In a thread, because the kernel may wait for a request of that directory to be answered first.
+    """
+    after = 0
+    while children := fs.volume.nodes.children(directory.id, after=after, limit=READDIR_ROWS):
+        await trio.to_thread.run_sync(_invalidate_entries, directory.id, children)
+        for child in children:
+            if child.is_directory:
+                await invalidate_kernel(fs, child)
+        after = children[-1].id
+
+
+def _invalidate_entries(parent: Inode, children: list[Node]) -> None:
+    for child in children:
+        try:
+            pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), (child.name or "").encode())
+        except OSError as error:
+            if error.errno != errno.ENOENT:  # ENOENT: the kernel does not know the name
+                log.debug("invalidating %r failed: %s", child.name, error)
