@@ -188,6 +188,14 @@ class Manager:
         self._events.close()
         self._stopped.set()
 
+    def hurry(self) -> None:
+        """While stopping: upload no more; what is left stays in the journals."""
+        if self._stop_at is None:
+            return
+        self._stop_at = trio.current_time()
+        for actor in list(self._actors.values()):
+            self._stop_actor(actor)
+
     def draining(self) -> list[tuple[str, int]]:
         """List the mounts that are on their way down, with the bytes that S3 does not have yet."""
         return [

@@ -112,15 +112,37 @@ class Workers(Protocol):
 class Connection(Protocol):
     """One kernel connection, owned by the supervisor for as long as the mount lives."""
 
-    id: str
-    """Unique per connection, also across daemon runs."""
-    fuse_fd: int
-    ring_fd: int
-    flags: int
-    flags2: int
-    max_write: int
-    minor: int
-    can_resend: bool
+    @property
+    def id(self) -> str:
+        """Unique per connection, also across daemon runs."""
+
+    @property
+    def fuse_fd(self) -> int:
+        """The descriptor of /dev/fuse."""
+
+    @property
+    def ring_fd(self) -> int:
+        """The memfd that outlives workers and tells repeated requests from new ones."""
+
+    @property
+    def flags(self) -> int:
+        """FUSE_INIT capabilities that the kernel was given, low half."""
+
+    @property
+    def flags2(self) -> int:
+        """The high half."""
+
+    @property
+    def max_write(self) -> int:
+        """Longest write that the kernel sends, bytes."""
+
+    @property
+    def minor(self) -> int:
+        """Minor version of the kernel's FUSE protocol."""
+
+    @property
+    def can_resend(self) -> bool:
+        """Whether the kernel hands unanswered requests to the next worker."""
 
     async def ended(self) -> None:
         """Return when the kernel has ended the connection or somebody unmounted it (mountinfo and fd are watched)."""

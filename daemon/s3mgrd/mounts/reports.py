@@ -5,6 +5,7 @@ import stat
 from typing import Final, TypeVar
 
 import msgspec
+import trio
 
 from s3mgr.schema import LogTail
 from s3mgrd.errors import NotFound, Unavailable
@@ -14,6 +15,13 @@ T = TypeVar("T")
 
 # What one answer reads at most, however many lines were asked for.
 MAX_TAIL_BYTES: Final = 1 << 20
+
+_READERS: Final = trio.CapacityLimiter(4)
+
+
+async def read_tail_in_thread(path: str, lines: int, offset: int | None) -> LogTail:
+    """`read_tail` without stopping the loop."""
+    return await trio.to_thread.run_sync(read_tail, path, lines, offset, limiter=_READERS)
 
 
 def decode_report(reply: Reply, kind: type[T]) -> T:
