@@ -62,6 +62,7 @@ class ClientStream:
             with trio.move_on_after(self._send_timeout_s) as limit:
                 await self._stream.send_all(data[start : start + _CHUNK_BYTES])
             if limit.cancelled_caught:
+                log.info("disconnected a client that did not read for %g s", self._send_timeout_s)
                 self.abort()
                 raise trio.BrokenResourceError("the client does not read")
 

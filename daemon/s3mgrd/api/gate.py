@@ -17,6 +17,7 @@ import trio
 from hypercorn.typing import (
     ASGIFramework,
     ASGIReceiveCallable,
+    ASGIReceiveEvent,
     ASGISendCallable,
     ASGISendEvent,
     HTTPScope,
@@ -100,15 +101,27 @@ class Gate:
         request_id = str(uuid.uuid4())
         started = trio.current_time()
         status = _NO_ANSWER
+        answered = False
         route = "-"
 
         async def send_marked(event: ASGISendEvent) -> None:
-            nonlocal status
+            nonlocal status, answered
             if event["type"] == "http.response.start":
                 status = event["status"]
                 headers = [*event["headers"], *_headers(request_id)]
                 event = {**event, "headers": headers}
+            elif event["type"] == "http.response.body" and not event.get("more_body", False):
+                answered = True
             await send(event)
+
+        async def receive_until_answered() -> ASGIReceiveEvent:
+            event = await receive()
+            # hypercorn reports the end of every request as a disconnect, from within the last send. Quart-Trio would
+            # cancel the task that is in that send, which then neither closes the connection nor watches it for
+            # idleness and for the server's stop.
+            if event["type"] == "http.disconnect" and answered:
+                await trio.sleep_forever()
+            return event
 
         try:
             async with trio.open_nursery() as nursery:
@@ -117,7 +130,9 @@ class Gate:
                 path = _origin_form(scope["path"])
                 try:
                     await self._app(
-                        {**scope, "path": path, "extensions": extensions}, receive, send_marked
+                        {**scope, "path": path, "extensions": extensions},
+                        receive_until_answered,
+                        send_marked,
                     )
                 finally:
                     route = info.route

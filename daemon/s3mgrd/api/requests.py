@@ -223,7 +223,11 @@ def parse_query(args: Mapping[str, list[str]], shape: type[S]) -> S:
     Raises:
         InvalidParameter: one is unknown, given twice, of the wrong type or out of range.
     """
+    known = shape.__struct_fields__
+    hint = f"Parameters of this resource: {', '.join(known) or 'none'}."
     for name, values in args.items():
+        if name not in known:
+            raise InvalidParameter(f"There is no parameter {name!a}.", hint=hint)
         if len(values) > 1:
             raise InvalidParameter(f"The parameter {name!a} is given more than once.")
     try:
@@ -232,11 +236,8 @@ def parse_query(args: Mapping[str, list[str]], shape: type[S]) -> S:
         )
     except msgspec.ValidationError as exc:
         pointer, what = locate(str(exc))
-        known = ", ".join(shape.__struct_fields__) or "none"
-        raise InvalidParameter(
-            f"The parameter {pointer.removeprefix('/')!a} is not valid: {what}.",
-            hint=f"Parameters of this resource: {known}.",
-        ) from exc
+        name = pointer.removeprefix("/")
+        raise InvalidParameter(f"The parameter '{name}' is not valid: {what}.", hint=hint) from exc
 
 
 def parse_body(raw: bytes, content_type: str, shape: type[B], *, required: bool) -> B:

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import trio
 from s3mgrd.api.server import serve_api
 from s3mgrd.api.settings import ApiSettings
 from tests.fakes.service import FakeService
-from tests.unit.api.client import Client
+from tests.unit.api.client import TIMEOUT_S, Client
 
 
 @pytest.fixture
@@ -61,6 +61,13 @@ async def serving(
         )
         yield shutdown
         shutdown.set()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until *condition* holds for something that happens in the server and tells nobody."""
+    with trio.fail_after(TIMEOUT_S):
+        while not condition():  # noqa: ASYNC110  # what changes has no event to wait for
+            await trio.sleep(0.001)
 
 
 @pytest.fixture

@@ -134,6 +134,28 @@ async def test_errors_raised_inside_a_nursery_are_unwrapped(
 
 
 @pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("GET", ""),
+        ("PATCH", ""),
+        ("POST", "/flush"),
+        ("POST", "/invalidate"),
+        ("POST", "/restart"),
+        ("GET", "/stats"),
+        ("GET", "/cache"),
+        ("GET", "/logs"),
+    ],
+)
+async def test_a_mount_that_does_not_exist_is_not_found(
+    client: Client, method: str, target: str
+) -> None:
+    body = {} if method != "GET" else None
+    answer = await client.request(method, f"/v1/mounts/none{target}", body)
+    assert_problem(answer, 404, "not-found")
+    assert (answer.json["mount"], answer.json["hint"]) == ("none", "list them: s3mgr ls")
+
+
+@pytest.mark.parametrize(
     "target",
     [
         *("/", "/v1", "/v1/mounts/", "/v1//mounts", "/v1/mounts/a/b", "/v1/mounts/a%2Fb"),
