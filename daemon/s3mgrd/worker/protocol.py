@@ -22,6 +22,9 @@ from s3mgr.schema import Credentials, FailedUpload, LiveOptions, MountSpec
 
 PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 192 << 10  # the kernel's default send buffer is 208 KiB
+RING_BYTES = (
+    64 << 10
+)  # size of the repeat ring's memfd (`s3mgrd.worker.ring`); the supervisor makes it
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag="hello"):

@@ -1,0 +1,80 @@
+"""What s3mgr asks of the kernel in FUSE_INIT: the one table, with the reason for each line.
+
+The supervisor grants what is both here and offered; the worker's libfuse is told the same (`worker.session`).
+"""
+
+import os
+from typing import Final
+
+from s3mgrd.fuse.abi import Cap
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+PAGE_BYTES: Final = os.sysconf("SC_PAGESIZE")
+
+MAX_WRITE_BYTES: Final = 1 * MIB
+"""Largest write and read in one request. libfuse up to 3.16 cannot receive more."""
+MAX_PAGES: Final = MAX_WRITE_BYTES // PAGE_BYTES
+"""The same in pages; without it the kernel stops at 32 pages."""
+READAHEAD_BYTES: Final = 4 * MIB
+"""Upper bound the kernel may read ahead of a program; `read_ahead_kb` is raised to it where we may. Four requests
+of the largest size in flight for one sequential reader: 0.9 → 3.7 GB/s from memory."""
+READAHEAD_KB: Final = READAHEAD_BYTES // KIB
+MAX_BACKGROUND: Final = 64
+"""Readahead and asynchronous direct requests in flight per mount: 16 readers with a full window each. The
+kernel's default of 12 starves them behind S3's latency."""
+CONGESTION_THRESHOLD: Final = 48
+"""Three quarters of it, as libfuse: from here on the kernel skips optional readahead."""
+TIME_GRAN_NS: Final = 1
+"""Times are kept in nanoseconds."""
+
+CAPABILITIES: Final[dict[Cap, str]] = {
+    Cap.ASYNC_READ: "several reads of one file at a time, in any order: readahead needs it",
+    Cap.ATOMIC_O_TRUNC: "O_TRUNC arrives with open: one request, and a whole overwrite is known as one",
+    Cap.BIG_WRITES: "writes of more than a page per request",
+    Cap.DO_READDIRPLUS: "a listing carries attributes, so `ls -l` asks nothing more. Not the AUTO variant: it makes "
+    "the kernel mix in plain READDIR, which pyfuse3 does not handle",
+    Cap.ASYNC_DIO: "parallel O_DIRECT requests of one program",
+    Cap.PARALLEL_DIROPS: "lookups and listings in one directory do not wait for each other behind S3",
+    Cap.MAX_PAGES: "requests of 1 MiB instead of 128 KiB",
+    Cap.CACHE_SYMLINKS: "readlink is answered by the page cache: a symlink's target never changes within an inode",
+    Cap.EXPLICIT_INVAL_DATA: "the page cache is dropped only when we say so: an inode is one version of one object, "
+    "so a refreshed mtime must not throw good pages away",
+    Cap.HANDLE_KILLPRIV_V2: "without it the kernel asks for security.capability before every write. In return the file "
+    "system clears setuid and setgid itself on write, truncate and chown (libfuse 3.14 does not know the flag, "
+    "which only means that nothing tells us whether the writer is privileged: they are always cleared)",
+    Cap.INIT_EXT: "the second word of flags",
+    Cap.HAS_RESEND: "unanswered requests of a dead worker can be asked for again (Linux 6.9)",
+}
+"""What is granted to every connection. Deliberately not in it:
+
+=====================  ==========================================================================================
+POSIX_ACL              modes decide, checked by the kernel (`default_permissions`); S3 keeps no ACLs that map
+READDIRPLUS_AUTO       see DO_READDIRPLUS
+AUTO_INVAL_DATA        see EXPLICIT_INVAL_DATA
+NO_OPEN_SUPPORT        opens must arrive: close-to-open consistency and write handles hang on them
+POSIX_LOCKS, FLOCK     the kernel keeps locks itself, within one mount
+SPLICE_*               libfuse's own affair; an unprivileged worker's pipes are too small for it
+SETXATTR_EXT           changes the layout of SETXATTR, which libfuse 3.14 does not know
+REQUEST_TIMEOUT        would abort the connection while a new worker is on its way
+ABORT_ERROR            an aborted connection should end like an unmounted one
+=====================  ==========================================================================================
+"""
+
+WRITEBACK: Final = Cap.WRITEBACK_CACHE
+"""Granted per connection, on the file system's request (`writeback_cache=True`).
+
+With it the kernel gathers small writes into large ones (4 KiB writes: 55 → 813 MB/s). Safe as regards the
+promises: dirty pages live in the kernel, so they survive the worker's death, and the kernel sends them before FLUSH
+(close) and FSYNC. The price: size and mtime of a cached inode belong to the kernel (it ignores ours), handles opened
+write-only are read from too (read-modify-write of pages), and O_APPEND positions are the kernel's. A file system
+must be built for that, so it is off unless asked for.
+"""
+
+
+def wanted(*, writeback_cache: bool) -> Cap:
+    """Return everything that a connection should be granted if the kernel offers it."""
+    caps = Cap(0)
+    for cap in CAPABILITIES:
+        caps |= cap
+    return caps | WRITEBACK if writeback_cache else caps

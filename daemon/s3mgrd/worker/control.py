@@ -1,0 +1,321 @@
+"""The worker's control socket: who may connect, hello, and which method of the service answers which message.
+
+Concurrency: `ControlServer.run` accepts for as long as the worker lives; one conversation at a time, and a new one
+replaces the old. A supervisor that goes away changes nothing for the mount: the next one connects here.
+"""
+
+import logging
+import os
+import socket
+import struct
+from typing import Final, Protocol
+
+import msgspec
+import trio
+
+from s3mgr import __version__
+from s3mgr.schema import (
+    CacheReport,
+    Credentials,
+    FlushReport,
+    InvalidateReport,
+    LiveOptions,
+    MountStats,
+)
+from s3mgrd.errors import Conflict, NotMounted, Unavailable, Unsupported
+from s3mgrd.worker.channel import Body, Channel, EventQueue, Fds, close_all, open_channel
+from s3mgrd.worker.protocol import (
+    PROTOCOL_VERSION,
+    Configure,
+    Configured,
+    CredentialGrant,
+    Descriptors,
+    Discard,
+    Drain,
+    Flush,
+    GetCache,
+    GetCredentials,
+    GetDescriptors,
+    GetStats,
+    Hello,
+    HelloReply,
+    Invalidate,
+    Ok,
+    Reply,
+    Report,
+    Serve,
+    SessionEnded,
+    SetCredentials,
+    SetOptions,
+    StatusEvent,
+    Stop,
+    WorkerEvent,
+)
+
+STATUS_INTERVAL_S: Final = 0.5
+CREDENTIALS_TIMEOUT_S: Final = 90.0
+STOP_TIMEOUT_S: Final = 30.0
+_PEERCRED: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
+
+log = logging.getLogger(__name__)
+
+
+class WorkerService(Protocol):
+    """What a worker can do; the composition root implements it. Every method may raise `S3mgrError`."""
+
+    async def configure(self, message: Configure) -> Configured:
+        """Open the store and the files; called once."""
+
+    async def serve(self, message: Serve, fuse_fd: int, ring_fd: int) -> None:
+        """Begin to serve the kernel connection and return once libfuse reads from it; the descriptors stay the caller's.
+
+        When the session has ended, `ControlServer.session_ended` is to be called.
+        """
+
+    async def stats(self) -> MountStats:
+        """Count what was done."""
+
+    async def cache(self, path: str, cursor: str | None, limit: int) -> CacheReport:
+        """Describe what is cached below *path*."""
+
+    async def flush(self, timeout_s: float) -> FlushReport:
+        """Upload what S3 does not have."""
+
+    async def invalidate(self, path: str) -> InvalidateReport:
+        """Forget names below *path*."""
+
+    async def set_options(self, options: LiveOptions) -> None:
+        """Change options now."""
+
+    async def set_credentials(self, credentials: Credentials) -> None:
+        """Use other keys from now on."""
+
+    async def drain(self, timeout_s: float) -> FlushReport:
+        """Upload what is left before the end."""
+
+    async def discard(self) -> None:
+        """Throw away what S3 does not have."""
+
+    async def stop(self) -> None:
+        """Close everything; after this returns the answer is sent and `ControlServer.run` ends."""
+
+
+class ControlServer:
+    """Serves the control socket of one worker.
+
+    Args:
+        listener: bound and listening, made by the supervisor; owned from here on.
+        mount: name of the mount.
+        service: what answers.
+    """
+
+    def __init__(self, listener: socket.socket, mount: str, service: WorkerService) -> None:
+        self._listener = listener
+        self._mount = mount
+        self._service = service
+        self._events = EventQueue(status_interval_s=STATUS_INTERVAL_S)
+        self._last_status: StatusEvent | None = None
+        self._conversation: _Conversation | None = None
+        self._stopped = trio.Event()
+        self._connection_id = ""
+        self._serve: Serve | None = None
+        self._fds: Fds = ()
+        self._ended = False
+
+    def emit(self, event: WorkerEvent) -> None:
+        """Report *event*; never waits. Kept for the next supervisor while there is none, see `EventQueue`."""
+        if isinstance(event, StatusEvent):
+            self._last_status = event
+        self._events.put(event)
+
+    def session_ended(self) -> None:
+        """Note that the kernel connection is gone, close our descriptors of it, and report it."""
+        if self._serve is not None:
+            self._serve = None
+            close_all(self._fds)
+            self._fds = ()
+            self._ended = True
+            self.emit(SessionEnded())
+
+    async def get_credentials(self) -> CredentialGrant:
+        """Ask the supervisor for keys.
+
+        Raises:
+            Unavailable: there is no supervisor just now, or it did not answer; ask again later.
+            CredentialsRejected: it has none.
+        """
+        conversation = self._conversation
+        if conversation is None or conversation.channel is None:
+            raise Unavailable("no supervisor is there to ask for credentials")
+        with trio.move_on_after(CREDENTIALS_TIMEOUT_S):
+            reply, fds = await conversation.channel.request(GetCredentials())
+            close_all(fds)
+            if isinstance(reply, CredentialGrant):
+                return reply
+            raise Unavailable(f"{type(reply).__name__} is no credentials")
+        raise Unavailable("the supervisor gave no credentials in time")
+
+    async def run(self) -> None:
+        """Accept supervisors until one has sent `Stop`."""
+        # The kernel noted who called listen(2): the supervisor itself, whatever this process has become since.
+        allowed = {0, _peer_uid(self._listener)}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._accept, nursery, allowed)
+            await self._stopped.wait()
+            nursery.cancel_scope.cancel()
+        close_all(self._fds)
+        self._fds = ()
+
+    async def _accept(self, nursery: trio.Nursery, allowed: set[int]) -> None:
+        with trio.socket.from_stdlib_socket(self._listener) as listener:
+            while True:
+                accepted, _ = await listener.accept()
+                peer = socket.socket(fileno=accepted.detach())
+                uid = _peer_uid(peer)
+                if uid not in allowed:
+                    log.warning("refused a control connection of uid %d", uid)
+                    peer.close()
+                    continue
+                if self._conversation is not None:
+                    self._conversation.scope.cancel()
+                self._conversation = conversation = _Conversation()
+                nursery.start_soon(self._converse, conversation, peer)
+
+    async def _converse(self, conversation: "_Conversation", peer: socket.socket) -> None:
+        async def answer(body: Body, fds: Fds) -> tuple[Reply, Fds]:
+            return await self._answer(conversation, body, fds)
+
+        with conversation.scope:
+            async with (
+                open_channel(peer, answer, outgoing=self._events) as channel,
+                trio.open_nursery() as nursery,
+            ):
+                conversation.channel = channel
+                nursery.start_soon(_cancel_at, channel.ended, nursery.cancel_scope)
+                await conversation.stopping.wait()
+                await channel.idle()  # the answer to Stop is out
+                nursery.cancel_scope.cancel()
+        if self._conversation is conversation:
+            self._conversation = None
+        if conversation.stopping.is_set():
+            self._stopped.set()
+
+    async def _answer(
+        self, conversation: "_Conversation", body: Body, fds: Fds
+    ) -> tuple[Reply, Fds]:
+        """Answer one request of the supervisor."""
+        if isinstance(body, Serve):
+            return await self._begin_to_serve(body, fds), ()
+        close_all(fds)
+        match body:
+            case Hello():
+                return self._hello(conversation, body), ()
+            case _ if not conversation.greeted:
+                raise Conflict("say hello first")
+            case GetDescriptors():
+                return self._descriptors()
+            case Configure():
+                self._connection_id = body.connection_id
+                return await self._service.configure(body), ()
+            case _:
+                return await self._dispatch(conversation, body), ()
+
+    async def _dispatch(self, conversation: "_Conversation", body: Body) -> Reply:
+        service = self._service
+        match body:
+            case GetStats():
+                return _report(await service.stats())
+            case GetCache():
+                return _report(await service.cache(body.path, body.cursor, body.limit))
+            case Flush():
+                return _report(await service.flush(body.timeout_s))
+            case Invalidate():
+                return _report(await service.invalidate(body.path))
+            case Drain():
+                return _report(await service.drain(body.timeout_s))
+            case SetOptions():
+                await service.set_options(body.options)
+            case SetCredentials():
+                await service.set_credentials(body.credentials)
+            case Discard():
+                await service.discard()
+            case Stop():
+                # A supervisor that goes away now has asked nevertheless: a worker closed by half is no use.
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_TIMEOUT_S):
+                    await service.stop()
+                conversation.stopping.set()
+            case _:
+                raise Unsupported(f"this worker does not know {type(body).__name__}")
+        return Ok()
+
+    def _hello(self, conversation: "_Conversation", body: Hello) -> HelloReply:
+        if body.protocol != PROTOCOL_VERSION:
+            raise Unsupported(
+                f"this worker speaks protocol {PROTOCOL_VERSION}, the supervisor {body.protocol}",
+                hint="unmount, then mount again with the new version",
+            )
+        conversation.greeted = True
+        if self._last_status is not None:  # a new supervisor knows nothing yet
+            self._events.put(self._last_status)
+        return HelloReply(
+            protocol=PROTOCOL_VERSION,
+            version=__version__,
+            pid=os.getpid(),
+            mount=self._mount,
+            serving=self._serve is not None,
+            ended=self._ended,
+        )
+
+    async def _begin_to_serve(self, body: Serve, fds: Fds) -> Ok:
+        if len(fds) != 2 or self._serve is not None:
+            close_all(fds)
+            if len(fds) != 2:
+                raise Conflict(f"Serve needs two descriptors, not {len(fds)}")
+            raise Conflict("this worker serves a connection already")
+        self._serve, self._fds, self._ended = body, fds, False
+        try:
+            await self._service.serve(body, *fds)
+        except BaseException:
+            if self._serve is body:
+                self._serve, self._fds = None, ()
+                close_all(fds)
+            raise
+        return Ok()
+
+    def _descriptors(self) -> tuple[Descriptors, Fds]:
+        serve = self._serve
+        if serve is None:
+            raise NotMounted("this worker serves no connection")
+        described = Descriptors(
+            connection_id=self._connection_id,
+            flags=serve.flags,
+            flags2=serve.flags2,
+            max_write=serve.max_write,
+            minor=serve.minor,
+        )
+        return described, self._fds
+
+
+class _Conversation:
+    """One supervisor's connection."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.channel: Channel | None = None
+        self.greeted = False
+        self.stopping = trio.Event()
+
+
+async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
+def _report(body: msgspec.Struct) -> Report:
+    return Report(body=msgspec.json.encode(body))
+
+
+def _peer_uid(sock: socket.socket) -> int:
+    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    uid: int = _PEERCRED.unpack(data)[1]
+    return uid
