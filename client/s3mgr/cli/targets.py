@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from s3mgr.schema import Mount
 
 NAME_MAX: Final = 63
+# As in the kernel.
+LINKS_MAX: Final = 40
 SEE_LIST: Final = "see what there is: s3mgr ls"
 
 
@@ -39,11 +41,14 @@ def absolute_directory(text: str) -> str:
             "the working directory no longer exists", hint="give an absolute path"
         ) from exc
     path = os.path.join(os.path.realpath(parent), name)
-    try:
-        os.readlink(path)
-    except OSError:  # not a link, or not there: the daemon decides whether that is an error
-        return path
-    return os.path.realpath(path)
+    for _ in range(LINKS_MAX):
+        try:
+            target = os.readlink(path)
+        except OSError:  # not a link, or not there: the daemon decides whether that is an error
+            return path
+        parent, name = os.path.split(os.path.normpath(os.path.join(os.path.dirname(path), target)))
+        path = os.path.join(os.path.realpath(parent), name)
+    raise InvalidRequest(f"too many levels of symbolic links: {text}")
 
 
 def suggest_name(bucket: str, prefix: str) -> str:

@@ -2,11 +2,13 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from s3mgr.cli.targets import absolute_directory, find_mount, free_name, suggest_name
+from s3mgr.errors import InvalidRequest
 from s3mgr.schema.mounts import NAME_PATTERN
 
 from .fake_daemon import make_mount
@@ -52,14 +54,30 @@ def test_a_directory_is_made_absolute_without_touching_what_is_mounted(
     (here / "link").symlink_to("real")
     (here / "real/mnt").mkdir()
     (here / "to-mnt").symlink_to("link/mnt")
-    touched: list[str] = []
-    monkeypatch.setattr(os, "stat", lambda path, **_kw: touched.append(path))
+    (here / "loop").symlink_to("loop")
+    touched: list[object] = []
+    for name in ("stat", "lstat"):
+        monkeypatch.setattr(os, name, _recording(getattr(os, name), touched))
     for text in ("real/mnt", "link/mnt", "./link//mnt/", "real/../link/mnt", f"{here}/to-mnt"):
         assert absolute_directory(text) == f"{here}/real/mnt"
     assert absolute_directory(".") == str(here)
     assert absolute_directory("/") == "/"
     assert absolute_directory("not/there") == f"{here}/not/there"
+    with pytest.raises(InvalidRequest, match="too many levels"):
+        absolute_directory("loop")
+    monkeypatch.undo()
+    assert f"{here}/real" in touched
     assert f"{here}/real/mnt" not in touched
+
+
+def _recording(
+    function: Callable[..., os.stat_result], seen: list[object]
+) -> Callable[..., os.stat_result]:
+    def call(path: object, **more: object) -> os.stat_result:
+        seen.append(path)
+        return function(path, **more)
+
+    return call
 
 
 def test_a_name_comes_before_a_directory_of_that_name(clean_environment: Path) -> None:
