@@ -146,6 +146,7 @@ class FlushReport(Struct, frozen=True, kw_only=True):
     uploaded_files: int
     remaining_files: int
     remaining_bytes: int
+    remaining_operations: int = 0
     failed_uploads: list[FailedUpload] = field(default_factory=list)
 
 

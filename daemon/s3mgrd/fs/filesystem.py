@@ -40,6 +40,7 @@ class FileSystem:
         self, volume: Volume, nursery: trio.Nursery, kernel_holds: Callable[[Inode], bool]
     ) -> None:
         self.volume = volume
+        self.kernel_holds = kernel_holds
         self.metadata = Metadata(volume, kernel_holds)
         self.lister = Lister(volume, nursery, self.metadata.fetch)
         self.namespace = Namespace(volume, self.lister, self.metadata)

@@ -106,8 +106,11 @@ class Namespace:
             min(self._volume.settings.metadata_ttl_s - age_s, self._volume.settings.metadata_ttl_s),
         )
 
-    def forget(self, path: str) -> tuple[int, int]:
-        """Make the next look at everything below *path* ask S3; returns how many listings and names were forgotten.
+    def forget(self, path: str) -> tuple[Node, int, int]:
+        """Make the next look at *path* and everything below ask S3.
+
+        Returns:
+            The directory whose names to look at again, and how many listings and names were forgotten.
 
         Raises:
             FileNotFoundError: mount.db knows of no such path.
@@ -125,7 +128,8 @@ class Namespace:
             if parent is not None and node.id != ROOT:
                 self._volume.nodes.update(parent.id, listed_ns=0)
             self._forget(node, counts)
-        return counts[0], counts[1]
+        around = node if node.is_directory or parent is None else parent
+        return around, counts[0], counts[1]
 
     def _forget(self, node: Node, counts: list[int]) -> None:
         if not node.is_directory:

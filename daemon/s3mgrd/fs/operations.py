@@ -466,7 +466,7 @@ class Operations(pyfuse3.Operations):
 
     @_answer
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
-        """Upload at fsync(2)."""
+        """Upload, as close does."""
         await self.fs.commit(read_handle(fh).inode)
 
     @_answer
@@ -513,12 +513,12 @@ class Operations(pyfuse3.Operations):
         """The kernel let inodes go; nameless ones are dropped then."""
         for inode, _ in inode_list:
             node = self.fs.volume.nodes.get(inode)
-            if node is not None and node.is_detached and not kernel_holds(node.id):
+            if node is not None and node.is_detached and not self.fs.kernel_holds(node.id):
                 self.fs.syncer.forget(node.id)
 
 
-def kernel_holds(inode: Inode) -> bool:
-    """Ask the kernel whether it still knows an inode number; microseconds. Only while a session is up.
+def ask_kernel_holds(inode: Inode) -> bool:
+    """Ask the kernel whether it still knows an inode number; microseconds. Only while a session is up: libfuse crashes else.
 
     Invalidating nothing but attributes changes nothing else, and is answered ENOENT for an unknown inode.
     """

@@ -1,0 +1,143 @@
+"""What can be seen of a file system from outside: counters, what is cached, what failed. Changes nothing."""
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+from s3mgr.schema import CacheEntry, CacheReport, FailedUpload, MountStats, OperationCount
+from s3mgrd.cache.nodes import ROOT, Kind, Node
+from s3mgrd.errors import NotFound, UserError
+from s3mgrd.fs.filesystem import FileSystem
+from s3mgrd.fs.volume import NS
+from s3mgrd.s3.port import CallStats
+
+MAX_FAILED: Final = 100
+"""Failed uploads that are listed; more are counted only."""
+_KINDS: Final[Mapping[int, Literal["file", "directory", "symlink", "other"]]] = {
+    Kind.FILE: "file",
+    Kind.DIRECTORY: "directory",
+    Kind.SYMLINK: "symlink",
+    Kind.SPECIAL: "other",
+}
+
+
+def stats(fs: FileSystem, *, uptime_s: float) -> MountStats:
+    """Count what one worker did."""
+    store = fs.volume.store.stats
+    return MountStats(
+        worker_pid=os.getpid(),
+        uptime_s=round(uptime_s, 3),
+        memory_bytes=memory_bytes(),
+        fuse=_counts(fs.counters.calls),
+        s3=_counts(store.calls),
+        s3_retries=store.retries,
+        s3_received_bytes=store.received_bytes,
+        s3_sent_bytes=store.sent_bytes,
+        read_bytes=fs.counters.read_bytes,
+        written_bytes=fs.counters.written_bytes,
+        dirty_bytes=fs.stages.dirty_bytes()[1],
+        buffered_bytes=fs.reader.held_bytes,
+    )
+
+
+def memory_bytes() -> int:
+    """Return this process's proportional set size: pages shared with other workers count in part."""
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def failed_uploads(fs: FileSystem) -> list[FailedUpload]:
+    """List the files that S3 refused or did not get, oldest first."""
+    found = []
+    for row in fs.volume.journal.dirty_staged():
+        if row.error is None:
+            continue
+        node = fs.volume.nodes.get(row.inode)
+        stage = fs.stages.get(node.id) if node is not None else None
+        found.append(
+            FailedUpload(
+                path=fs.volume.path(node) if node is not None else f"inode {row.inode}",
+                size_bytes=stage.file.size if stage is not None else 0,
+                error=row.error,
+                since=_time(row.since_ns),
+                tries=row.tries,
+                retry_at=None if row.retry_ns is None else _time(row.retry_ns),
+            )
+        )
+        if len(found) == MAX_FAILED:
+            break
+    return found
+
+
+def cache_report(fs: FileSystem, path: str, cursor: str | None, limit: int) -> CacheReport:
+    """Describe what is known: totals, and the entries of directory *path*, or the one entry of a file.
+
+    Raises:
+        NotFound: nothing is known of *path*.
+        UserError: *cursor* is none of ours.
+    """
+    volume = fs.volume
+    node: Node | None = volume.node(ROOT)
+    for part in filter(None, path.split("/")):
+        node = volume.nodes.find(node.id, part) if node is not None else None
+    if node is None:
+        raise NotFound(
+            f"nothing is known of {path!r}",
+            hint="paths are relative to the mount; look at it once to learn of it",
+        )
+    if cursor is not None and not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 19):
+        raise UserError(f"{cursor!r} is no cursor", hint="use the cursor of the last page")
+    found = [node]
+    if node.is_directory:
+        found = volume.nodes.children(node.id, after=int(cursor or 0), limit=limit)
+    entries, listed = volume.nodes.count()
+    return CacheReport(
+        entries_total=entries - 1,  # the root has no name
+        directories_listed=listed,
+        hidden_keys=volume.nodes.count_hidden(),
+        metadata_bytes=volume.database.size_bytes(),
+        data_bytes=fs.reader.held_bytes,
+        data_limit_bytes=volume.settings.memory_limit_bytes,
+        staged_bytes=fs.stages.total_bytes(),
+        metadata_hits=fs.namespace.hits,
+        metadata_misses=fs.namespace.misses,
+        data_hits=fs.reader.hits,
+        data_misses=fs.reader.misses,
+        items=[_entry(fs, child) for child in found],
+        cursor=str(found[-1].id) if node.is_directory and len(found) == limit else None,
+    )
+
+
+def _entry(fs: FileSystem, node: Node) -> CacheEntry:
+    stage = fs.stages.get(node.id)
+    parent = fs.volume.nodes.get(node.parent)
+    asked_ns = max(node.seen_ns, parent.listed_ns if parent is not None else 0)
+    return CacheEntry(
+        path=fs.volume.path(node),
+        kind=_KINDS[node.kind],
+        inode=node.id,
+        size_bytes=fs.stages.size(node),
+        mtime=_time(fs.stages.mtime_ns(node)),
+        etag=node.etag,
+        age_s=round((fs.volume.now_ns() - asked_ns) / NS, 3) if asked_ns else None,
+        dirty=(stage is not None and stage.dirty) or bool(node.attributes_dirty),
+        cached_bytes=fs.reader.holds(node.id),
+        staged_bytes=fs.stages.local_bytes(node.id),
+    )
+
+
+def _counts(calls: Mapping[str, CallStats]) -> list[OperationCount]:
+    return [
+        OperationCount(name=name, count=c.count, errors=c.errors, seconds=round(c.seconds, 6))
+        for name, c in sorted(calls.items())
+    ]
+
+
+def _time(time_ns: int) -> datetime:
+    # Times of files may lie outside what datetime can say.
+    seconds = min(max(time_ns // NS, -62_135_596_800), 253_402_300_799)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=time_ns % NS // 1000)

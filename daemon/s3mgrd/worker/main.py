@@ -1,0 +1,461 @@
+"""A worker, put together: opens what it needs, gives up its rights, and serves one mount until told to stop.
+
+Order matters. mount.db and the staging directory are opened by path while the process still may; then it renounces
+every right, before it has read a byte from the network or the kernel. Everything after that happens in trio:
+`MountWorker.run` owns the file system's tasks, the control server's conversations only ask it.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from s3mgr.schema import (
+    CacheReport,
+    Credentials,
+    FailedUpload,
+    FlushReport,
+    InvalidateReport,
+    LiveOptions,
+    MountStats,
+)
+from s3mgrd import logs
+from s3mgrd.cache.database import MountDatabase, SetAside, open_database
+from s3mgrd.cache.nodes import Inode, NodeTable
+from s3mgrd.errors import (
+    BucketNotFound,
+    Conflict,
+    CredentialsRejected,
+    Denied,
+    NotFound,
+    NotMounted,
+    S3mgrError,
+    Unavailable,
+)
+from s3mgrd.fs import inspection
+from s3mgrd.fs.filesystem import FileSystem, adopt_database
+from s3mgrd.fs.operations import Operations, ask_kernel_holds, invalidate_kernel
+from s3mgrd.fs.sync import Left
+from s3mgrd.fs.volume import Settings, Volume
+from s3mgrd.journal.staging import StagingDirectory
+from s3mgrd.journal.tables import Journal
+from s3mgrd.s3.client import S3Store, open_store
+from s3mgrd.s3.settings import StoreSettings
+from s3mgrd.worker import session
+from s3mgrd.worker.control import ControlServer
+from s3mgrd.worker.privileges import renounce
+from s3mgrd.worker.protocol import (
+    Configure,
+    Configured,
+    CredentialGrant,
+    LogEvent,
+    Serve,
+    StatusEvent,
+)
+from s3mgrd.worker.ring import Ring
+
+log = logging.getLogger(__name__)
+
+STATUS_INTERVAL_S: Final = 0.5
+CLOSE_LIMIT_S: Final = 10.0
+"""Background work in the middle of a request gets so long to end when the worker stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What a worker opened before it gave up its rights."""
+
+    database: MountDatabase
+    staging: StagingDirectory
+    damaged: SetAside | None
+
+
+def open_files(mount_dir: Path) -> Files:
+    """Open mount.db and the staging directory.
+
+    When mount.db is damaged, the staged data is set aside with it: without its journal nothing says what it is,
+    and nothing of it may be lost.
+
+    Raises:
+        Corrupt: mount.db is from a newer version.
+    """
+    database, damaged = open_database(mount_dir / "mount.db")
+    staging = mount_dir / "staging"
+    if damaged is not None and staging.exists():
+        staging.rename(damaged.path.with_name(damaged.path.name.replace("mount.db", "staging")))
+    staging.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    return Files(database, StagingDirectory(fd), damaged)
+
+
+def run_worker(listener: socket.socket, mount: str, mount_dir: Path, cache_dir: Path) -> None:
+    """Be the worker of *mount* until its supervisor says stop. The zygote's entry; see `worker.zygote.Entry`."""
+    logs.setup("info", "text")
+    failure: S3mgrError | None = None
+    files: Files | None = None
+    try:
+        files = open_files(mount_dir)
+    except S3mgrError as error:
+        failure = error
+    renounce()
+    worker = MountWorker(mount, files, failure)
+    trio.run(worker.main, listener)
+
+
+class _Forward(logging.Handler):
+    """Sends warnings and worse to the supervisor's log."""
+
+    def __init__(self, server: ControlServer) -> None:
+        super().__init__(logging.WARNING)
+        self._server = server
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "WARNING" if record.levelno < logging.ERROR else "ERROR"
+        self._server.emit(
+            LogEvent(
+                level="WARNING" if level == "WARNING" else "ERROR",
+                message=logs.redact(record.getMessage())[:4096],
+            )
+        )
+
+
+class MountWorker:
+    """Implements `worker.control.WorkerService`.
+
+    Concurrency: `_live` holds the store and the file system open from `configure` to `stop`; requests of the supervisor
+    use them from tasks of their own.
+    """
+
+    def __init__(self, mount: str, files: Files | None, failure: S3mgrError | None) -> None:
+        self._mount = mount
+        self._files = files
+        self._failure = failure
+        self._started = time.monotonic()
+        self._fs: FileSystem | None = None
+        self._store: S3Store | None = None
+        self._is_session_up = False
+        self._is_resumed = False
+        self._stopping = trio.Event()
+        self._closed = trio.Event()
+        self._last_grant: CredentialGrant | None = None
+        self._grant_is_fresh = False
+
+    async def main(self, listener: socket.socket) -> None:
+        """Serve the control socket until `Stop`."""
+        self._server = ControlServer(listener, self._mount, self)
+        handler = _Forward(self._server)
+        logging.getLogger().addHandler(handler)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await self._server.run()
+                nursery.cancel_scope.cancel()
+        finally:
+            logging.getLogger().removeHandler(handler)
+
+    # Opening and closing
+
+    async def configure(self, message: Configure) -> Configured:
+        """Open the store and the file system; see `worker.protocol.Configure`."""
+        if self._failure is not None:
+            raise self._failure
+        if self._fs is not None or self._files is None:
+            raise Conflict("this worker is configured already")
+        configured: Configured = await self._nursery.start(self._live, message, self._files)
+        return configured
+
+    async def _live(
+        self, message: Configure, files: Files, task_status: trio.TaskStatus[Configured]
+    ) -> None:
+        """Hold everything open until told to stop."""
+        _set_debug(message.spec.options.debug)
+        try:
+            async with self._open_store(message) as store:
+                if message.probe:
+                    await store.probe(message.spec.options.prefix)
+                volume = Volume(
+                    store,
+                    files.database,
+                    NodeTable(files.database),
+                    Journal(files.database),
+                    files.staging,
+                    _settings(message),
+                )
+                spec = message.spec
+                self._is_resumed = adopt_database(
+                    volume,
+                    bucket=f"{spec.endpoint}|{spec.bucket}|{spec.options.prefix}",
+                    connection_id=message.connection_id,
+                )
+                async with trio.open_nursery() as nursery:
+                    fs = FileSystem(volume, nursery, self._kernel_holds)
+                    fs.recover()
+                    self._fs, self._store = fs, store
+                    nursery.start_soon(fs.syncer.run)
+                    nursery.start_soon(self._report_status)
+                    fs.syncer.wake()
+                    left = fs.syncer.left()
+                    task_status.started(
+                        Configured(journal_files=left.files, journal_bytes=left.bytes)
+                    )
+                    await self._stopping.wait()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._fs = None
+            if self._stopping.is_set():
+                files.staging.close()
+                files.database.close()
+                self._closed.set()
+
+    @asynccontextmanager
+    async def _open_store(self, message: Configure) -> AsyncIterator[S3Store]:
+        spec, options = message.spec, message.spec.options
+        self._last_grant, self._grant_is_fresh = message.credentials, True
+        settings = StoreSettings(
+            bucket=spec.bucket,
+            region=spec.region,
+            endpoint_url=None if spec.endpoint == "aws" else spec.endpoint,
+            addressing=options.addressing,
+            anonymous=message.credentials is None,
+            credentials=None if message.credentials is None else self._provide_credentials,
+            connect_timeout_s=options.connect_timeout_s,
+            read_timeout_s=options.read_timeout_s,
+            retry_deadline_s=options.retry_deadline_s,
+            concurrency=options.concurrency,
+        )
+        async with open_store(settings) as store:
+            yield store
+
+    async def _provide_credentials(self) -> CredentialGrant:
+        """Give the store keys: those that came with `Configure` first, later whatever the supervisor has."""
+        grant = self._last_grant
+        if grant is not None and self._grant_is_fresh:
+            self._grant_is_fresh = False
+            return grant
+        try:
+            self._last_grant = await self._server.get_credentials()
+        except Unavailable:
+            if grant is None or (
+                grant.expires_at is not None and grant.expires_at <= datetime.now(UTC)
+            ):
+                raise
+            return grant
+        return self._last_grant
+
+    async def stop(self) -> None:
+        """Close everything; what is left stays in the journal."""
+        self._stopping.set()
+        if self._fs is None:
+            return
+        with trio.move_on_after(CLOSE_LIMIT_S):
+            await self._closed.wait()
+
+    # Serving
+
+    async def serve(self, message: Serve, fuse_fd: int, ring_fd: int) -> None:
+        """Begin to serve the kernel connection; returns once libfuse reads from it."""
+        fs = self._file_system()
+        await self._nursery.start(self._serve, fs, message, fuse_fd, Ring(ring_fd))
+
+    async def _serve(
+        self,
+        fs: FileSystem,
+        message: Serve,
+        fuse_fd: int,
+        ring: Ring,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        def started() -> None:
+            self._is_session_up = True
+            task_status.started()
+
+        try:
+            await session.serve(Operations(fs, ring), fuse_fd, message, ring=ring, started=started)
+        finally:
+            self._is_session_up = self._is_resumed = False
+            ring.close()
+        log.info("the kernel connection has ended")
+        fs.syncer.release_forgotten()
+        fs.syncer.wake()
+        self._server.session_ended()
+
+    def _kernel_holds(self, inode: Inode) -> bool:
+        """Whether the kernel may hold an inode: asked while a session is up, otherwise as the last worker left it."""
+        return ask_kernel_holds(inode) if self._is_session_up else self._is_resumed
+
+    def _file_system(self) -> FileSystem:
+        if self._fs is None:
+            raise NotMounted("this worker is not configured")
+        return self._fs
+
+    # Requests
+
+    async def stats(self) -> MountStats:
+        """Count what was done since the worker started."""
+        fs = self._file_system()
+        return inspection.stats(fs, uptime_s=time.monotonic() - self._started)
+
+    async def cache(self, path: str, cursor: str | None, limit: int) -> CacheReport:
+        """Describe what is known below *path*."""
+        return inspection.cache_report(self._file_system(), path, cursor, limit)
+
+    async def flush(self, timeout_s: float) -> FlushReport:
+        """Upload what S3 does not have, for *timeout_s* at most."""
+        fs = self._file_system()
+        before = fs.syncer.left()
+        with trio.move_on_after(timeout_s):
+            await fs.syncer.flush()
+        return self._flush_report(fs, before)
+
+    async def drain(self, timeout_s: float) -> FlushReport:
+        """Upload what is left before the end."""
+        fs = self._file_system()
+        fs.syncer.release_forgotten()
+        return await self.flush(timeout_s)
+
+    def _flush_report(self, fs: FileSystem, before: Left) -> FlushReport:
+        left = fs.syncer.left()
+        return FlushReport(
+            uploaded_files=max(0, before.files - left.files),
+            remaining_files=left.files,
+            remaining_bytes=left.bytes,
+            remaining_operations=left.operations,
+            failed_uploads=inspection.failed_uploads(fs),
+        )
+
+    async def discard(self) -> None:
+        """Throw away what S3 does not have."""
+        self._file_system().discard()
+
+    async def invalidate(self, path: str) -> InvalidateReport:
+        """Make the next look at *path* and below ask S3, past the kernel's caches too."""
+        fs = self._file_system()
+        try:
+            node, listings, entries = fs.namespace.forget(path)
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"nothing is known of {path!r}", hint="paths are relative to the mount"
+            ) from error
+        if self._is_session_up:
+            await invalidate_kernel(fs, node)
+        return InvalidateReport(listings=listings, entries=entries)
+
+    async def set_options(self, options: LiveOptions) -> None:
+        """Change live options now."""
+        fs, store = self._file_system(), self._store
+        settings = fs.volume.settings
+        for name in (
+            "metadata_ttl_s",
+            "negative_ttl_s",
+            "retry_deadline_s",
+            "concurrency",
+            "memory_limit_bytes",
+        ):
+            value = getattr(options, name)
+            if isinstance(value, int | float):
+                setattr(settings, name, value)
+        if store is not None:
+            store.set_retry_deadline(settings.retry_deadline_s)
+            store.set_concurrency(settings.concurrency)
+        if isinstance(options.debug, bool):
+            _set_debug(options.debug)
+
+    async def set_credentials(self, credentials: Credentials) -> None:
+        """Use other keys from now on."""
+        self._last_grant = CredentialGrant(
+            access_key=credentials.access_key,
+            secret_key=credentials.secret_key,
+            session_token=credentials.session_token,
+        )
+        self._grant_is_fresh = True
+        if self._store is not None:
+            self._store.set_credentials(self._provide_credentials)
+
+    # Status
+
+    async def _report_status(self) -> None:
+        """Tell the supervisor how things are, whenever that changes."""
+        last: StatusEvent | None = None
+        while True:
+            status = self._status()
+            if status != last:
+                self._server.emit(status)
+                last = status
+            await trio.sleep(STATUS_INTERVAL_S)
+
+    def _status(self) -> StatusEvent:
+        fs = self._file_system()
+        left = fs.syncer.left()
+        failed = inspection.failed_uploads(fs)
+        reason, message = self._trouble(fs, failed)
+        return StatusEvent(
+            health="degraded" if reason else "ok",
+            reason=reason,
+            message=message,
+            dirty_bytes=left.bytes,
+            dirty_files=left.files,
+            pending_operations=left.operations,
+            failed_uploads=failed,
+            conditional_writes=fs.volume.store.conditional_writes,
+        )
+
+    def _trouble(self, fs: FileSystem, failed: list[FailedUpload]) -> tuple[str, str]:
+        trouble = fs.health.trouble
+        if trouble is not None:
+            return _reason(trouble), trouble.detail
+        if failed:
+            return (
+                "uploads-failed",
+                f"{len(failed)} files could not be uploaded and are kept; {failed[0].path}: {failed[0].error}",
+            )
+        errors = fs.syncer.errors()
+        if errors:
+            return "changes-failed", f"changes are kept and tried again: {errors[0]}"
+        damaged = self._files.damaged if self._files is not None else None
+        if damaged is not None:
+            return (
+                "metadata-damaged",
+                f"mount.db was damaged ({damaged.reason}) and set aside as {damaged.path.name}",
+            )
+        return "", ""
+
+
+def _reason(error: S3mgrError) -> str:
+    if isinstance(error, BucketNotFound):
+        return "bucket-not-found"
+    if isinstance(error, CredentialsRejected):
+        return "credentials-rejected"
+    return "access-denied" if isinstance(error, Denied) else "s3-unavailable"
+
+
+def _set_debug(debug: bool) -> None:
+    logging.getLogger("s3mgrd").setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def _settings(message: Configure) -> Settings:
+    """Translate the spec's options; the supervisor has filled in uid and gid."""
+    options = message.spec.options
+    umask = int(options.umask, 8)
+    return Settings(
+        prefix=options.prefix,
+        read_only=options.read_only,
+        uid=options.uid or 0,
+        gid=options.gid or 0,
+        file_mode=int(options.file_mode, 8) & ~umask,
+        dir_mode=int(options.dir_mode, 8) & ~umask,
+        attributes=options.attributes,
+        part_size_bytes=options.part_size_bytes,
+        metadata_ttl_s=options.metadata_ttl_s,
+        negative_ttl_s=options.negative_ttl_s,
+        retry_deadline_s=options.retry_deadline_s,
+        concurrency=options.concurrency,
+        memory_limit_bytes=options.memory_limit_bytes,
+    )
