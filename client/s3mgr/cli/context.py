@@ -95,13 +95,13 @@ def common_options(*, quiet: bool = True, debug: bool = True) -> Callable[[F], F
     return decorate
 
 
-def make_client(*, timeout_s: float = 30.0) -> "Client":
-    """Make the client that the common options name."""
+def make_client(*, timeout_s: float = 30.0, traced: bool = True) -> "Client":
+    """Make the client that the common options name; *traced*: ``--verbose`` shows its requests."""
     from s3mgr.api import Client
 
     chosen = settings()
     return Client.connect(
-        chosen.host, timeout_s=timeout_s, trace=debug_note if chosen.verbose else None
+        chosen.host, timeout_s=timeout_s, trace=debug_note if chosen.verbose and traced else None
     )
 
 

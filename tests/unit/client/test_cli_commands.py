@@ -551,6 +551,20 @@ class TestEvents:
         assert result.out == "2024-05-17T08:30:00Z 8 mount.state logs state=mounted\n"
         assert daemon.requests[-1].query == {"since": "7"}
 
+    def test_a_persons_line_leaves_out_most_of_an_operation(
+        self, daemon: FakeDaemon, run: Run
+    ) -> None:
+        problem = make_problem("internal", 500, "It broke.")
+        operation = msgspec.to_builtins(make_operation("failed", error=problem))
+        changed = Event(
+            cursor=8, type="operation.changed", time=WHEN, mount="a", data={"operation": operation}
+        )
+        daemon.events = [[changed]]
+        assert run("events", "--count", "1").out == (
+            "2024-05-17T08:30:00Z 8 operation.changed a operation.kind=unmount "
+            "operation.state=failed operation.error=It broke.\n"
+        )
+
     def test_json_lines_across_a_broken_stream(
         self, daemon: FakeDaemon, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -616,6 +630,7 @@ class TestVersion:
         daemon.answer("GET", "/v1/info", Answer(200, msgspec.structs.replace(INFO, kernel=kernel)))
         result = run("version", "--verbose")
         assert result.code == 0
+        assert result.err == ""
         assert "daemon: s3mgrd 0.1.0, API 1, pid 4242, of the system\n" in result.out
         assert f"FUSE_NOTIFY_RESEND: {text}" in result.out
         assert "warning: the disk of the cache is nearly full\n" in result.out

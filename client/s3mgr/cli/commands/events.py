@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -85,5 +85,20 @@ def _line(event: "Event") -> str:
     parts = [timestamp(event.time), str(event.cursor), event.type]
     if event.mount is not None:
         parts.append(event.mount)
-    parts += [f"{key}={value}" for key, value in event.data.items() if value not in (None, "")]
+    parts += [f"{name}={value}" for name, value in _told(event.data)]
     return printable(" ".join(parts))
+
+
+def _told(data: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Yield what a person wants to know of an event; everything is in the JSON."""
+    for name, value in data.items():
+        if not isinstance(value, Mapping):
+            if value not in (None, ""):
+                yield name, value
+            continue
+        for inner in ("kind", "state", "detail", "error"):
+            found = value.get(inner)
+            if isinstance(found, Mapping):
+                found = found.get("detail")
+            if found not in (None, ""):
+                yield f"{name}.{inner}", found

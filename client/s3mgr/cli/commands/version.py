@@ -39,7 +39,7 @@ def command(*, as_json: bool) -> None:
 
 def _ask() -> "tuple[Info | None, str]":
     try:
-        return make_client(timeout_s=ANSWER_WITHIN_S).info(), ""
+        return make_client(timeout_s=ANSWER_WITHIN_S, traced=False).info(), ""
     except ClientError as exc:
         return None, exc.detail.removeprefix("the daemon is ")
 
