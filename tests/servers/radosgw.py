@@ -95,7 +95,7 @@ def _wait_until(is_ready: Callable[[], bool], servers: list[subprocess.Popen[byt
     while not is_ready():
         dead = next((s for s in servers if s.poll() is not None), None)
         if dead is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"radosgw did not start: {dead.args if dead else 'too slow'}")
+            raise RuntimeError(f"radosgw did not start: {dead.args if dead else 'too slow'!r}")
         time.sleep(0.1)  # other processes are polled; nothing tells us
 
 

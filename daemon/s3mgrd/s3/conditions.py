@@ -8,6 +8,9 @@ everything except a race within milliseconds.
 
 What PUT does is found out with the first conditional PUT of a small body that succeeds: the same PUT again, with
 If-None-Match: *, must be refused. Where it is not, it has written the same bytes again, and we know.
+
+Two habits of radosgw 16: for PUT it compares If-Match with the ETag as it is, so that the quotes of RFC 9110 make it
+refuse every write; and it ignores a copy's condition on the source (`SOURCE`, see `s3mgrd.s3.copying`).
 """
 
 import logging
@@ -27,8 +30,9 @@ Check = Mapping[str, str | None]
 PUT: Final = "PutObject"
 COPY: Final = "CopyObject"
 COMPLETE: Final = "CompleteMultipartUpload"
-MUST_BE_REFUSED: Final[Check] = {"IfNoneMatch": "*"}
-"""The condition of a repeated PUT that only a store without conditions acknowledges."""
+SOURCE: Final = "CopySource"
+"""Not a write: the condition on a copy's source."""
+MUST_BE_NEW: Final[Check] = {"IfNoneMatch": "*"}
 
 
 class ConditionalWrites:
@@ -46,7 +50,11 @@ class ConditionalWrites:
         self._endpoint: Final = endpoint
         self._head: Final = head
         initial: Support = "supported" if known else "unknown"
-        self.support: Final[dict[str, Support]] = dict.fromkeys((PUT, COPY, COMPLETE), initial)
+        self.support: Final[dict[str, Support]] = dict.fromkeys(
+            (PUT, COPY, COMPLETE, SOURCE), initial
+        )
+        self._quotes: bool | None = True if known else None
+        """Whether If-Match wants its quotes; None: not known yet, they are tried first."""
 
     async def run(
         self,
@@ -74,12 +82,7 @@ class ConditionalWrites:
         if self.support[operation] == "unsupported":
             return await write({})
         try:
-            return await write(
-                {
-                    "IfMatch": quoted(condition.if_match),
-                    "IfNoneMatch": "*" if condition.absent else None,
-                }
-            )
+            return await self._write(key, condition, write)
         except CallFailed as failure:
             if isinstance(failure.error, PreconditionFailed):
                 self.support[operation] = "supported"
@@ -88,10 +91,32 @@ class ConditionalWrites:
         self._note_unsupported(operation)
         return await write({})
 
+    async def _write(
+        self, key: str, condition: Condition, write: Callable[[Check], Awaitable[T]]
+    ) -> T:
+        """Send the condition, in the form that the store understands."""
+        if condition.if_match is None:
+            return await write(MUST_BE_NEW)
+        if self._quotes is not None:
+            form = quoted(condition.if_match) if self._quotes else condition.if_match
+            return await write({"IfMatch": form})
+        try:
+            result = await write({"IfMatch": quoted(condition.if_match)})
+        except CallFailed as failure:
+            if not isinstance(failure.error, PreconditionFailed) or failure.after_ambiguous:
+                raise
+        else:
+            self._quotes = True
+            return result
+        await self._check(key, condition)
+        result = await write({"IfMatch": condition.if_match})
+        self._quotes = False
+        return result
+
     async def find_out(self, write: Callable[[Check], Awaitable[object]]) -> None:
         """Learn what PUT does from *write*, a PUT that has just succeeded, called once more."""
         try:
-            await write(MUST_BE_REFUSED)
+            await write(MUST_BE_NEW)
         except CallFailed as failure:
             if isinstance(failure.error, PreconditionFailed):
                 self.support[PUT] = "supported"

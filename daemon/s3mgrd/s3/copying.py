@@ -4,6 +4,10 @@ CopyObject either copies all headers and metadata of the source or replaces all 
 from nothing. So that a changed mode does not cost an object its caching rules, its encoding or its storage class,
 we ask for the source's headers (one HEAD) whenever S3 would not copy them, and send them along. Tags are kept by
 CopyObject itself; a multipart copy reads and sets them.
+
+Where a store is not known to heed the condition on the source, a HEAD checks it before, and after the parts. The first
+such copy finds out: it is sent with an ETag that nothing has. A store that refuses it heeds conditions and gets the right
+one; a store that copies nevertheless has done what was wanted, since the HEAD has just said so.
 """
 
 import math
@@ -15,15 +19,17 @@ from urllib.parse import urlencode
 
 import trio
 
-from s3mgrd.errors import NotFound
-from s3mgrd.s3.calls import Answer, Calls
-from s3mgrd.s3.conditions import Check, quoted
+from s3mgrd.errors import NotFound, PreconditionFailed
+from s3mgrd.s3.calls import Answer, Calls, Params
+from s3mgrd.s3.conditions import SOURCE, Check, ConditionalWrites, quoted
 from s3mgrd.s3.listing import etag_of, time_ns
-from s3mgrd.s3.port import MAX_PARTS, Written
+from s3mgrd.s3.multipart import multipart_etag
+from s3mgrd.s3.port import MAX_PARTS, Part, Written
 from s3mgrd.s3.retry import CallFailed
 
 COPY_PART_BYTES: Final = 256 << 20
 """The server does the work, so parts are large; grows where 10,000 of them would not suffice."""
+NO_ETAG: Final = '"00000000000000000000000000000000"'
 ABORT_LIMIT_S: Final = 5.0
 KEPT_HEADERS: Final = (
     "CacheControl",
@@ -40,6 +46,7 @@ class Copier:
     """One copy. *metadata* (encoded) None keeps the source's metadata and type; ETags are quoted."""
 
     calls: Calls
+    conditions: ConditionalWrites
     bucket: str
     source: str
     target: str
@@ -55,16 +62,31 @@ class Copier:
             CallFailed: it failed.
         """
         replaced: dict[str, object] = {}
-        if self.metadata is not None:
-            replaced = self._headers(await self._source_head())
-            replaced["MetadataDirective"] = "REPLACE"
+        support = self.conditions.support[SOURCE]
+        checks = self.if_source_match is not None and support != "supported"
+        if self.metadata is not None or checks:
+            head = await self._source_head()
+            if self.metadata is not None:
+                replaced = {**self._headers(head), "MetadataDirective": "REPLACE"}
+        if checks and support == "unknown" and not any(check.values()):
+            try:
+                written = await self._copy_object(NO_ETAG, replaced)
+            except CallFailed as failure:
+                if not isinstance(failure.error, PreconditionFailed):
+                    raise
+                self.conditions.support[SOURCE] = "supported"
+            else:
+                self.conditions.support[SOURCE] = "unsupported"
+                return written
+        return await self._copy_object(self.if_source_match, {**replaced, **check})
+
+    async def _copy_object(self, source_match: str | None, params: Params) -> Written:
         answer = await self.calls.call(
             "CopyObject",
             {
                 "CopySource": {"Bucket": self.bucket, "Key": self.source},
-                "CopySourceIfMatch": self.if_source_match,
-                **replaced,
-                **check,
+                "CopySourceIfMatch": source_match,
+                **params,
             },
             key=self.target,
         )
@@ -92,21 +114,22 @@ class Copier:
         upload_id = str(created["UploadId"])
         try:
             parts = await self._copy_parts(upload_id, version, part_bytes)
+            if self.conditions.support[SOURCE] != "supported":
+                await self._source_head(version)
+            listed = [{"PartNumber": p.number, "ETag": quoted(p.etag)} for p in parts]
             answer = await self.calls.call(
                 "CompleteMultipartUpload",
-                {"UploadId": upload_id, "MultipartUpload": {"Parts": parts}, **check},
+                {"UploadId": upload_id, "MultipartUpload": {"Parts": listed}, **check},
                 key=self.target,
             )
         except BaseException:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + ABORT_LIMIT_S):
                 await self._abort(upload_id)
             raise
-        return Written(etag_of(answer.get("ETag")))
+        return Written(etag_of(answer.get("ETag")) or multipart_etag(parts))
 
-    async def _copy_parts(
-        self, upload_id: str, version: str | None, part_bytes: int
-    ) -> list[dict[str, object]]:
-        parts: dict[int, dict[str, object]] = {}
+    async def _copy_parts(self, upload_id: str, version: str | None, part_bytes: int) -> list[Part]:
+        parts: dict[int, Part] = {}
         failures: list[CallFailed] = []
         ranges = _ranges(self.size, part_bytes)
         workers = min(int(self.calls.limiter.total_tokens), math.ceil(self.size / part_bytes))
@@ -129,10 +152,8 @@ class Copier:
                     failures.append(failure)
                     scope.cancel()
                     return
-                parts[number] = {
-                    "PartNumber": number,
-                    "ETag": answer["CopyPartResult"]["ETag"],
-                }
+                etag = etag_of(answer["CopyPartResult"]["ETag"])
+                parts[number] = Part(number, etag, stop - start)
 
         async with trio.open_nursery() as nursery:
             for _ in range(max(1, workers)):
@@ -148,10 +169,10 @@ class Copier:
             # The copy's own failure is what matters; `list_multiparts` shows what is left.
             return
 
-    async def _source_head(self) -> Answer:
+    async def _source_head(self, version: str | None = None) -> Answer:
         try:
             return await self.calls.call(
-                "HeadObject", {"IfMatch": self.if_source_match}, key=self.source
+                "HeadObject", {"IfMatch": version or self.if_source_match}, key=self.source
             )
         except CallFailed as failure:
             if failure.status == 404:

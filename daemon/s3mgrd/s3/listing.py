@@ -6,7 +6,7 @@ here takes about 5 ms. Both sit on expat, which (since 2.4.1) bounds entity expa
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -117,25 +117,34 @@ def _parse_time(text: str | None) -> int:
     return time_ns(datetime.fromisoformat(text)) if text else 0
 
 
-def parse_uploads_page(body: bytes) -> tuple[list[PendingUpload], tuple[str, str] | None]:
-    """Read a ListMultipartUploads answer: the uploads, and the markers of the next page if there is one.
+@dataclass(frozen=True, slots=True)
+class UploadsPage:
+    """One page of unfinished uploads. `following`: key and upload id that the next page begins after."""
+
+    uploads: list[PendingUpload]
+    following: tuple[str, str] | None
+    is_encoded: bool
+    """The answer says that its names are url-encoded."""
+
+
+def parse_uploads_page(body: bytes) -> UploadsPage:
+    """Read a ListMultipartUploads answer.
 
     Raises:
         NotS3: it is not one.
     """
     root, space = _root(body, "ListMultipartUploadsResult")
     encoded = root.findtext(f"{space}EncodingType") == "url"
-    uploads = list(_uploads(root, space, encoded=encoded))
-    if root.findtext(f"{space}IsTruncated") != "true":
-        return uploads, None
-    key = _decode(root.findtext(f"{space}NextKeyMarker"), encoded=encoded)
-    return uploads, (key, root.findtext(f"{space}NextUploadIdMarker") or "")
-
-
-def _uploads(root: ET.Element, space: str, *, encoded: bool) -> Iterator[PendingUpload]:
-    for node in root.findall(f"{space}Upload"):
-        yield PendingUpload(
+    uploads = [
+        PendingUpload(
             key=_decode(node.findtext(f"{space}Key"), encoded=encoded),
             upload_id=node.findtext(f"{space}UploadId") or "",
             started_ns=_parse_time(node.findtext(f"{space}Initiated")),
         )
+        for node in root.findall(f"{space}Upload")
+    ]
+    following = None
+    if root.findtext(f"{space}IsTruncated") == "true":
+        key = _decode(root.findtext(f"{space}NextKeyMarker"), encoded=encoded)
+        following = (key, root.findtext(f"{space}NextUploadIdMarker") or "")
+    return UploadsPage(uploads, following, encoded)

@@ -149,9 +149,13 @@ class StoreStats:
 class ObjectStore(Protocol):
     """One bucket. Opened by an async context manager; safe for any number of tasks of one trio loop."""
 
-    stats: StoreStats
-    conditional_writes: Support
-    """Whether the store honours `Condition`; found out by use, "unknown" until then."""
+    @property
+    def stats(self) -> StoreStats:
+        """Counters since the store was opened."""
+
+    @property
+    def conditional_writes(self) -> Support:
+        """Whether the store honours the `Condition` of a put; found out by use, "unknown" until then."""
 
     async def probe(self, prefix: str) -> None:
         """Check that the bucket exists and may be listed below *prefix*; one request, short deadline.
