@@ -183,7 +183,7 @@ async def _answer_problem(error: Exception) -> Response:
     else:
         problem = describe_unforeseen(info.urn)
     if problem.status == 500:
-        log.error("request %s failed: %r", info.id, error, exc_info=error)
+        log.error("%s failed", info.route, exc_info=error, extra={"request_id": info.id})
     if problem.status == 503:
         headers["Retry-After"] = str(RETRY_AFTER_S)
     return _problem_response(problem, headers)

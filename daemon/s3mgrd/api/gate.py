@@ -9,7 +9,7 @@ import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Final, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -174,19 +174,17 @@ def _log_access(scope: HTTPScope, request_id: str, route: str, status: int, seco
     if not log.isEnabledFor(level):
         return
     principal = _principal(scope)
-    fields: dict[str, Any] = {  # Any: a log record's extra fields
-        "request_id": request_id,
-        "uid": None if principal is None else principal.uid,
-        "method": scope["method"],
-        "route": route,
-        # As sent, percent-encoded: a decoded path could forge lines.
-        "path": scope["raw_path"].decode("ascii", "backslashreplace"),
-        "status": status or "none",
-        "ms": round(seconds * 1000),
-    }
     log.log(
         level,
-        "%(method)s %(path)s %(status)s %(ms)d ms uid=%(uid)s route=%(route)s request=%(request_id)s",
-        fields,
-        extra={"access": fields},
+        "%s %s %s",
+        scope["method"],
+        # As sent, percent-encoded: a decoded path could forge lines.
+        scope["raw_path"].decode("ascii", "backslashreplace"),
+        status or "left before the answer",
+        extra={
+            "uid": None if principal is None else principal.uid,
+            "route": route,
+            "ms": round(seconds * 1000),
+            "request_id": request_id,
+        },
     )

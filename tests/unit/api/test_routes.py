@@ -146,7 +146,8 @@ async def test_if_none_match_creates_only(client: Client, service: FakeService) 
     assert (await client.request("PUT", "/v1/mounts/x", REQUEST, headers=create)).status == 201
     assert arguments(service, "put_mount")["only_create"]
     answer = await client.request("PUT", "/v1/mounts/x", REQUEST, headers=create)
-    assert (answer.status, answer.slug, answer.json["mount"]) == (409, "name-conflict", "x")
+    assert (answer.status, answer.slug, answer.json["mount"]) == (412, "precondition-failed", "x")
+    assert answer.json["hint"] == "choose another name"
     answer = await client.request("PUT", "/v1/mounts/x", REQUEST, headers={"If-None-Match": '"1"'})
     assert (answer.status, answer.slug) == (400, "invalid-request")
 

@@ -483,6 +483,13 @@ async def test_a_client_that_does_not_read_is_disconnected(
         assert (await Client(socket_path).get("/livez")).status == 204
 
 
+async def test_a_client_that_leaves_during_its_answer_harms_nobody(socket_path: Path) -> None:
+    async with serving(BigAnswers(), socket_path):
+        async with await stuck_client(socket_path):
+            pass
+        assert (await Client(socket_path).get("/livez")).status == 204
+
+
 def test_the_server_imports_in_a_process_of_its_own() -> None:
     """The composition root imports it first; a cycle would show only then."""
     code = "import s3mgrd.api.server"

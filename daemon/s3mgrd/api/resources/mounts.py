@@ -8,6 +8,7 @@ from s3mgr.schema import Mount, MountList, MountPatch, MountRequest, MountState,
 from s3mgrd.api.problems import raise_unless_succeeded
 from s3mgrd.api.requests import Call, NoQuery, settle
 from s3mgrd.api.routes import ACCEPTED, Answer, AnyRoute, Reply, Route, accepted
+from s3mgrd.errors import NameConflict, PreconditionFailed
 from s3mgrd.mounts.service import UnmountMode
 
 WAIT_DEFAULT_S: Final = 30.0
@@ -66,14 +67,20 @@ async def get_mount(call: Call[NoQuery, None]) -> Reply:
 async def put_mount(call: Call[PutQuery, MountRequest]) -> Reply:
     """Create a mount or replace its spec, and wait until it is mounted."""
     wait_s = 0.0 if call.respond_async else call.query.wait_s
-    mount, created, operation = await call.service.put_mount(
-        call.who,
-        call.name,
-        call.body,
-        only_create=call.only_create,
-        if_generation=call.expected_generation(),
-        keep_on_failure=wait_s == 0,
-    )
+    try:
+        mount, created, operation = await call.service.put_mount(
+            call.who,
+            call.name,
+            call.body,
+            only_create=call.only_create,
+            if_generation=call.expected_generation(),
+            keep_on_failure=wait_s == 0,
+        )
+    except NameConflict as exc:
+        if not call.only_create:
+            raise
+        # What the caller made a condition has its own status (RFC 9110 §13.1.2).
+        raise PreconditionFailed(exc.detail, hint=exc.hint) from exc
     if operation is not None:
         operation = await settle(call, operation, wait_s)
         if operation.state == "running":
@@ -93,7 +100,7 @@ async def patch_mount(call: Call[NoQuery, MountPatch]) -> Reply:
 
 async def delete_mount(call: Call[DeleteQuery, None]) -> Reply:
     """Unmount, and forget unless asked to keep; a mount that does not exist is a success."""
-    # The service takes no generation here: between this look and its first step nothing else can run.
+    # The service takes no generation here, so a change between this look and its own is not seen.
     call.expected_generation()
     operation = await call.service.delete_mount(
         call.who,
