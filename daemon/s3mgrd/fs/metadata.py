@@ -15,6 +15,7 @@ import trio
 from s3mgrd.cache.nodes import Inode, Kind, Node
 from s3mgrd.errors import Denied, NotFound
 from s3mgrd.fs import attributes
+from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import Volume
 from s3mgrd.s3.port import ObjectHead
 
@@ -48,7 +49,7 @@ class Metadata:
             if not self._in_use:
                 return
         limiter = trio.CapacityLimiter(PARALLEL)
-        async with trio.open_nursery() as nursery:
+        async with side_by_side() as nursery:
             for inode in inodes:
                 await limiter.acquire_on_behalf_of(inode)
                 nursery.start_soon(self._fetch_limited, inode, limiter)

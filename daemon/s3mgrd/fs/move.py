@@ -16,6 +16,7 @@ import trio
 
 from s3mgrd.cache.nodes import Marker, Node
 from s3mgrd.errors import NotFound, PreconditionFailed
+from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import Volume
 from s3mgrd.journal.tables import MoveRow
 from s3mgrd.s3.port import ObjectInfo
@@ -56,7 +57,7 @@ class Mover:
         limiter = trio.CapacityLimiter(volume.settings.concurrency)
         copied = 0
         token: str | None = None
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+        async with side_by_side() as nursery:
             while True:
                 page = await volume.store.list_page(row.source, delimited=False, token=token)
                 done = volume.journal.moved(row.inode)

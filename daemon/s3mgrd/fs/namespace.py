@@ -6,12 +6,11 @@ Changes of names are in `s3mgrd.fs.changes`.
 import logging
 from typing import Final
 
-import trio
-
 from s3mgrd.cache.nodes import ROOT, Inode, Kind, Marker, Node
 from s3mgrd.errors import NotFound
 from s3mgrd.fs.listing import Lister
 from s3mgrd.fs.metadata import Metadata
+from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import NS, Volume
 from s3mgrd.s3.port import ObjectHead
 
@@ -196,7 +195,7 @@ class Namespace:
             except NotFound:
                 head = None
 
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+        async with side_by_side() as nursery:
             nursery.start_soon(ask_object)
             page = await self._volume.store.list_page(
                 key + "/", delimited=False, max_keys=1 if not deleted else 1000

@@ -18,6 +18,7 @@ from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, TooLarge
 from s3mgrd.fs import attributes
 from s3mgrd.fs.reader import Reader, Superseded
 from s3mgrd.fs.stages import Stage, Stages
+from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import NS, Volume
 from s3mgrd.journal.tables import StagedRow, UploadRow
 from s3mgrd.s3.port import (
@@ -317,7 +318,7 @@ class Uploader:
             finally:
                 limiter.release_on_behalf_of(number)
 
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+        async with side_by_side() as nursery:
             for number in range(1, -(-size // part_size) + 1):
                 if number not in parts:
                     await limiter.acquire_on_behalf_of(number)

@@ -1,0 +1,225 @@
+"""Files: what is written is what S3 gets, and what a crash leaves is what was acknowledged."""
+
+import errno
+
+import pytest
+
+from s3mgrd.errors import PreconditionFailed, Unavailable
+from s3mgrd.fs.errnos import errno_of
+from tests.unit.fs.conftest import Lab
+
+
+async def test_a_file_is_in_s3_when_it_is_closed(lab: Lab) -> None:
+    async with lab.mounted():
+        node = await lab.write("a.txt", b"hello")
+        assert lab.data("a.txt") == b"hello"
+        assert await lab.read("a.txt") == b"hello"
+        head = lab.store.objects["a.txt"].head
+        assert head.metadata["mode"] == str(0o100644)
+        assert head.metadata["uid"] == "1000"
+        assert head.content_type == "text/plain"
+        assert node.size == 5
+        assert lab.fs.syncer.left().is_nothing
+
+
+async def test_a_file_may_be_read_before_it_is_closed(lab: Lab) -> None:
+    async with lab.mounted():
+        await lab.write("a", b"hello", close=False)
+        assert lab.keys() == []
+        assert await lab.read("a") == b"hello"
+        assert lab.fs.syncer.left().files == 1
+
+
+async def test_what_was_written_survives_a_crash_of_the_worker(lab: Lab) -> None:
+    """The program still has the file open; the next worker serves the same handle and uploads at close."""
+    async with lab.mounted():
+        node = await lab.write("a", b"hello", close=False)
+        await lab.fs.stages.write(node.id, 5, b" world")
+    async with lab.mounted():
+        assert lab.keys() == []
+        assert await lab.read("a") == b"hello world"
+        await lab.fs.stages.write(node.id, 11, b"!")
+        await lab.fs.commit(node.id)
+        assert lab.data("a") == b"hello world!"
+
+
+async def test_what_was_left_by_a_crash_of_everything_is_uploaded_by_the_next_mount(lab: Lab) -> None:
+    async with lab.mounted():
+        await lab.write("a", b"hello", close=False)
+    async with lab.mounted("second"):
+        await lab.settle()
+        assert lab.data("a") == b"hello"
+        assert list((lab.directory / "staging").iterdir()) == []
+
+
+async def test_a_change_in_the_middle_keeps_the_rest(lab: Lab) -> None:
+    body = bytes(range(256)) * 100
+    lab.store.insert("a", body, metadata={"color": "red"}, content_type="image/png")
+    async with lab.mounted():
+        node = await lab.get("a")
+        await lab.fs.stages.write(node.id, 1000, b"XYZ")
+        assert await lab.read("a") == body[:1000] + b"XYZ" + body[1003:]
+        await lab.fs.commit(node.id)
+        assert lab.data("a") == body[:1000] + b"XYZ" + body[1003:]
+        head = lab.store.objects["a"].head
+        assert (head.metadata["color"], head.content_type) == ("red", "image/png")
+
+
+async def test_truncation_both_ways_leaves_zeros_where_nothing_is(lab: Lab) -> None:
+    lab.store.insert("a", b"0123456789")
+    async with lab.mounted():
+        inode = (await lab.get("a")).id
+        lab.fs.stages.truncate(inode, 4)
+        lab.fs.stages.truncate(inode, 8)
+        await lab.fs.stages.write(inode, 10, b"x")
+        assert await lab.read("a") == b"0123\0\0\0\0\0\0x"
+        await lab.fs.commit(inode)
+        assert lab.data("a") == b"0123\0\0\0\0\0\0x"
+
+
+async def test_a_large_file_goes_in_parts(lab: Lab) -> None:
+    body = bytes(range(251)) * 60_000  # 14 MiB: three parts of 5 MiB
+    async with lab.mounted():
+        await lab.write("big", body)
+        assert lab.data("big") == body
+        assert lab.store.calls["upload_part"] == 3
+        assert await lab.read("big") == body
+
+
+async def test_an_interrupted_upload_is_taken_up_by_the_next_worker(lab: Lab) -> None:
+    """Parts that S3 has are not sent again, and no upload is left behind."""
+    body = bytes(range(251)) * 60_000
+    async with lab.mounted():
+        node = await lab.write("big", body, close=False)
+        lab.store.fail_next("complete_multipart", Unavailable("down"))
+        with pytest.raises(Unavailable):
+            await lab.fs.commit(node.id)
+    sent = lab.store.calls["upload_part"]
+    async with lab.mounted():
+        await lab.fs.commit(node.id)
+        assert lab.data("big") == body
+        assert lab.store.calls["upload_part"] == sent
+        assert await lab.store.list_multiparts("") == []
+
+
+async def test_a_failed_upload_is_reported_kept_and_tried_again(lab: Lab) -> None:
+    async with lab.mounted():
+        lab.store.fail_next("put", Unavailable("down"))
+        with pytest.raises(Unavailable):
+            await lab.write("a", b"hello")
+        row = lab.fs.volume.journal.dirty_staged()[0]
+        assert (row.error, row.tries) == ("down", 1)
+        await lab.settle()
+        assert lab.data("a") == b"hello"
+        assert lab.fs.volume.journal.dirty_staged() == []
+
+
+async def test_a_lost_race_is_reported_and_the_data_kept(lab: Lab) -> None:
+    lab.store.insert("a", b"one")
+    async with lab.mounted():
+        node = await lab.get("a")
+        await lab.fs.stages.write(node.id, 0, b"ours")
+        lab.store.insert("a", b"theirs")
+        with pytest.raises(PreconditionFailed) as caught:
+            await lab.fs.commit(node.id)
+        assert errno_of(caught.value) == errno.ESTALE
+        assert lab.data("a") == b"theirs"
+        await lab.settle()
+        assert lab.data("a") == b"theirs"
+        row = lab.fs.volume.journal.dirty_staged()[0]
+        assert row.conflict
+        assert await lab.read_inode(node.id) == b"ours"
+
+
+async def test_exclusive_creation_loses_against_an_object_that_came_meanwhile(lab: Lab) -> None:
+    async with lab.mounted():
+        node = await lab.write("a", b"ours", exclusive=True, close=False)
+        lab.store.insert("a", b"theirs")
+        with pytest.raises(PreconditionFailed):
+            await lab.fs.commit(node.id)
+        assert lab.data("a") == b"theirs"
+
+
+async def test_an_overwritten_file_is_the_last_writers(lab: Lab) -> None:
+    lab.store.insert("a", b"one")
+    async with lab.mounted():
+        node = await lab.get("a")
+        lab.fs.stages.truncate(node.id, 0)
+        await lab.fs.stages.write(node.id, 0, b"ours")
+        lab.store.insert("a", b"theirs")
+        await lab.fs.commit(node.id)
+        assert lab.data("a") == b"ours"
+
+
+async def test_an_upload_that_s3_did_before_the_crash_is_recognised_as_ours(lab: Lab) -> None:
+    """The condition fails because of our own earlier attempt; that is no lost race."""
+    lab.store.insert("a", b"one")
+    async with lab.mounted():
+        node = await lab.get("a")
+        await lab.fs.stages.write(node.id, 0, b"ours")
+    lab.store.insert("a", b"ours")
+    async with lab.mounted():
+        await lab.fs.commit(node.id)
+        assert lab.fs.syncer.left().is_nothing
+
+
+async def test_writes_wait_for_an_upload_so_that_no_mixture_is_sent(lab: Lab) -> None:
+    async with lab.mounted() as fs:
+        node = await lab.write("a", b"one", close=False)
+        import trio
+
+        with lab.store.hold("put") as hold:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fs.commit, node.id)
+                await hold.arrived()
+                assert fs.volume.locks.is_held(("inode", node.id))
+                hold.release()
+        assert lab.data("a") == b"one"
+
+
+async def test_a_reader_keeps_its_version_or_gets_estale(lab: Lab) -> None:
+    """Never a mixture: what is not held of a version that is gone cannot be read."""
+    lab.store.insert("a", b"1" * 100)
+    async with lab.mounted():
+        node = await lab.get("a")
+        lab.store.insert("a", b"2" * 100)
+        with pytest.raises(OSError, match=r"[Ss]tale") as caught:
+            await lab.read_inode(node.id)
+        assert caught.value.errno == errno.ESTALE
+        assert await lab.read("a") == b"2" * 100
+        assert (await lab.get("a")).id != node.id
+
+
+async def test_an_unlinked_open_file_stays_readable_and_goes_when_it_is_closed(lab: Lab) -> None:
+    lab.store.insert("a", b"hello")
+    async with lab.mounted() as fs:
+        node = await lab.get("a")
+        lab.held.add(node.id)
+        await lab.unlink("a")
+        assert await lab.find("a") is None
+        await lab.settle()
+        assert await lab.read_inode(node.id) == b"hello"
+        lab.held.clear()
+        fs.syncer.forget(node.id)
+        await lab.settle()
+        assert lab.keys() == []
+
+
+async def test_a_full_disk_refuses_the_write_and_loses_nothing(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    async with lab.mounted() as fs:
+        node = await lab.write("a", b"hello", close=False)
+
+        def full(fd: int, data: bytes, offset: int) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwrite", full)
+            with pytest.raises(OSError, match="No space") as caught:
+                await fs.stages.write(node.id, 5, b"more")
+            assert caught.value.errno == errno.ENOSPC
+        await fs.commit(node.id)
+        assert lab.data("a") == b"hello"
