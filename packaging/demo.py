@@ -419,10 +419,11 @@ class Demo:
         )
 
     def show_logs(self) -> None:
-        """Print the end of the servers' logs, for whoever has to find out what failed."""
-        for name in self.processes:
-            lines = self.log_path(name).read_text(errors="replace").splitlines()[-30:]
-            print(f"--- end of {name}'s log", *lines, sep="\n", file=sys.stderr, flush=True)
+        """Print the end of the logs, for whoever has to find out what failed."""
+        logs = [self.log_path(name) for name in self.processes]
+        for log in (*logs, *sorted(self.directory.glob("state/logs/*.log"))):
+            lines = log.read_text(errors="replace").splitlines()[-30:]
+            print(f"--- end of {log}", *lines, sep="\n", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """End what was started, in order, and remove the directory."""
