@@ -158,6 +158,14 @@ class NodeTable:
         rows = self._execute(f"SELECT {_COLUMNS} FROM inodes WHERE remote_key = ?", (key,))  # noqa: S608
         return [Node._make(row) for row in rows]
 
+    def remote_keys_below(self, prefix: str) -> set[str]:
+        """Return the keys below *prefix* where objects lie whose path spells another."""
+        rows = self._execute(
+            "SELECT remote_key FROM inodes WHERE remote_key >= ? AND remote_key < ? AND name IS NOT NULL",
+            (prefix, prefix + "\U0010ffff"),
+        )
+        return {str(row[0]) for row in rows}
+
     def misplaced(self, *, limit: int) -> list[Node]:
         """Return rows with a name and a remote_key: candidates for a move in S3."""
         rows = self._execute(

@@ -137,7 +137,7 @@ class Lister:
 
     def _settle_marker(self, directory: Inode, seen: _Seen, listing: Listing) -> None:
         node = self._volume.nodes.get(directory)
-        if node is None or node.marker == Marker.WANTED:
+        if node is None or (node.marker == Marker.WANTED and not seen.marker):
             return
         if node.name is not None and self._volume.changes.is_newer(
             node.parent, node.name, listing.changes_seen
@@ -165,7 +165,7 @@ class Lister:
         low, high = seen.position, None if is_last else end
         seen.position = end
         rows = self._rows(directory.id, low, high)
-        deleted = volume.journal.deletes_below(prefix)
+        leaving = volume.leaving_below(prefix)
 
         def is_ours(name: str) -> bool:
             return volume.changes.is_newer(
@@ -175,14 +175,14 @@ class Lister:
         without_attributes = []
         with volume.database.transaction():
             for name, info in files.items():
-                if info.key in deleted or is_ours(name):
+                if info.key in leaving or is_ours(name):
                     continue
                 inode = self._see_file(directory.id, name, rows.get(name), info, seen)
                 if inode is not None:
                     without_attributes.append(inode)
             for name in directories:
                 if not is_ours(name):
-                    self._see_directory(directory.id, prefix, name, seen, deleted, listing)
+                    self._see_directory(directory.id, prefix, name, seen, leaving, listing)
             for name, node in rows.items():
                 there = directories if node.is_directory else files
                 if name not in there and not is_ours(name) and _is_between(node, low, high):
@@ -250,7 +250,7 @@ class Lister:
         prefix: str,
         name: str,
         seen: _Seen,
-        deleted: set[str],
+        leaving: set[str],
         listing: Listing,
     ) -> None:
         """Take over a common prefix."""
@@ -269,8 +269,8 @@ class Lister:
             return
         below = f"{prefix}{name}/"
         if (
-            any(key.startswith(below) for key in deleted)
-            or volume.is_leaving(below)
+            any(key.startswith(below) for key in leaving)
+            or volume.is_leaving(below, seen_from=prefix)
             or volume.changes.is_newer_below(below, listing.changes_seen)
         ):
             # What S3 still shows below may be only what we are about to delete: ask again later.

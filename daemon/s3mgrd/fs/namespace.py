@@ -171,7 +171,7 @@ class Namespace:
         prefix = self._volume.prefix_in_s3(directory)
         begun = self._volume.changes.begin()
         try:
-            head, is_directory = await self._probe(prefix + name)
+            head, is_directory = await self._probe(prefix, name)
             changes = self._volume.changes
             if not (
                 changes.is_newer(directory.id, name, begun)
@@ -182,11 +182,12 @@ class Namespace:
         finally:
             self._volume.changes.end()
 
-    async def _probe(self, key: str) -> tuple[ObjectHead | None, bool]:
-        """Ask at once whether *key* is an object and whether it is a prefix."""
+    async def _probe(self, prefix: str, name: str) -> tuple[ObjectHead | None, bool]:
+        """Ask at once whether a name is an object and whether it is a directory."""
+        key = prefix + name
         head: ObjectHead | None = None
         is_directory = False
-        deleted = self._volume.journal.deletes_below(key + "/")
+        leaving = self._volume.leaving_below(key)
 
         async def ask_object() -> None:
             nonlocal head
@@ -198,12 +199,12 @@ class Namespace:
         async with side_by_side() as nursery:
             nursery.start_soon(ask_object)
             page = await self._volume.store.list_page(
-                key + "/", delimited=False, max_keys=1 if not deleted else 1000
+                key + "/", delimited=False, max_keys=1 if not leaving else 1000
             )
-            is_directory = any(info.key not in deleted for info in page.objects)
-        if head is not None and self._volume.journal.pending_delete(key) is not None:
+            is_directory = any(info.key not in leaving for info in page.objects)
+        if key in leaving:
             head = None
-        if self._volume.is_leaving(key + "/"):
+        if self._volume.is_leaving(key + "/", seen_from=prefix):
             is_directory = False
         return head, is_directory
 
@@ -272,16 +273,15 @@ class Namespace:
 
         Of a directory that was never listed, entries are given while the listing still runs.
         """
+        directory = self._volume.directory(inode)
+        listing = self._lister.running(inode)
+        if listing is None and after == 0 and not self._lister.is_fresh(directory):
+            listing = self._lister.start(directory)
+        if listing is not None and not listing.is_first and after == 0:
+            await listing.finished()
         while True:
-            directory = self._volume.directory(inode)
-            listing = self._lister.running(inode)
-            if listing is None and after == 0 and not self._lister.is_fresh(directory):
-                listing = self._lister.start(directory)
-            if listing is not None and not listing.is_first and after == 0:
-                await listing.finished()
-                listing = None
             found = self._volume.nodes.children(inode, after=after, limit=limit)
-            if found or listing is None:
+            if found or listing is None or listing.done.is_set():
                 return found
             await listing.next_page()
 

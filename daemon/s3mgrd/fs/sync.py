@@ -131,6 +131,7 @@ class Syncer:
         tried: set[Hashable] = set()
         try:
             while True:
+                self.release_forgotten()
                 pending = {subject for subject, _ in self._all()} | self._running
                 tried |= self._failures.keys()
                 if not pending - tried:

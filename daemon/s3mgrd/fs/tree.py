@@ -336,11 +336,11 @@ class Tree:
 
     async def settled(self, directory: Inode) -> None:
         """Wait until no rename of *directory* or around it is pending in S3. Raises `TimedOut`."""
-        while event := self._volume.move_around(directory):
+        while (event := self._volume.move_around(directory)) is not None:
             await self._wait(event)
 
     async def _settled_within(self, directory: Inode) -> None:
-        while event := self._volume.move_within(directory):
+        while (event := self._volume.move_within(directory)) is not None:
             await self._wait(event)
 
     async def _wait(self, event: trio.Event) -> None:

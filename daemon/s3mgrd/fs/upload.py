@@ -141,7 +141,10 @@ class Uploader:
         volume = self._volume
         pending = volume.journal.pending_delete(key)
         condition = Condition(
-            if_match=row.base_etag if row.condition == "match" else None,
+            # A version that has yet to be moved here is not what lies here now: the rename decided who wins.
+            if_match=row.base_etag
+            if row.condition == "match" and node.remote_key is None
+            else None,
             absent=row.condition == "absent",
         )
         if pending is not None and row.condition == "absent":

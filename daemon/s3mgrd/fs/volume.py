@@ -245,12 +245,17 @@ class Volume:
 
     # Directory renames that S3 has yet to follow
 
-    def is_leaving(self, prefix: str) -> bool:
-        """Whether what S3 shows below *prefix* is on its way to another name."""
-        return (
-            any(prefix.startswith(move.source) for move in self.journal.moves())
-            if self.moving
-            else False
+    def leaving_below(self, prefix: str) -> set[str]:
+        """Return the keys below *prefix* that S3 still shows although they are deleted or renamed here."""
+        return self.journal.deletes_below(prefix) | self.nodes.remote_keys_below(prefix)
+
+    def is_leaving(self, prefix: str, *, seen_from: str) -> bool:
+        """Whether what S3 shows below *prefix* is on its way to another name, seen from outside of what moves."""
+        if not self.moving:
+            return False
+        return any(
+            prefix.startswith(move.source) and not seen_from.startswith(move.source)
+            for move in self.journal.moves()
         )
 
     def move_around(self, directory: int) -> trio.Event | None:

@@ -57,7 +57,9 @@ class Lab:
     _database: MountDatabase = field(init=False)
 
     @asynccontextmanager
-    async def mounted(self, connection: str = "first", *, sync: bool = True) -> AsyncIterator[FileSystem]:
+    async def mounted(
+        self, connection: str = "first", *, sync: bool = True
+    ) -> AsyncIterator[FileSystem]:
         """Open the file system; leaving is a crash: nothing is closed in order."""
         (self.directory / "staging").mkdir(exist_ok=True)
         database, _ = open_database(self.directory / "mount.db")
@@ -113,7 +115,9 @@ class Lab:
         parent, _, name = path.rpartition("/")
         return (await self.get(parent)).id, name
 
-    async def write(self, path: str, data: bytes, *, exclusive: bool = False, close: bool = True) -> Node:
+    async def write(
+        self, path: str, data: bytes, *, exclusive: bool = False, close: bool = True
+    ) -> Node:
         """Write a file from its beginning, as `cp` does."""
         parent, name = await self._parent(path)
         node = await self.fs.tree.create(parent, name, WHO, self.record, exclusive=exclusive)
@@ -157,7 +161,9 @@ class Lab:
 
     async def rename(self, old: str, new: str, flags: int = 0) -> None:
         """Rename."""
-        await self.fs.tree.rename(*await self._parent(old), *await self._parent(new), flags, self.record)
+        await self.fs.tree.rename(
+            *await self._parent(old), *await self._parent(new), flags, self.record
+        )
 
     async def ls(self, path: str = "") -> list[str]:
         """List a directory, in order; directories end in a slash."""

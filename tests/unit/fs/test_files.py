@@ -43,7 +43,9 @@ async def test_what_was_written_survives_a_crash_of_the_worker(lab: Lab) -> None
         assert lab.data("a") == b"hello world!"
 
 
-async def test_what_was_left_by_a_crash_of_everything_is_uploaded_by_the_next_mount(lab: Lab) -> None:
+async def test_what_was_left_by_a_crash_of_everything_is_uploaded_by_the_next_mount(
+    lab: Lab,
+) -> None:
     async with lab.mounted():
         await lab.write("a", b"hello", close=False)
     async with lab.mounted("second"):

@@ -1,0 +1,337 @@
+"""Changes of the tree: at once here, then in S3, and after a crash in any state of it."""
+
+import errno
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from s3mgrd.errors import Unavailable
+from s3mgrd.fs.tree import RENAME_NOREPLACE
+from tests.unit.fs.conftest import Lab
+
+
+async def expect(number: int, call: Callable[[], object]) -> None:
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the errno is what is checked
+        await call()  # type: ignore[misc] # a coroutine function
+    assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[number]
+
+
+async def test_a_directory_is_a_marker(lab: Lab) -> None:
+    async with lab.mounted():
+        await lab.mkdir("d")
+        assert await lab.ls() == ["d/"]
+        await lab.settle()
+        assert lab.keys() == ["d/"]
+        assert lab.store.objects["d/"].head.content_type == "application/x-directory"
+
+
+async def test_what_cancels_out_is_never_sent(lab: Lab) -> None:
+    async with lab.mounted():
+        for _ in range(20):
+            await lab.mkdir("d")
+            await lab.rename("d", "e")
+            await lab.rmdir("e")
+        await lab.settle()
+        assert lab.keys() == []
+        assert lab.store.calls["put"] <= 2
+
+
+async def test_the_last_entry_of_an_implied_directory_leaves_a_marker(lab: Lab) -> None:
+    lab.store.insert("d/a", b"1")
+    async with lab.mounted():
+        await lab.unlink("d/a")
+        await lab.settle()
+        assert lab.keys() == ["d/"]
+        assert await lab.ls() == ["d/"]
+
+
+async def test_a_tree_is_removed_without_a_trace(lab: Lab) -> None:
+    lab.store.insert("d/a", b"1")
+    lab.store.insert("d/e/b", b"2")
+    lab.store.insert("d/e/", b"")
+    async with lab.mounted():
+        await lab.unlink("d/e/b")
+        await lab.rmdir("d/e")
+        await lab.unlink("d/a")
+        await lab.rmdir("d")
+        await lab.settle()
+        assert lab.keys() == []
+        lab.later(60)
+        assert await lab.ls() == []
+
+
+async def test_rmdir_of_what_is_not_empty_is_refused(lab: Lab) -> None:
+    lab.store.insert("d/a")
+    lab.store.insert("hidden//x")
+    async with lab.mounted():
+        await expect(errno.ENOTEMPTY, lambda: lab.rmdir("d"))
+        await expect(errno.ENOTEMPTY, lambda: lab.rmdir("hidden"))
+        await expect(errno.ENOENT, lambda: lab.rmdir("none"))
+        await expect(errno.ENOTDIR, lambda: lab.rmdir("d/a"))
+        await expect(errno.EISDIR, lambda: lab.unlink("d"))
+
+
+async def test_names_that_exist_are_not_made_again(lab: Lab) -> None:
+    lab.store.insert("a", b"1")
+    lab.store.insert("d/b", b"1")
+    async with lab.mounted():
+        await expect(errno.EEXIST, lambda: lab.mkdir("a"))
+        await expect(errno.EEXIST, lambda: lab.mkdir("d"))
+        await expect(errno.EEXIST, lambda: lab.symlink("a", "x"))
+        await expect(errno.EEXIST, lambda: lab.write("a", b"2", exclusive=True))
+
+
+async def test_write_temporary_and_rename_ends_with_one_object(lab: Lab) -> None:
+    lab.store.insert("config", b"old")
+    async with lab.mounted():
+        await lab.write("config.tmp", b"new")
+        await lab.rename("config.tmp", "config")
+        assert await lab.read("config") == b"new"
+        assert await lab.ls() == ["config"]
+        await lab.settle()
+        assert {key: lab.data(key) for key in lab.keys()} == {"config": b"new"}
+        assert await lab.read("config") == b"new"
+
+
+async def test_a_file_is_renamed_while_it_is_written(lab: Lab) -> None:
+    async with lab.mounted() as fs:
+        node = await lab.write("a", b"hello", close=False)
+        await lab.rename("a", "b")
+        await fs.commit(node.id)
+        await lab.settle()
+        assert lab.keys() == ["b"]
+
+
+async def test_an_uploaded_file_is_written_again_after_its_rename(lab: Lab) -> None:
+    async with lab.mounted() as fs:
+        node = await lab.write("a", b"hello")
+        await lab.rename("a", "b")
+        await fs.stages.write(node.id, 5, b"!")
+        await fs.commit(node.id)
+        await lab.settle()
+        assert {key: lab.data(key) for key in lab.keys()} == {"b": b"hello!"}
+
+
+async def test_names_change_places_in_a_ring(lab: Lab) -> None:
+    """Each object's place is taken by another: none can be moved first."""
+    for name in "abc":
+        lab.store.insert(name, name.encode())
+    async with lab.mounted(sync=False):
+        await lab.rename("a", "t")
+        await lab.rename("b", "a")
+        await lab.rename("c", "b")
+        await lab.rename("t", "c")
+    async with lab.mounted():
+        await lab.settle()
+        assert {key: lab.data(key) for key in lab.keys()} == {"a": b"b", "b": b"c", "c": b"a"}
+        assert [await lab.read(name) for name in "abc"] == [b"b", b"c", b"a"]
+
+
+async def test_a_new_file_takes_the_name_of_a_renamed_one(lab: Lab) -> None:
+    lab.store.insert("a", b"old")
+    async with lab.mounted(sync=False):
+        await lab.rename("a", "b")
+        await lab.write("a", b"new")
+    async with lab.mounted():
+        await lab.settle()
+        assert {key: lab.data(key) for key in lab.keys()} == {"a": b"new", "b": b"old"}
+
+
+async def test_a_removed_name_is_used_again_before_s3_heard_of_it(lab: Lab) -> None:
+    lab.store.insert("a", b"old")
+    async with lab.mounted(sync=False):
+        await lab.unlink("a")
+        await lab.write("a", b"new", exclusive=True)
+    async with lab.mounted():
+        await lab.settle()
+        assert lab.data("a") == b"new"
+
+
+async def test_rename_refuses_what_posix_refuses(lab: Lab) -> None:
+    for key in ("a", "b", "d/x", "e/y"):
+        lab.store.insert(key, key.encode())
+    async with lab.mounted():
+        await expect(errno.EEXIST, lambda: lab.rename("a", "b", RENAME_NOREPLACE))
+        await expect(errno.EISDIR, lambda: lab.rename("a", "d"))
+        await expect(errno.ENOTDIR, lambda: lab.rename("d", "a"))
+        await expect(errno.ENOTEMPTY, lambda: lab.rename("d", "e"))
+        await expect(errno.EINVAL, lambda: lab.rename("d", "d/z"))
+        await expect(errno.ENOENT, lambda: lab.rename("none", "z"))
+        await expect(errno.EINVAL, lambda: lab.rename("a", "z", 1 << 4))
+
+
+async def test_a_directory_is_renamed_at_once_and_s3_follows(lab: Lab) -> None:
+    for i in range(30):
+        lab.store.insert(f"d/sub{i % 3}/f{i:02d}", bytes([i]))
+    lab.store.insert("d/", b"")
+    async with lab.mounted():
+        with lab.store.hold("copy") as hold:
+            await lab.rename("d", "e")
+            assert await lab.ls() == ["e/"]
+            assert await lab.ls("e") == ["sub0/", "sub1/", "sub2/"]
+            assert await lab.read("e/sub1/f04") == bytes([4])
+            await hold.arrived()
+            assert await lab.find("d") is None
+            hold.release()
+        await lab.settle()
+        assert all(key.startswith("e/") for key in lab.keys())
+        assert len(lab.keys()) == 31
+        assert await lab.read("e/sub1/f04") == bytes([4])
+        lab.later(60)
+        assert await lab.ls() == ["e/"]
+
+
+async def test_a_directory_rename_goes_on_after_a_crash(lab: Lab) -> None:
+    for i in range(10):
+        lab.store.insert(f"d/f{i}", bytes([i]))
+    async with lab.mounted(sync=False):
+        await lab.rename("d", "e")
+    copied = 0
+
+    def crash_in_the_middle(operation: str, key: str) -> None:
+        nonlocal copied
+        copied += operation == "copy"
+        if copied >= 5 and operation == "copy":
+            raise Unavailable("the network is gone")
+
+    lab.store.before = crash_in_the_middle
+    async with lab.mounted():
+        await lab.settle()
+        assert await lab.ls("e") == [f"f{i}" for i in range(10)]
+    lab.store.before = None
+    async with lab.mounted("second"):
+        await lab.settle()
+        assert lab.keys() == [f"e/f{i}" for i in range(10)]
+
+
+async def test_what_others_add_to_a_directory_while_it_is_renamed_is_not_lost(lab: Lab) -> None:
+    lab.store.insert("d/a", b"1")
+    async with lab.mounted():
+        with lab.store.hold("copy") as hold:
+            await lab.rename("d", "e")
+            await hold.arrived()
+            lab.store.insert("d/b", b"2")
+            hold.release()
+        await lab.settle()
+        assert lab.keys() == ["e/a", "e/b"]
+        lab.later(60)
+        assert await lab.ls("e") == ["a", "b"]
+
+
+async def test_changes_inside_a_renamed_directory_wait_for_s3(lab: Lab) -> None:
+    lab.store.insert("d/a", b"1")
+    lab.store.insert("d/b", b"1")
+    async with lab.mounted():
+        await lab.ls("d")
+        with lab.store.hold("copy") as hold:
+            await lab.rename("d", "e")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lab.write, "e/new", b"2")
+                nursery.start_soon(lab.unlink, "e/a")
+                nursery.start_soon(lab.mkdir, "d")
+                await hold.arrived()
+                assert await lab.read("e/a") == b"1"
+                hold.release()
+        await lab.settle()
+        assert lab.keys() == ["d/", "e/b", "e/new"]
+
+
+async def test_a_local_directory_is_renamed_without_asking_s3(lab: Lab) -> None:
+    async with lab.mounted(sync=False) as fs:
+        await lab.mkdir("d")
+        node = await lab.write("d/a", b"1", close=False)
+        await lab.rename("d", "e")
+        assert fs.volume.journal.moves() == []
+        await fs.commit(node.id)
+        assert lab.keys() == ["e/a"]
+
+
+async def test_attributes_are_kept_in_metadata_and_survive_losing_everything(lab: Lab) -> None:
+    from s3mgrd.fs.tree import AttributeChange
+
+    async with lab.mounted() as fs:
+        node = await lab.write("a", b"hello")
+        await fs.tree.change_attributes(
+            node.id, AttributeChange(mode=0o600, uid=5, gid=6, mtime_ns=1_234_567_890_123_456_789)
+        )
+        await lab.settle()
+        assert lab.store.calls["copy"] == 1
+    (lab.directory / "mount.db").unlink()
+    async with lab.mounted("second"):
+        node = await lab.get("a")
+        assert (node.mode, node.uid, node.gid) == (0o600, 5, 6)
+        assert node.mtime_ns == 1_234_567_890_123_456_789
+        assert await lab.read("a") == b"hello"
+
+
+async def test_symbolic_links_are_objects(lab: Lab) -> None:
+    async with lab.mounted() as fs:
+        node = await lab.symlink("l", "some/where")
+        assert await fs.read_target(node.id) == "some/where"
+        await lab.settle()
+        assert lab.data("l") == b"some/where"
+        assert lab.store.objects["l"].head.metadata["mode"] == str(0o120644)
+    (lab.directory / "mount.db").unlink()
+    async with lab.mounted("second") as fs:
+        assert await lab.ls() == ["l"]
+        node = await lab.get("l")
+        assert await fs.read_target(node.id) == "some/where"
+
+
+async def test_a_read_only_mount_refuses_every_change(lab: Lab) -> None:
+    from tests.unit.fs.conftest import settings
+
+    lab.store.insert("a", b"1")
+    lab.settings = settings(read_only=True)
+    async with lab.mounted():
+        for call in (
+            lambda: lab.mkdir("d"),
+            lambda: lab.unlink("a"),
+            lambda: lab.rename("a", "b"),
+            lambda: lab.symlink("l", "x"),
+            lambda: lab.write("new", b"1"),
+        ):
+            await expect(errno.EROFS, call)
+        assert await lab.read("a") == b"1"
+
+
+async def test_a_crash_at_any_request_loses_nothing(lab: Lab) -> None:
+    """Run a script of changes again and again, with S3 failing at the nth request, then let the next worker finish."""
+    for n in range(1, 40):
+        count = 0
+
+        def fail(operation: str, key: str, n: int = n) -> None:
+            nonlocal count
+            if operation in ("put", "copy", "delete", "delete_many"):
+                count += 1
+                if count >= n:
+                    raise Unavailable("the network is gone")
+
+        for key in list(lab.store.objects):
+            lab.store.remove(key)
+        lab.store.insert("in/a", b"a")
+        lab.store.insert("in/b", b"b")
+        lab.store.before = fail
+        async with lab.mounted(f"c{n}"):
+            await lab.ls("in")
+            await lab.rename("in/a", "in/c")
+            await lab.mkdir("out")
+            await lab.rename("in/b", "out/b")
+            await lab.symlink("out/l", "b")
+            await lab.settle()
+        lab.store.before = None
+        async with lab.mounted(f"d{n}"):
+            await lab.settle()
+            found = {k: lab.data(k) for k in lab.keys() if not k.endswith("/")}
+            assert found == {"in/c": b"a", "out/b": b"b", "out/l": b"b"}, n
+            assert await lab.ls("out") == ["b", "l"]
+            for name in ("in/c", "out/b", "out/l"):
+                await lab.unlink(name)
+            await lab.rmdir("in")
+            await lab.rmdir("out")
+            await lab.settle()
+            assert lab.keys() == [], n
+        if count < n:
+            return
+    pytest.fail("the script never ran through")
