@@ -109,6 +109,27 @@ install_locked() {
     quiet_pip install --require-hashes -r packaging/requirements/build.lock
     quiet_pip install --require-hashes --no-build-isolation -r "packaging/requirements/$lock.lock"
     quiet_pip install --no-index --no-deps --no-build-isolation "$@" .
+    remove_unlocked
+}
+
+# What an earlier lock had would hide that something is missing from this one.
+remove_unlocked() {
+    unlocked=$("$environment/bin/python" - "$lock" <<'PYTHON'
+import re, sys
+from importlib.metadata import distributions
+
+def canonical(name):
+    return re.sub("[-_.]+", "-", name).lower()
+
+locked = {"s3mgr", "pip"}
+for lock in ("build", sys.argv[1]):
+    with open(f"packaging/requirements/{lock}.lock") as lines:
+        locked |= {line.partition("==")[0] for line in lines if "==" in line}
+print(*{canonical(d.name) for d in distributions()} - locked)
+PYTHON
+    )
+    # shellcheck disable=SC2086 # a list of names
+    [ -z "$unlocked" ] || quiet_pip uninstall --yes $unlocked
 }
 
 quiet_pip() {
