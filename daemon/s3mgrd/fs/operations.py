@@ -48,8 +48,8 @@ class Intent(Protocol):
         """Unique on this kernel connection, and growing."""
 
     @property
-    def former(self) -> int | None:
-        """The number under which a dead worker began this very call."""
+    def repeated(self) -> bool:
+        """Whether a worker that died had begun this very call, under this number."""
 
 
 class RepeatRing(Protocol):
@@ -266,8 +266,8 @@ class Operations(pyfuse3.Operations):
         intent = self._ring.begin(op, parent, name, ctx.pid, target=target)
         journal = self.fs.volume.journal
         try:
-            if intent.former is not None:
-                done = journal.call_result(intent.former)
+            if intent.repeated:
+                done = journal.call_result(intent.number)
                 if done is not None:
                     log.info("a repeated call (opcode %d) was done already", op)
                     return Inode(done)

@@ -177,7 +177,7 @@ class Lab:
         """Wait until S3 has everything."""
         await self.fs.syncer.flush()
 
-    def keys(self) -> list[str]:
+    def stored(self) -> list[str]:
         """Return the bucket's keys."""
         return sorted(self.store.objects)
 

@@ -25,7 +25,7 @@ async def test_a_file_is_in_s3_when_it_is_closed(lab: Lab) -> None:
 async def test_a_file_may_be_read_before_it_is_closed(lab: Lab) -> None:
     async with lab.mounted():
         await lab.write("a", b"hello", close=False)
-        assert lab.keys() == []
+        assert lab.stored() == []
         assert await lab.read("a") == b"hello"
         assert lab.fs.syncer.left().files == 1
 
@@ -36,7 +36,7 @@ async def test_what_was_written_survives_a_crash_of_the_worker(lab: Lab) -> None
         node = await lab.write("a", b"hello", close=False)
         await lab.fs.stages.write(node.id, 5, b" world")
     async with lab.mounted():
-        assert lab.keys() == []
+        assert lab.stored() == []
         assert await lab.read("a") == b"hello world"
         await lab.fs.stages.write(node.id, 11, b"!")
         await lab.fs.commit(node.id)
@@ -204,7 +204,7 @@ async def test_an_unlinked_open_file_stays_readable_and_goes_when_it_is_closed(l
         lab.held.clear()
         fs.syncer.forget(node.id)
         await lab.settle()
-        assert lab.keys() == []
+        assert lab.stored() == []
 
 
 async def test_a_full_disk_refuses_the_write_and_loses_nothing(

@@ -22,7 +22,7 @@ async def test_a_directory_is_a_marker(lab: Lab) -> None:
         await lab.mkdir("d")
         assert await lab.ls() == ["d/"]
         await lab.settle()
-        assert lab.keys() == ["d/"]
+        assert lab.stored() == ["d/"]
         assert lab.store.objects["d/"].head.content_type == "application/x-directory"
 
 
@@ -33,7 +33,7 @@ async def test_what_cancels_out_is_never_sent(lab: Lab) -> None:
             await lab.rename("d", "e")
             await lab.rmdir("e")
         await lab.settle()
-        assert lab.keys() == []
+        assert lab.stored() == []
         assert lab.store.calls["put"] <= 2
 
 
@@ -42,7 +42,7 @@ async def test_the_last_entry_of_an_implied_directory_leaves_a_marker(lab: Lab) 
     async with lab.mounted():
         await lab.unlink("d/a")
         await lab.settle()
-        assert lab.keys() == ["d/"]
+        assert lab.stored() == ["d/"]
         assert await lab.ls() == ["d/"]
 
 
@@ -56,7 +56,7 @@ async def test_a_tree_is_removed_without_a_trace(lab: Lab) -> None:
         await lab.unlink("d/a")
         await lab.rmdir("d")
         await lab.settle()
-        assert lab.keys() == []
+        assert lab.stored() == []
         lab.later(60)
         assert await lab.ls() == []
 
@@ -90,7 +90,7 @@ async def test_write_temporary_and_rename_ends_with_one_object(lab: Lab) -> None
         assert await lab.read("config") == b"new"
         assert await lab.ls() == ["config"]
         await lab.settle()
-        assert {key: lab.data(key) for key in lab.keys()} == {"config": b"new"}
+        assert {key: lab.data(key) for key in lab.stored()} == {"config": b"new"}
         assert await lab.read("config") == b"new"
 
 
@@ -100,7 +100,7 @@ async def test_a_file_is_renamed_while_it_is_written(lab: Lab) -> None:
         await lab.rename("a", "b")
         await fs.commit(node.id)
         await lab.settle()
-        assert lab.keys() == ["b"]
+        assert lab.stored() == ["b"]
 
 
 async def test_an_uploaded_file_is_written_again_after_its_rename(lab: Lab) -> None:
@@ -110,7 +110,7 @@ async def test_an_uploaded_file_is_written_again_after_its_rename(lab: Lab) -> N
         await fs.stages.write(node.id, 5, b"!")
         await fs.commit(node.id)
         await lab.settle()
-        assert {key: lab.data(key) for key in lab.keys()} == {"b": b"hello!"}
+        assert {key: lab.data(key) for key in lab.stored()} == {"b": b"hello!"}
 
 
 async def test_names_change_places_in_a_ring(lab: Lab) -> None:
@@ -124,7 +124,7 @@ async def test_names_change_places_in_a_ring(lab: Lab) -> None:
         await lab.rename("t", "c")
     async with lab.mounted():
         await lab.settle()
-        assert {key: lab.data(key) for key in lab.keys()} == {"a": b"b", "b": b"c", "c": b"a"}
+        assert {key: lab.data(key) for key in lab.stored()} == {"a": b"b", "b": b"c", "c": b"a"}
         assert [await lab.read(name) for name in "abc"] == [b"b", b"c", b"a"]
 
 
@@ -135,7 +135,7 @@ async def test_a_new_file_takes_the_name_of_a_renamed_one(lab: Lab) -> None:
         await lab.write("a", b"new")
     async with lab.mounted():
         await lab.settle()
-        assert {key: lab.data(key) for key in lab.keys()} == {"a": b"new", "b": b"old"}
+        assert {key: lab.data(key) for key in lab.stored()} == {"a": b"new", "b": b"old"}
 
 
 async def test_a_removed_name_is_used_again_before_s3_heard_of_it(lab: Lab) -> None:
@@ -175,8 +175,8 @@ async def test_a_directory_is_renamed_at_once_and_s3_follows(lab: Lab) -> None:
             assert await lab.find("d") is None
             hold.release()
         await lab.settle()
-        assert all(key.startswith("e/") for key in lab.keys())
-        assert len(lab.keys()) == 31
+        assert all(key.startswith("e/") for key in lab.stored())
+        assert len(lab.stored()) == 31
         assert await lab.read("e/sub1/f04") == bytes([4])
         lab.later(60)
         assert await lab.ls() == ["e/"]
@@ -202,7 +202,7 @@ async def test_a_directory_rename_goes_on_after_a_crash(lab: Lab) -> None:
     lab.store.before = None
     async with lab.mounted("second"):
         await lab.settle()
-        assert lab.keys() == [f"e/f{i}" for i in range(10)]
+        assert lab.stored() == [f"e/f{i}" for i in range(10)]
 
 
 async def test_what_others_add_to_a_directory_while_it_is_renamed_is_not_lost(lab: Lab) -> None:
@@ -214,7 +214,7 @@ async def test_what_others_add_to_a_directory_while_it_is_renamed_is_not_lost(la
             lab.store.insert("d/b", b"2")
             hold.release()
         await lab.settle()
-        assert lab.keys() == ["e/a", "e/b"]
+        assert lab.stored() == ["e/a", "e/b"]
         lab.later(60)
         assert await lab.ls("e") == ["a", "b"]
 
@@ -234,7 +234,7 @@ async def test_changes_inside_a_renamed_directory_wait_for_s3(lab: Lab) -> None:
                 assert await lab.read("e/a") == b"1"
                 hold.release()
         await lab.settle()
-        assert lab.keys() == ["d/", "e/b", "e/new"]
+        assert lab.stored() == ["d/", "e/b", "e/new"]
 
 
 async def test_a_local_directory_is_renamed_without_asking_s3(lab: Lab) -> None:
@@ -244,7 +244,7 @@ async def test_a_local_directory_is_renamed_without_asking_s3(lab: Lab) -> None:
         await lab.rename("d", "e")
         assert fs.volume.journal.moves() == []
         await fs.commit(node.id)
-        assert lab.keys() == ["e/a"]
+        assert lab.stored() == ["e/a"]
 
 
 async def test_attributes_are_kept_in_metadata_and_survive_losing_everything(lab: Lab) -> None:
@@ -323,7 +323,7 @@ async def test_a_crash_at_any_request_loses_nothing(lab: Lab) -> None:
         lab.store.before = None
         async with lab.mounted(f"d{n}"):
             await lab.settle()
-            found = {k: lab.data(k) for k in lab.keys() if not k.endswith("/")}
+            found = {k: lab.data(k) for k in lab.stored() if not k.endswith("/")}
             assert found == {"in/c": b"a", "out/b": b"b", "out/l": b"b"}, n
             assert await lab.ls("out") == ["b", "l"]
             for name in ("in/c", "out/b", "out/l"):
@@ -331,7 +331,7 @@ async def test_a_crash_at_any_request_loses_nothing(lab: Lab) -> None:
             await lab.rmdir("in")
             await lab.rmdir("out")
             await lab.settle()
-            assert lab.keys() == [], n
+            assert lab.stored() == [], n
         if count < n:
             return
     pytest.fail("the script never ran through")
