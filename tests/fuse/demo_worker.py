@@ -65,7 +65,9 @@ class Operations(pyfuse3.Operations):
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(inode)
         is_directory = inode == ROOT or inode >= FIRST_DIRECTORY
-        entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o777 if is_directory else stat.S_IFREG | 0o644)
+        entry.st_mode = pyfuse3.ModeT(
+            stat.S_IFDIR | 0o777 if is_directory else stat.S_IFREG | 0o644
+        )
         entry.st_size = 0 if is_directory else DATA_BYTES
         entry.attr_timeout = entry.entry_timeout = 0
         return entry

@@ -6,12 +6,12 @@ import signal
 import subprocess
 
 import trio
-from conftest import Lab
-from demo_worker import DATA_BYTES, pattern
 
 from s3mgrd.fuse.connection import FuseConnection
 from s3mgrd.mounts.ports import WorkerExit
 from s3mgrd.worker.spawn import WorkerProcess, WorkerProcesses
+from tests.fuse.demo_worker import DATA_BYTES, pattern
+from tests.fuse.lab import Lab
 
 READ_ALL = """
 import hashlib, os, sys
@@ -62,7 +62,7 @@ async def next_worker(
 
 
 async def test_a_file_is_read_to_its_end_over_five_kills(lab: Lab) -> None:
-    """kill -9 under a running read changes neither its bytes nor its success."""
+    """Kill -9 under a running read changes neither its bytes nor its success."""
     workers = await lab.supervisor()
     connection = await lab.mount("m")
     async with lab.worker(workers, "m") as worker:
@@ -78,9 +78,7 @@ async def test_a_file_is_read_to_its_end_over_five_kills(lab: Lab) -> None:
             await worker.wait()
     async with lab.worker(workers, "m") as worker:
         await lab.serve(worker, connection, resumed=True)
-        assert (
-            await lab.output(reader) == hashlib.sha256(pattern(0, DATA_BYTES)).hexdigest()
-        )
+        assert await lab.output(reader) == hashlib.sha256(pattern(0, DATA_BYTES)).hexdigest()
 
 
 async def test_a_request_in_flight_is_answered_by_the_next_worker(lab: Lab) -> None:

@@ -40,9 +40,10 @@ CAPABILITIES: Final[dict[Cap, str]] = {
     Cap.CACHE_SYMLINKS: "readlink is answered by the page cache: a symlink's target never changes within an inode",
     Cap.EXPLICIT_INVAL_DATA: "the page cache is dropped only when we say so: an inode is one version of one object, "
     "so a refreshed mtime must not throw good pages away",
-    Cap.HANDLE_KILLPRIV_V2: "without it the kernel asks for security.capability before every write. In return the file "
-    "system clears setuid and setgid itself on write, truncate and chown (libfuse 3.14 does not know the flag, "
-    "which only means that nothing tells us whether the writer is privileged: they are always cleared)",
+    Cap.HANDLE_KILLPRIV_V2: "without it the kernel asks for security.capability before every write (4 KiB writes: 103 → "
+    "52 µs, with writeback 66 → 4 µs). In return the file system clears setuid and setgid: where the kernel says so before "
+    "a write it sends a SETATTR that changes no field; chown, and truncation by SETATTR or O_TRUNC, always mean it. libfuse "
+    "3.14 does not know the flag and passes everything on",
     Cap.INIT_EXT: "the second word of flags",
     Cap.HAS_RESEND: "unanswered requests of a dead worker can be asked for again (Linux 6.9)",
 }

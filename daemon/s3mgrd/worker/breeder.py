@@ -63,6 +63,13 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+class ZygoteLost(Unavailable):
+    """The zygote died while it was asked. Ask again, with everything made anew: a child may have come of it.
+
+    Not raised when there is no zygote, or when it says that it cannot fork.
+    """
+
+
 class Child:
     """A process that a zygote forked, or that an earlier supervisor left; owns its pidfd."""
 
@@ -104,7 +111,9 @@ class Child:
         return True
 
     def kill(self) -> None:
-        """End it with SIGKILL; nothing when it has ended."""
+        """End it with SIGKILL; nothing when it has ended, or when `close` was called."""
+        if self._pidfd < 0:
+            return
         try:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         except ProcessLookupError:
@@ -112,7 +121,9 @@ class Child:
 
     def close(self) -> None:
         """Close the pidfd; the process goes on."""
-        os.close(self._pidfd)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
 
 
 def _exit_of(code: int) -> WorkerExit:
@@ -163,8 +174,10 @@ class _Generation:
             with trio.fail_after(FORK_TIMEOUT_S):
                 await self.send(make(number), fds)
                 child = await answer.receive()
-        except (OSError, trio.EndOfChannel, trio.TooSlowError) as exc:
-            raise Unavailable("the process that forks workers did not answer") from exc
+        except (OSError, trio.EndOfChannel, trio.ClosedResourceError) as exc:
+            raise ZygoteLost("the process that forks workers has died") from exc
+        except trio.TooSlowError as exc:
+            raise Unavailable("the process that forks workers does not answer") from exc
         except trio.Cancelled:
             self._disown(answer)
             raise
@@ -248,6 +261,7 @@ class Breeder:
         """Have a child forked for the message that *make* makes of a request id; the descriptors stay the caller's.
 
         Raises:
+            ZygoteLost: the zygote died just now.
             Unavailable: it could not be made.
         """
         with trio.move_on_after(READY_TIMEOUT_S):

@@ -20,6 +20,7 @@ from s3mgrd.errors import InvalidConfig
 
 # linux/prctl.h, linux/capability.h
 PR_SET_KEEPCAPS: Final = 8
+PR_SET_NAME: Final = 15
 PR_CAPBSET_READ: Final = 23
 PR_CAPBSET_DROP: Final = 24
 PR_SET_NO_NEW_PRIVS: Final = 38
@@ -101,6 +102,11 @@ def renounce() -> None:
     """
     _set_capabilities(0)
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def name_process(name: str) -> None:
+    """Set what ps and top show as this process's name; the kernel cuts it after 15 bytes."""
+    _libc.prctl(PR_SET_NAME, ctypes.c_char_p(name.encode()), 0, 0, 0)
 
 
 def _set_limits() -> None:

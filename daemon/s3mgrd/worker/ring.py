@@ -186,6 +186,8 @@ class Ring:
         self._ended.append(intent._slot)
 
     def _settle(self) -> None:
+        if self._map.closed:
+            return
         for slot in self._ended:
             self._release(slot)
         self._ended.clear()

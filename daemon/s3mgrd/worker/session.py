@@ -121,7 +121,8 @@ async def serve(
         fuse_fd: the connection; stays the caller's.
         message: the supervisor's `Serve`.
         ring: of this connection; learns which calls are repeats.
-        started: called once libfuse reads from the kernel.
+        started: called once libfuse reads from the kernel, or finds that the connection has ended already; always
+            before this returns.
     """
     asks_again = message.resumed and message.resend
     if message.resumed:
@@ -130,6 +131,7 @@ async def serve(
         except OSError as exc:
             if exc.errno != errno.ENODEV:
                 raise
+            started()
             return
         ring.resume(left.resent)
         log.info("resumed; %d requests come again", len(left.resent))

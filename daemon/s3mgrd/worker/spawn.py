@@ -24,7 +24,7 @@ from s3mgrd.errors import CredentialsRejected, TimedOut, Unavailable, Unsupporte
 from s3mgrd.mounts.ports import CredentialsSource, WorkerExit
 from s3mgrd.worker import workdirs
 from s3mgrd.worker.background import background_nursery
-from s3mgrd.worker.breeder import Breeder, Child
+from s3mgrd.worker.breeder import Breeder, Child, ZygoteLost
 from s3mgrd.worker.channel import (
     Body,
     Channel,
@@ -111,7 +111,7 @@ class WorkerProcess:
         return self._child.result
 
     def kill(self) -> None:
-        """End the process with SIGKILL; nothing when it has ended."""
+        """End the process with SIGKILL; nothing when it has ended. Only within the context that gave this worker."""
         self._child.kill()
 
     def memory_bytes(self) -> int | None:
@@ -197,7 +197,10 @@ class WorkerProcesses:
     @asynccontextmanager
     async def start(self, mount: str) -> AsyncIterator[WorkerProcess]:
         """Fork a worker and say hello; see `s3mgrd.mounts.ports.Workers`."""
-        child, sock = await self._spawn(mount)
+        try:
+            child, sock = await self._spawn(mount)
+        except ZygoteLost:
+            child, sock = await self._spawn(mount)
         greeted = False
 
         def identify(_: HelloReply) -> Child:
@@ -287,7 +290,9 @@ class WorkerProcesses:
         if actual != expected:
             os.close(pidfd)
             raise Unavailable(f"the worker of {mount!r} names a process that is not its own")
-        return Child(pid, pidfd)
+        child = Child(pid, pidfd)
+        child.orphaned()  # whoever may wait for it, we shall not be told
+        return child
 
     @asynccontextmanager
     async def _converse(
@@ -335,6 +340,14 @@ class WorkerProcesses:
             CredentialsRejected: there are none.
             TimedOut: a source did not answer.
         """
+        try:
+            answer = await self._resolve(spec)
+        except ZygoteLost:
+            answer = await self._resolve(spec)
+        return _grant(answer)
+
+    async def _resolve(self, spec: MountSpec) -> bytes:
+        """Have a process resolve credentials and return what it writes."""
         environment = {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
         read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
         async with trio.lowlevel.FdStream(read_fd) as pipe:
@@ -349,7 +362,7 @@ class WorkerProcesses:
                 os.close(write_fd)
             try:
                 with trio.fail_after(RESOLVE_TIMEOUT_S):
-                    answer = await _read_all(pipe)
+                    return await _read_all(pipe)
             except trio.TooSlowError as exc:
                 raise TimedOut(
                     "the sources of credentials did not answer in time",
@@ -358,7 +371,6 @@ class WorkerProcesses:
             finally:
                 child.kill()
                 child.close()
-        return _grant(answer)
 
     def log_path(self, mount: str) -> str:
         """Where the worker of *mount* writes its log."""

@@ -28,7 +28,7 @@ import msgspec
 from s3mgr.schema import MountSpec
 from s3mgrd.errors import S3mgrError, Unavailable
 from s3mgrd.worker.channel import error_reply
-from s3mgrd.worker.privileges import Identity, become_worker
+from s3mgrd.worker.privileges import Identity, become_worker, name_process
 from s3mgrd.worker.protocol import CredentialGrant, ErrorReply
 from s3mgrd.worker.zygote_messages import (
     MAX_PACKET_BYTES,
@@ -152,14 +152,12 @@ class Zygote:
 def _job_of(message: ForkWorker | ResolveCredentials, fds: list[int]) -> Job:
     if isinstance(message, ForkWorker):
         listener_fd, log_fd = fds
-        return WorkerJob(
-            message.mount, message.mount_dir, message.cache_dir, listener_fd, log_fd
-        )
+        return WorkerJob(message.mount, message.mount_dir, message.cache_dir, listener_fd, log_fd)
     (answer_fd,) = fds
     return ResolverJob(message.spec, message.environment, answer_fd)
 
 
-def load(name: str) -> Any:  # Any: entry, warm-ups and resolver have different signatures
+def load(name: str) -> Any:  # noqa: ANN401 - entry, warm-ups and resolver have different signatures
     """Import ``module:function``."""
     module, _, function = name.partition(":")
     return getattr(importlib.import_module(module), function)
@@ -186,6 +184,7 @@ def _be_worker(job: WorkerJob, entry: Entry, identity: Identity | None) -> NoRet
         os.dup2(job.log_fd, 1)
         os.dup2(job.log_fd, 2)
         _close_all_but({0, 1, 2, job.listener_fd})
+        name_process(f"s3mgr:{job.mount}")
         become_worker(identity)
         listener = socket.socket(fileno=job.listener_fd)
         entry(listener, job.mount, Path(job.mount_dir), Path(job.cache_dir))

@@ -1,0 +1,1 @@
+"""Tests of the process side: kernel connections, workers, takeover."""
