@@ -311,8 +311,8 @@ class Demo:
         run(LIST_OBJECTS)
 
         screen.heading("Edit a file in place; another client reads the change")
-        run("sed -i '1s/.*/# Edited through the mount/' bucket/docs/semantics.md")
-        get = f"s3.get_object(Bucket='{BUCKET}', Key='docs/semantics.md')"
+        run("sed -i '1s/.*/# Edited through the mount/' bucket/docs/operations.md")
+        get = f"s3.get_object(Bucket='{BUCKET}', Key='docs/operations.md')"
         run(boto3_command(f"print({get}['Body'].read().decode().splitlines()[0])"))
 
         if self.can_replace_workers():
