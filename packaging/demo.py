@@ -22,8 +22,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 CHECKOUT: Final = Path(__file__).resolve().parent.parent
@@ -437,18 +438,7 @@ class Demo:
         remove_directory(self.directory)
 
 
-@contextlib.contextmanager
-def cleaned_up(demo: Demo) -> Iterator[None]:
-    """Close *demo* however the block ends; an impatient second Ctrl-C does not stop that."""
-    try:
-        yield
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        demo.close()
-
-
-def interrupt(_number: int, _frame: object) -> None:
+def interrupt(_number: int, _frame: FrameType | None) -> None:
     """Turn a polite signal into the exception that Ctrl-C raises."""
     raise KeyboardInterrupt
 
@@ -458,30 +448,45 @@ def start(*, keep: bool) -> int:
     if read_record() is not None:
         print("demo: one is kept already; stop it first: packaging/demo --stop", file=sys.stderr)
         return 1
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+    set_signals(interrupt)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    screen = Screen()
     began = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        demo = Demo(screen)
-        stack.enter_context(cleaned_up(demo))
-        try:
-            demo.start()
-            demo.walk()
-            if keep:
-                demo.keep()
-                stack.pop_all()
-                return 0
+    demo = Demo(Screen())
+    kept = False
+    try:
+        status = walk_and_report(demo, keep=keep)
+        kept = keep and status == 0
+    finally:
+        if not kept:
+            set_signals(signal.SIG_IGN)  # an impatient second Ctrl-C does not stop the cleaning up
+            demo.close()
+    if status == 0 and not kept:
+        print(f"\nDone in {time.monotonic() - began:.0f} s; everything is cleaned up.")
+    return status
+
+
+def set_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    """Have *handler* called for every signal by which a person ends a program."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, handler)
+
+
+def walk_and_report(demo: Demo, *, keep: bool) -> int:
+    """Do everything up to the cleaning up; return the exit status."""
+    try:
+        demo.start()
+        demo.walk()
+        if keep:
+            demo.keep()
+        else:
             demo.unmount()
-        except (DemoFailedError, OSError, subprocess.SubprocessError) as error:
-            print(f"\ndemo: failed: {error}", file=sys.stderr, flush=True)
-            demo.show_logs()
-            return 1
-        except KeyboardInterrupt:
-            print("\ndemo: interrupted; cleaning up", file=sys.stderr, flush=True)
-            return 130
-    screen.note(f"\nDone in {time.monotonic() - began:.0f} s; everything is cleaned up.")
+    except (DemoFailedError, OSError, subprocess.SubprocessError) as error:
+        print(f"\ndemo: failed: {error}", file=sys.stderr, flush=True)
+        demo.show_logs()
+        return 1
+    except KeyboardInterrupt:
+        print("\ndemo: interrupted; cleaning up", file=sys.stderr, flush=True)
+        return 130
     return 0
 
 
