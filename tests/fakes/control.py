@@ -58,9 +58,11 @@ class Control:
     workers: FakeWorkers
     store: StateStore
 
-    async def mount(self, name: str = "data", **changes: object) -> Mount:
-        """Mount, wait for it, and fail loudly if it fails."""
-        request = make_request(str(changes.pop("bucket", name)), **changes)  # type: ignore[arg-type]  # test data
+    async def mount(
+        self, name: str = "data", credentials: Credentials | None = None, **changes: object
+    ) -> Mount:
+        """Mount a bucket of that name, wait for it, and fail loudly if it fails."""
+        request = make_request(name, credentials=credentials, **changes)
         _, _, operation = await self.manager.put_mount(ROOT, name, request)
         if operation is not None:
             ended = await self.manager.wait_operation(operation.id)
@@ -80,6 +82,13 @@ class Control:
                 while self.get(name).status.state != state:
                     await anext(events)
         return self.get(name)
+
+    async def wait_gone(self, name: str = "data", timeout_s: float = 10_000) -> None:
+        """Wait until the mount is forgotten."""
+        with trio.fail_after(timeout_s):
+            async with self.manager.subscribe(ROOT, since=None) as events:
+                while name in self.names():
+                    await anext(events)
 
 
 async def no_log(path: str, lines: int, offset: int | None) -> LogTail:

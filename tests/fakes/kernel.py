@@ -86,6 +86,7 @@ class FakeKernel:
         await trio.lowlevel.checkpoint()
         if self.mount_errors:
             raise self.mount_errors.pop(0)
+        self.log.append(f"mount {name}")
         return self._connect(name, connection_id)
 
     async def adopt(
@@ -121,5 +122,4 @@ class FakeKernel:
             id=connection_id, name=name, kernel=self, can_resend=self.can_resend
         )
         self.connections.append(connection)
-        self.log.append(f"mount {name}")
         return connection

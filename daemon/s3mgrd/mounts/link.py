@@ -61,6 +61,8 @@ class Link:
         self.connection: Connection | None = None
         self.detached = False
         self.ended_outside = False
+        # Our own doing ends the connection, or will: an unmount or an abort.
+        self._expect_end = False
         self._name: Final = name
         self._kernel: Final = kernel
         self._workers: Final = workers
@@ -207,17 +209,17 @@ class Link:
         """
         if self.connection is None or self.detached:
             return
-        self.detached = True  # before the watcher can take our own unmount for somebody else's
+        self.detached = self._expect_end = True  # before the watcher can take it for somebody else's
         try:
             await self.connection.unmount(lazy=lazy)
         except BaseException:
-            self.detached = False
+            self.detached = self._expect_end = False
             raise
 
     def abort(self) -> None:
         """Fail every program that waits for the connection, so that nobody hangs."""
         if self.connection is not None:
-            self.detached = True
+            self._expect_end = True
             self.connection.abort()
 
     async def drop_worker(self) -> None:
@@ -235,8 +237,7 @@ class Link:
     def close_connection(self) -> None:
         """Close the descriptors; the mount must be detached."""
         connection, self.connection = self.connection, None
-        self.detached = False
-        self.ended_outside = False
+        self.detached = self._expect_end = self.ended_outside = False
         if connection is not None:
             connection.close()
 
@@ -244,7 +245,7 @@ class Link:
         """Take everything apart, whatever state it is in; bounded, also when cancelled."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + DISMANTLE_S):
             if self.connection is not None and not self.detached:
-                self.detached = True
+                self.detached = self._expect_end = True
                 try:
                     await self.connection.unmount(lazy=True)
                 except S3mgrError as error:
@@ -282,7 +283,7 @@ class Link:
 
     async def _await_end(self, connection: Connection) -> None:
         await connection.ended()
-        if self.connection is connection and not self.detached:
+        if self.connection is connection and not self._expect_end:
             self.ended_outside = True
             self._interrupt()
 

@@ -96,8 +96,15 @@ class MountActor(MountCore):
                         await self._adopt()
                     while not self.is_finishing:
                         await self._step()
-                finally:
+                except trio.Cancelled:
+                    # The daemon ends without a stop, as if it had crashed: the worker and its users go on, and
+                    # the next daemon finds them.
+                    self.link.close_connection()
+                    raise
+                except Exception:
                     await self.link.dismantle()
+                    raise
+                await self.link.dismantle()
                 nursery.cancel_scope.cancel()
         finally:
             self.is_finishing = True
@@ -119,12 +126,11 @@ class MountActor(MountCore):
 
     async def _adopt(self) -> None:
         """Take over what an earlier daemon left, and go on with what it was told."""
-        initial = self.goal
         found = await self.link.adopt()
         if found == "serving":
             self.status_keeper.enter("mounted", Reason.ADOPTED)
-        if self.goal is not initial:
-            return  # somebody asked meanwhile, and knows better
+        if self.goal.kind != "idle":
+            return  # somebody asked meanwhile, or before this task began, and knows better
         record = self.record
         resume_unmount = Goal(kind="unmounted", timeout_s=self.around.config.drain_timeout_s)
         if found == "ended":
