@@ -85,7 +85,8 @@ def make_client(
     session.register_component("data_loader", data_loader())
     session.register_component("credential_provider", _CredentialSource(credentials))
     events = session.get_component("event_emitter")
-    events.register("choose-signer.s3", _choose_signer)
+    if not settings.anonymous:
+        events.register("choose-signer.s3", _choose_signer)
     events.register("before-call.s3", _forbid_redirect)
     events.register_first("before-parse.s3", _clean_answer)
     config = AioConfig(
@@ -124,9 +125,7 @@ def make_client(
 # The handlers below are called by botocore with keywords, more than they need; its dictionaries are untyped (Any).
 
 
-def _choose_signer(signature_version: object, **_: object) -> str | None:
-    if signature_version is UNSIGNED:
-        return None
+def _choose_signer(**_: object) -> str:
     return SIGNATURE_VERSION
 
 

@@ -176,6 +176,8 @@ _RULES: Final[dict[str, _Rule]] = {
 _WRONG_REGION: Final = frozenset(
     {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 )
+TLS_ALERT: Final = b"\x15\x03"
+"""How a TLS server's answer to a client that does not speak TLS begins."""
 RENEWABLE: Final = frozenset(
     {
         "ExpiredToken",
@@ -404,21 +406,21 @@ def _from_network(exc: Exception, exchange: Exchange, target: Target) -> CallFai
         return CallFailed(
             UserError(f"{target.operation} cannot be sent: {text}"), code="InvalidParameter"
         )
-    if isinstance(exc, httpcore2.RemoteProtocolError) and "illegal" in text:
-        # A TLS server's alert begins with these two bytes; h11 quotes them.
-        if r"\x15\x03" in text:
+    if isinstance(exc, httpcore2.RemoteProtocolError) and exchange.first_bytes:
+        if exchange.first_bytes.startswith(TLS_ALERT):
             error = InvalidSpec(
                 f"{endpoint} speaks TLS, but its URL begins with http:",
                 hint="write the endpoint as https://…",
                 pointer="/spec/endpoint",
             )
-        else:
+            return CallFailed(error, code="NotHttp")
+        if not exchange.first_bytes.startswith(b"HTTP/"):
             error = InvalidSpec(
                 f"{endpoint} does not speak HTTP",
                 hint="check host and port of the endpoint",
                 pointer="/spec/endpoint",
             )
-        return CallFailed(error, code="NotHttp")
+            return CallFailed(error, code="NotHttp")
     return CallFailed(
         Unavailable(f"the connection to {endpoint} broke: {text or type(exc).__name__}"),
         code=type(exc).__name__,

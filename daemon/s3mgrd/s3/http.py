@@ -15,6 +15,7 @@ does for an answer whose body nobody has read).
 
 import ssl
 from collections.abc import AsyncIterable, Iterable
+from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -48,6 +49,8 @@ class Exchange:
 
     sent: bool = False
     """Bytes of the request were handed to a connection: S3 may have acted on it."""
+    first_bytes: bytes = b""
+    """What the other side said first, for messages about servers of another protocol."""
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     """Of the answer; names in lower case."""
@@ -99,7 +102,11 @@ class _CountedStream(httpcore2.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         # h11 takes whatever amount it is given.
-        return await self._inner.read(max(max_bytes, READ_BYTES), timeout)
+        data = await self._inner.read(max(max_bytes, READ_BYTES), timeout)
+        exchange = current_exchange.get()
+        if not exchange.first_bytes:
+            exchange.first_bytes = data[:8]
+        return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         current_exchange.get().sent = True
@@ -140,11 +147,12 @@ class _Answer:
     async def aread(self) -> bytes:
         chunks = []
         size = 0
-        async for chunk in self._response.aiter_stream():
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > MAX_ANSWER_BYTES:
-                raise AnswerTooLong
+        async with aclosing(self._response.aiter_stream()) as stream:
+            async for chunk in stream:
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > MAX_ANSWER_BYTES:
+                    raise AnswerTooLong
         body = b"".join(chunks)
         self._exchange.received = size
         self._exchange.body_start = body[:512]

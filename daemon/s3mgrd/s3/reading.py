@@ -1,6 +1,7 @@
 """Turning S3's answers to GET and HEAD into the port's types, and checking that they are what was asked for."""
 
 import re
+from contextlib import aclosing
 from typing import Final
 
 from s3mgrd.errors import PreconditionFailed, Unsupported
@@ -50,11 +51,12 @@ async def read_range(
     response = exchange.response
     if response is None:
         raise NotS3
-    async for chunk in response.aiter_stream():
-        chunks.append(chunk)
-        exchange.received += len(chunk)
-        if exchange.received > length:
-            break
+    async with aclosing(response.aiter_stream()) as stream:
+        async for chunk in stream:
+            chunks.append(chunk)
+            exchange.received += len(chunk)
+            if exchange.received > length:
+                break
     if exchange.received != length:
         raise ShortBody(f"{exchange.received} bytes arrived instead of {length}")
     return RangeRead(chunks[0] if len(chunks) == 1 else b"".join(chunks), head)

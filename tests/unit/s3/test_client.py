@@ -1,0 +1,369 @@
+"""What the S3 store does on the wire: repeated writes, conditions, connections, bodies, logs."""
+
+import hashlib
+import logging
+import os
+import tempfile
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from s3mgrd.errors import Corrupt, PreconditionFailed, TooLarge, Unavailable
+from s3mgrd.s3.client import open_store
+from s3mgrd.s3.multipart import multipart_etag
+from s3mgrd.s3.port import Condition, FileSlice, Part
+from tests.servers.scripted import Answer, Request, ScriptedServer, error, serve
+from tests.unit.s3.support import settings, until
+
+NEW = Condition(absent=True)
+LOST = error("412 Precondition Failed", "PreconditionFailed")
+GONE = Answer("404 Not Found")
+MD5_OF_X = hashlib.md5(b"x", usedforsecurity=False).hexdigest()
+
+
+def object_answer(etag: str, **metadata: str) -> Answer:
+    headers = {"ETag": f'"{etag}"', "Last-Modified": "Tue, 14 Nov 2023 22:13:20 GMT"}
+    headers |= {f"x-amz-meta-{name}": value for name, value in metadata.items()}
+    return Answer("200 OK", b"", headers)
+
+
+class Bucket:
+    """A handler with one key: its ETag, or None; `lose` answers get lost after taking effect."""
+
+    def __init__(self, etag: str | None = None) -> None:
+        self.etag = etag
+        self.lose = 0
+        self.heeds_conditions = True
+        self.understands_quotes = True
+
+    def __call__(self, request: Request) -> Answer:
+        if request.method == "GET":
+            return Answer(body=b"<ListBucketResult/>")
+        if request.method == "HEAD":
+            return GONE if self.etag is None else object_answer(self.etag)
+        if self.heeds_conditions and not self._holds(request):
+            return LOST
+        self.etag = hashlib.md5(request.body, usedforsecurity=False).hexdigest()
+        if self.lose:
+            self.lose -= 1
+            return Answer(cut=0)
+        return Answer(headers={"ETag": f'"{self.etag}"'})
+
+    def _holds(self, request: Request) -> bool:
+        if request.headers.get("if-none-match") == "*" and self.etag is not None:
+            return False
+        wanted = request.headers.get("if-match")
+        found = f'"{self.etag}"' if self.understands_quotes else self.etag
+        return wanted is None or wanted == found
+
+
+def methods(server: ScriptedServer) -> str:
+    return " ".join(request.method for request in server.requests)
+
+
+# Repeated writes.
+
+
+async def test_a_write_that_is_refused_because_of_itself_has_succeeded() -> None:
+    bucket = Bucket()
+    bucket.lose = 1
+    async with serve(bucket) as server:
+        async with open_store(settings(server.url, retry_deadline_s=5)) as store:
+            written = await store.put("k", b"x", metadata={}, condition=NEW)
+        assert written.etag == MD5_OF_X
+        assert methods(server) == "HEAD GET PUT PUT HEAD"
+
+
+async def test_a_write_that_is_refused_because_of_another_has_lost() -> None:
+    def answer(request: Request) -> Answer:
+        if request.method == "PUT":
+            return Answer(cut=0) if len(server.requests) == 3 else LOST
+        # gone at first, then another writer's
+        return object_answer("other") if len(server.requests) > 3 else bucket(request)
+
+    bucket = Bucket()
+    async with (
+        serve(answer) as server,
+        open_store(settings(server.url, retry_deadline_s=5)) as store,
+    ):
+        with pytest.raises(PreconditionFailed):
+            await store.put("k", b"x", metadata={}, condition=NEW)
+
+
+async def test_the_same_bytes_with_other_metadata_are_another_writers() -> None:
+    def answer(request: Request) -> Answer:
+        if request.method == "PUT":
+            return Answer(cut=0) if len(server.requests) == 3 else LOST
+        return object_answer(MD5_OF_X, m="2") if len(server.requests) > 3 else bucket(request)
+
+    bucket = Bucket()
+    async with (
+        serve(answer) as server,
+        open_store(settings(server.url, retry_deadline_s=5)) as store,
+    ):
+        with pytest.raises(PreconditionFailed):
+            await store.put("k", b"x", metadata={"m": "1"}, condition=NEW)
+
+
+async def test_a_refusal_of_the_first_attempt_is_believed_at_once() -> None:
+    async with serve([GONE, Answer(body=b"<ListBucketResult/>"), LOST]) as server:
+        async with open_store(settings(server.url, retry_deadline_s=5)) as store:
+            with pytest.raises(PreconditionFailed):
+                await store.put("k", b"x", metadata={}, condition=NEW)
+        assert methods(server) == "HEAD GET PUT"
+
+
+async def test_an_upload_that_was_completed_without_an_answer_is_not_lost() -> None:
+    parts = [Part(1, MD5_OF_X, 1)]
+    script = [
+        Answer(cut=0),
+        error("404 Not Found", "NoSuchUpload"),
+        object_answer(multipart_etag(parts)),
+    ]
+    async with (
+        serve(script) as server,
+        open_store(settings(server.url, retry_deadline_s=5)) as store,
+    ):
+        written = await store.complete_multipart("k", "id", parts)
+    assert written.etag == multipart_etag(parts)
+
+
+# Conditions.
+
+
+async def test_a_store_that_ignores_conditions_is_found_out() -> None:
+    bucket = Bucket()
+    bucket.heeds_conditions = False
+    async with serve(bucket) as server, open_store(settings(server.url)) as store:
+        await store.put("k", b"x", metadata={}, condition=NEW)
+        assert store.conditional_writes == "unsupported"
+        # a HEAD stands in
+        with pytest.raises(PreconditionFailed):
+            await store.put("k", b"y", metadata={}, condition=NEW)
+        assert bucket.etag == MD5_OF_X
+
+
+async def test_a_store_that_refuses_conditions_is_written_without() -> None:
+    bucket = Bucket()
+
+    def answer(request: Request) -> Answer:
+        if {"if-match", "if-none-match"} & set(request.headers):
+            return error("501 Not Implemented", "NotImplemented")
+        return bucket(request)
+
+    async with serve(answer) as server, open_store(settings(server.url)) as store:
+        await store.put("k", b"x", metadata={}, condition=NEW)
+        assert store.conditional_writes == "unsupported"
+        with pytest.raises(PreconditionFailed):
+            await store.put("k", b"y", metadata={}, condition=NEW)
+
+
+async def test_a_store_that_heeds_conditions_costs_nothing_extra() -> None:
+    async with serve(Bucket()) as server, open_store(settings(server.url)) as store:
+        first = await store.put("k", b"x", metadata={}, condition=NEW)
+        assert store.conditional_writes == "supported"
+        second = await store.put("k", b"y", metadata={}, condition=Condition(if_match=first.etag))
+        server.requests.clear()
+        await store.put("k", b"z", metadata={}, condition=Condition(if_match=second.etag))
+        with pytest.raises(PreconditionFailed):
+            await store.put("k", b"z", metadata={}, condition=Condition(if_match=first.etag))
+        assert methods(server) == "PUT PUT"
+
+
+async def test_a_store_without_quotes_is_understood() -> None:
+    bucket = Bucket(MD5_OF_X)
+    bucket.understands_quotes = False
+    async with serve(bucket) as server, open_store(settings(server.url)) as store:
+        written = await store.put("k", b"y", metadata={}, condition=Condition(if_match=MD5_OF_X))
+        server.requests.clear()
+        await store.put("k", b"z", metadata={}, condition=Condition(if_match=written.etag))
+        assert server.requests[-1].headers["if-match"] == written.etag
+        with pytest.raises(PreconditionFailed):
+            await store.put("k", b"z", metadata={}, condition=Condition(if_match=MD5_OF_X))
+
+
+async def test_a_large_body_is_not_sent_twice_to_find_out() -> None:
+    async with serve(Bucket()) as server, open_store(settings(server.url)) as store:
+        await store.put("k", b"x" * (1 << 20), metadata={}, condition=NEW)
+        assert store.conditional_writes == "unknown"
+        assert methods(server) == "HEAD GET PUT"
+
+
+async def test_aws_is_known_to_heed_conditions() -> None:
+    async with open_store(settings(None)) as store:
+        assert store.conditional_writes == "supported"
+
+
+# Bodies.
+
+
+async def test_over_http_the_signature_covers_the_body() -> None:
+    with tempfile.TemporaryFile() as file:
+        data = os.urandom((2 << 20) + 5)
+        file.write(data)
+        file.flush()
+        async with serve([Answer()]) as server, open_store(settings(server.url)) as store:
+            await store.put("k", FileSlice(file.fileno(), 3, len(data) - 3), metadata={})
+            await store.put("k", data, metadata={})
+            await store.put("k", b"", metadata={})
+        for request, body in zip(server.requests, (data[3:], data, b""), strict=True):
+            assert request.body == body
+            assert request.headers["x-amz-content-sha256"] == hashlib.sha256(body).hexdigest()
+            assert "expect" not in request.headers
+            assert "transfer-encoding" not in request.headers
+
+
+async def test_a_file_that_is_too_short_is_not_uploaded() -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(b"short")
+        file.flush()
+        async with serve([Answer()]) as server, open_store(settings(server.url)) as store:
+            with pytest.raises(Corrupt):
+                await store.put("k", FileSlice(file.fileno(), 0, 100), metadata={})
+
+
+async def test_a_body_over_the_limit_is_refused_before_it_is_sent() -> None:
+    async with serve([Answer()]) as server:
+        async with open_store(settings(server.url)) as store:
+            with pytest.raises(TooLarge):
+                await store.put("k", FileSlice(0, 0, (5 << 30) + 1), metadata={})
+        assert server.requests == []
+
+
+# Connections.
+
+
+@pytest.mark.parametrize("verb", ["get", "put", "list"])
+async def test_a_cancelled_request_closes_its_connection(verb: str) -> None:
+    async with serve([Answer(hang=True)]) as server, open_store(settings(server.url)) as store:
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                if verb == "get":
+                    nursery.start_soon(store.get_range, "k", 0, 10)
+                elif verb == "put":
+                    nursery.start_soon(lambda: store.put("k", b"x" * 100_000, metadata={}))
+                else:
+                    nursery.start_soon(lambda: store.list_page("", delimited=True))
+            await until(lambda: len(server.requests) == 5)
+            assert store.open_connections == 5
+            nursery.cancel_scope.cancel()
+        assert store.open_connections == 0
+        assert store.requests_running == 0
+        await until(lambda: server.connections == 0)
+
+
+async def test_a_body_that_is_not_read_to_its_end_closes_its_connection() -> None:
+    whole = Answer("206 Partial Content", b"x" * 1000, {"Content-Range": "bytes 0-999/1000"})
+    async with serve([whole]) as server, open_store(settings(server.url)) as store:
+        with pytest.raises(Unavailable):
+            await store.get_range("k", 0, 10)
+        assert store.open_connections == 0
+
+
+async def test_connections_are_used_again() -> None:
+    async with serve([Answer()]) as server:
+        async with open_store(settings(server.url)) as store:
+            for _ in range(5):
+                await store.put("k", b"x", metadata={})
+            assert store.open_connections == server.connections == 1
+        assert store.open_connections == 0
+
+
+async def test_the_number_of_requests_can_be_changed() -> None:
+    release = trio.Event()
+    running = most = 0
+
+    async def slow(_: Request) -> Answer:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await release.wait()
+        running -= 1
+        return Answer()
+
+    async with serve(slow) as server, open_store(settings(server.url, concurrency=2)) as store:
+        async with trio.open_nursery() as nursery:
+            for number in range(8):
+                nursery.start_soon(lambda n=number: store.put(f"k{n}", b"", metadata={}))  # type: ignore[misc]  # lambda
+            await until(lambda: running == 2)
+            await wait_all_tasks_blocked(0.02)
+            assert most == 2
+            store.set_concurrency(5)
+            await until(lambda: running == 5)
+            await wait_all_tasks_blocked(0.02)
+            assert most == 5
+            release.set()
+        assert len(server.requests) == 8
+
+
+async def test_waiting_for_a_retry_occupies_no_request() -> None:
+    answers = [error("503 Slow Down", "SlowDown"), Answer()]
+    answers[0].headers["Retry-After"] = "1"
+    options = {"concurrency": 1, "retry_deadline_s": 30}
+    async with (
+        serve(answers) as server,
+        open_store(settings(server.url, **options)) as store,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(lambda: store.put("slow", b"", metadata={}))
+        await until(lambda: store.stats.retries == 1)
+        assert store.requests_running == 0
+        await store.put("fast", b"", metadata={})
+        nursery.cancel_scope.cancel()
+
+
+# What is logged.
+
+
+async def test_the_debug_log_has_calls_and_no_secrets(caplog: pytest.LogCaptureFixture) -> None:
+    answer = Answer(headers={"x-amz-request-id": "REQ1"})
+    with caplog.at_level(logging.DEBUG):
+        async with serve([answer]) as server, open_store(settings(server.url)) as store:
+            await store.put("a\nkey", b"12345", metadata={"m": "metadata-value"})
+            authorization = server.requests[0].headers["authorization"]
+    line = next(r.getMessage() for r in caplog.records if "PutObject" in r.getMessage())
+    for part in (
+        "PutObject",
+        r"key='a\nkey'",
+        "status=200",
+        "request_id=REQ1",
+        "sent=5",
+        "seconds=",
+    ):
+        assert part in line
+    signature = authorization.partition("Signature=")[2]
+    for secret in ("example-secret", "AKEXAMPLE", signature, "12345"):
+        assert secret not in caplog.text
+
+
+# Copies.
+
+
+async def test_a_changed_mode_keeps_what_other_tools_have_set() -> None:
+    source = object_answer("e", mode="1")
+    source.headers |= {
+        "Cache-Control": "max-age=60",
+        "Content-Encoding": "gzip",
+        "Content-Language": "de",
+        "Content-Disposition": "inline",
+        "Expires": "Tue, 14 Nov 2023 22:13:20 GMT",
+        "x-amz-storage-class": "STANDARD_IA",
+    }
+    copied = Answer(body=b"<CopyObjectResult><ETag>f</ETag></CopyObjectResult>")
+    async with serve([source, copied]) as server, open_store(settings(server.url)) as store:
+        written = await store.copy(
+            "k", "k", source_size=1, metadata={"mode": "2"}, content_type="a/b"
+        )
+    assert written.etag == "f"
+    head, copy = server.requests
+    assert head.method == "HEAD"
+    expected = source.headers | {
+        "x-amz-meta-mode": "2",
+        "Content-Type": "a/b",
+        "x-amz-metadata-directive": "REPLACE",
+    }
+    del expected["ETag"], expected["Last-Modified"]
+    assert {n.lower(): copy.headers.get(n.lower()) for n in expected} == {
+        n.lower(): v for n, v in expected.items()
+    }
