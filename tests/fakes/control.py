@@ -29,24 +29,22 @@ def make_config(**changes: object) -> Config:
     return msgspec.structs.replace(base, **changes)
 
 
-def make_spec(bucket: str = "data", mountpoint: str | None = None, **changes: object) -> MountSpec:
+def make_spec(bucket: str = "data", /, **changes: object) -> MountSpec:
+    """A spec; *changes* are fields of it or of its options."""
     options = {k: changes.pop(k) for k in list(changes) if k in MountOptions.__struct_fields__}
     spec = MountSpec(
         bucket=bucket,
-        mountpoint=mountpoint or f"/mnt/{bucket}",
+        mountpoint=f"/mnt/{bucket}",
         options=msgspec.structs.replace(MountOptions(), **options),
     )
     return msgspec.structs.replace(spec, **changes)
 
 
 def make_request(
-    bucket: str = "data",
-    mountpoint: str | None = None,
-    *,
-    credentials: Credentials | None = None,
-    **changes: object,
+    bucket: str = "data", /, *, credentials: Credentials | None = None, **changes: object
 ) -> MountRequest:
-    return MountRequest(spec=make_spec(bucket, mountpoint, **changes), credentials=credentials)
+    """A request; *changes* as for `make_spec`."""
+    return MountRequest(spec=make_spec(bucket, **changes), credentials=credentials)
 
 
 @dataclass
@@ -62,7 +60,7 @@ class Control:
         self, name: str = "data", credentials: Credentials | None = None, **changes: object
     ) -> Mount:
         """Mount a bucket of that name, wait for it, and fail loudly if it fails."""
-        request = make_request(name, credentials=credentials, **changes)
+        request = MountRequest(spec=make_spec(name, **changes), credentials=credentials)
         _, _, operation = await self.manager.put_mount(ROOT, name, request)
         if operation is not None:
             ended = await self.manager.wait_operation(operation.id)
