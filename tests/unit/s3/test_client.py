@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 import trio
@@ -367,3 +368,62 @@ async def test_a_changed_mode_keeps_what_other_tools_have_set() -> None:
     assert {n.lower(): copy.headers.get(n.lower()) for n in expected} == {
         n.lower(): v for n, v in expected.items()
     }
+
+
+# Addresses.
+
+
+async def test_the_bucket_may_be_a_host_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen through a proxy, which gets the whole URL and needs no name to be resolved."""
+    async with serve([Answer()]) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        for addressing in ("virtual", "path"):
+            options = settings("http://s3.example:8080", addressing=addressing)
+            async with open_store(options) as store:
+                await store.put("a//../b c", b"x", metadata={})
+    assert [(r.target, r.headers["host"]) for r in proxy.requests] == [
+        ("http://bucket.s3.example:8080/a//../b%20c", "bucket.s3.example:8080"),
+        ("http://s3.example:8080/bucket/a//../b%20c", "s3.example:8080"),
+    ]
+
+
+async def test_this_machine_is_never_reached_through_a_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    async with serve([Answer()]) as server, open_store(settings(server.url)) as store:
+        await store.put("k", b"x", metadata={})
+
+
+async def test_the_environment_does_not_change_a_store(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = tmp_path / "config"
+    config.write_text(
+        "[default]\nregion = eu-west-1\nendpoint_url = http://127.0.0.1:1\n[profile p]\n"
+    )
+    for name, value in {
+        "AWS_CONFIG_FILE": str(config),
+        "AWS_PROFILE": "does-not-exist",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1",
+        "AWS_REGION": "eu-west-1",
+        "AWS_ACCESS_KEY_ID": "OTHER",
+        "AWS_SECRET_ACCESS_KEY": "other",
+        "AWS_USE_FIPS_ENDPOINT": "true",
+        "AWS_USE_DUALSTACK_ENDPOINT": "true",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_supported",
+        "AWS_DEFAULTS_MODE": "standard",
+        "AWS_MAX_ATTEMPTS": "7",
+    }.items():
+        monkeypatch.setenv(name, value)
+    async with serve([error("500 Oops", "InternalError")]) as server:
+        async with open_store(settings(server.url)) as store:
+            with pytest.raises(Unavailable):
+                await store.put("k", b"x", metadata={})
+        (request,) = server.requests
+    assert "/us-east-1/s3/aws4_request" in request.headers["authorization"]
+    assert "AKEXAMPLE" in request.headers["authorization"]
+    assert not [name for name in request.headers if "checksum" in name or "trailer" in name]
