@@ -95,14 +95,20 @@ class NodeTable:
         ).fetchone()
         return None if row is None else Node._make(row)
 
-    def children(self, parent: int, *, after: int = 0, limit: int = 256) -> list[Node]:
-        """Return up to *limit* entries of a directory with inode numbers above *after*, in that order."""
+    def children(
+        self, parent: int, *, after: int = 0, up_to: int = MAX_INODE, limit: int = 256
+    ) -> list[Node]:
+        """Return up to *limit* entries of a directory with after < inode number <= up_to, in that order."""
         rows = self._execute(
             f"SELECT {_COLUMNS} FROM inodes INDEXED BY inodes_by_parent "  # noqa: S608
-            "WHERE parent = ? AND name IS NOT NULL AND id > ? ORDER BY id LIMIT ?",
-            (parent, after, limit),
+            "WHERE parent = ? AND name IS NOT NULL AND id > ? AND id <= ? ORDER BY id LIMIT ?",
+            (parent, after, up_to, limit),
         )
         return [Node._make(row) for row in rows]
+
+    def last_inode(self) -> int:
+        """Return the highest inode number there is."""
+        return int(self._execute("SELECT max(id) FROM inodes").fetchone()[0] or 0)
 
     def range(self, parent: int, first: str, last: str | None) -> Iterator[Node]:
         """Yield the entries with first <= name (<= last, if given)."""
@@ -148,9 +154,10 @@ class NodeTable:
         with self._database.transaction() as db:
             db.execute("DELETE FROM inodes WHERE id = ?", (inode,))
 
-    def detached(self) -> list[Node]:
-        """Return every row without a name."""
-        rows = self._execute(f"SELECT {_COLUMNS} FROM inodes WHERE name IS NULL AND id != 1")  # noqa: S608
+    def detached(self, *, after: int = 0, limit: int = -1) -> list[Node]:
+        """Return rows without a name and with inode numbers above *after*; all of them by default."""
+        query = f"SELECT {_COLUMNS} FROM inodes WHERE name IS NULL AND id > ? ORDER BY id LIMIT ?"  # noqa: S608
+        rows = self._execute(query, (after, limit))
         return [Node._make(row) for row in rows]
 
     def with_remote_key(self, key: str) -> list[Node]:
@@ -176,9 +183,8 @@ class NodeTable:
 
     def with_dirty_attributes(self, *, limit: int) -> list[Node]:
         """Return rows whose metadata S3 does not have yet."""
-        rows = self._execute(
-            f"SELECT {_COLUMNS} FROM inodes WHERE attributes_dirty = 1 LIMIT ?", (limit,)
-        )  # noqa: S608
+        query = f"SELECT {_COLUMNS} FROM inodes WHERE attributes_dirty = 1 LIMIT ?"  # noqa: S608
+        rows = self._execute(query, (limit,))
         return [Node._make(row) for row in rows]
 
     def with_wanted_marker(self, *, limit: int) -> list[Node]:

@@ -47,12 +47,13 @@ class FileSystem:
         self.tree = Tree(volume, self.namespace, self._wake)
         self.stages = Stages(volume, kernel_holds)
         self.reader = Reader(volume, self.metadata, nursery, self._version_gone)
-        self.objects = Objects(volume, self._own_metadata)
+        self.objects = Objects(volume, self._own_metadata, kernel_holds)
         self.uploader = Uploader(
             volume,
             self.stages,
             self.reader,
             clear_key=self.objects.clear_key,
+            preserve=self.objects.preserve,
             settled=self.tree.settled,
         )
         self.syncer = Syncer(

@@ -159,7 +159,7 @@ class Lister:
         *,
         is_last: bool,
     ) -> list[Inode]:
-        """Bring mount.db up to a page; return the files whose attributes nobody has asked for yet."""
+        """Bring mount.db up to a page; return what nobody has asked the attributes of yet."""
         volume = self._volume
         files, directories, end = _sort(prefix, page, seen)
         low, high = seen.position, None if is_last else end
@@ -182,7 +182,9 @@ class Lister:
                     without_attributes.append(inode)
             for name in directories:
                 if not is_ours(name):
-                    self._see_directory(directory.id, prefix, name, seen, leaving, listing)
+                    inode = self._see_directory(directory.id, prefix, name, seen, leaving, listing)
+                    if inode is not None:
+                        without_attributes.append(inode)
             for name, node in rows.items():
                 there = directories if node.is_directory else files
                 if name not in there and not is_ours(name) and _is_between(node, low, high):
@@ -252,13 +254,13 @@ class Lister:
         seen: _Seen,
         leaving: set[str],
         listing: Listing,
-    ) -> None:
-        """Take over a common prefix."""
+    ) -> Inode | None:
+        """Take over a common prefix; return its inode if it is new here."""
         volume = self._volume
         node = volume.nodes.find(directory, name)
         if node is not None and not node.is_directory:
             if volume.is_ours_alone(node):
-                return
+                return None
             seen.hidden.append((volume.key_in_s3(node), SHADOWED))
             volume.detach(node)
             node = None
@@ -266,7 +268,7 @@ class Lister:
             info = seen.objects.pop(name, None)
             if info is not None:
                 seen.hidden.append((info.key, SHADOWED))
-            return
+            return None
         below = f"{prefix}{name}/"
         if (
             any(key.startswith(below) for key in leaving)
@@ -275,8 +277,8 @@ class Lister:
         ):
             # What S3 still shows below may be only what we are about to delete: ask again later.
             seen.is_uncertain = True
-            return
-        volume.nodes.insert(directory, name, Kind.DIRECTORY, volume.now_ns())
+            return None
+        return volume.nodes.insert(directory, name, Kind.DIRECTORY, volume.now_ns())
 
     def _see_nothing(self, directory: Inode, name: str, node: Node, seen: _Seen) -> None:
         """An entry that S3 no longer has, unless it is ours alone."""

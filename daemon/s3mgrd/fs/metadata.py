@@ -1,9 +1,10 @@
 """Attributes learned from S3: who is asked for them, when, and what an answer changes.
 
 A listing does not tell an object's metadata, and a HEAD for every key is what makes other mounts slow. So: ``off``
-never asks. ``full`` asks for every object before it is shown, in parallel. ``lazy`` asks for all of a directory's
-once POSIX metadata is known to be in use in this bucket; to find that out it looks at one file of each of the first
-`SAMPLES` directories. What a version's metadata says is remembered with it and never asked again.
+never asks. ``full`` asks for every object before it is shown, in parallel. ``lazy`` looks at one file of a directory,
+and asks for the others' before they are shown if that one carries POSIX metadata; it gives up looking when the
+first `SAMPLES` directories of a bucket had none, until some turns up (a GET tells it too). What a version's metadata
+says is remembered with it and never asked again.
 """
 
 import logging
@@ -34,6 +35,7 @@ class Metadata:
         self._volume = volume
         self._kernel_holds = kernel_holds
         self._samples_left = SAMPLES
+        self._carrying: set[Inode] = set()
         self._in_use = volume.database.get_meta(USED) == "yes"
 
     async def fetch(self, directory: Node, inodes: list[Inode]) -> None:
@@ -41,18 +43,35 @@ class Metadata:
         policy = self._volume.settings.attributes
         if policy == "off":
             return
-        if policy == "lazy" and not self._in_use:
-            if not self._samples_left:
-                return
-            self._samples_left -= 1
-            await self._fetch_one(inodes[0])
-            if not self._in_use:
-                return
+        if policy == "lazy" and not await self._sample(directory, inodes):
+            return
         limiter = trio.CapacityLimiter(PARALLEL)
         async with side_by_side() as nursery:
             for inode in inodes:
+                node = self._volume.nodes.get(inode)
+                if node is None or node.attributes_known:
+                    continue
                 await limiter.acquire_on_behalf_of(inode)
                 nursery.start_soon(self._fetch_limited, inode, limiter)
+
+    async def _sample(self, directory: Node, inodes: list[Inode]) -> bool:
+        """Whether the files of *directory* carry POSIX metadata, judged by one of them."""
+        if directory.id in self._carrying:
+            return True
+        if not self._in_use:
+            if not self._samples_left:
+                return False
+            self._samples_left -= 1
+        nodes = [self._volume.nodes.get(inode) for inode in inodes]
+        samples = [
+            node.id for node in nodes if node is not None and not node.is_directory
+        ] or inodes
+        await self._fetch_one(samples[0])
+        sample = self._volume.nodes.get(samples[0])
+        if sample is None or sample.mode is None:
+            return False
+        self._carrying.add(directory.id)
+        return True
 
     async def know(self, inode: Inode) -> None:
         """Ask for one object's metadata, unless the policy is ``off``."""

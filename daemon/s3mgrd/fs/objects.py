@@ -17,15 +17,21 @@ from s3mgrd.fs.volume import Volume
 log = logging.getLogger(__name__)
 
 PARKED: Final = ".s3mgr-"
-"""Part of the name of an object that waits for its key while others change places."""
+"""Part of the key of an object that is out of the way for a while: its own key is taken by another."""
 
 
 class Objects:
     """Brings single objects of one volume up to date. `own_metadata` makes the metadata of a node."""
 
-    def __init__(self, volume: Volume, own_metadata: Callable[[Node], dict[str, str]]) -> None:
+    def __init__(
+        self,
+        volume: Volume,
+        own_metadata: Callable[[Node], dict[str, str]],
+        kernel_holds: Callable[[Inode], bool],
+    ) -> None:
         self._volume = volume
         self._own_metadata = own_metadata
+        self._kernel_holds = kernel_holds
 
     # Renames
 
@@ -83,6 +89,28 @@ class Objects:
             if n.name is not None and n.id != inode
         ]
 
+    async def preserve(self, key: str) -> None:
+        """Copy away what lies at *key* if a nameless file that is still open reads from there; before it is overwritten.
+
+        The caller holds the lock of *key*. So a file that was replaced or removed stays readable for who has it open.
+        """
+        volume = self._volume
+        for node in volume.nodes.with_remote_key(key):
+            if node.name is not None or node.etag is None or not self._kernel_holds(node.id):
+                continue
+            kept = f"{key}{PARKED}{secrets.token_hex(8)}"
+            try:
+                written = await volume.store.copy(
+                    key, kept, source_size=node.size, if_source_match=node.etag
+                )
+            except (NotFound, PreconditionFailed):
+                continue  # that version is gone already
+            with volume.database.transaction():
+                volume.nodes.update(node.id, remote_key=kept, etag=written.etag)
+                volume.journal.add_delete(
+                    kept, etag=written.etag, holder=node.id, now_ns=volume.now_ns()
+                )
+
     async def _park(self, node: Node, key: str) -> None:
         """Copy an object out of the way: a ring of renames has no free key to begin with."""
         volume = self._volume
@@ -99,6 +127,7 @@ class Objects:
 
     async def _move(self, node: Node, source: str, target: str) -> None:
         volume = self._volume
+        await self.preserve(target)
         try:
             written = await volume.store.copy(
                 source, target, source_size=node.size, if_source_match=node.etag

@@ -150,11 +150,12 @@ class Stages:
         """Write to a file's stage. Raises OSError (ENOSPC …): nothing is acknowledged then."""
         stage = self._for_change(inode)
         if len(data) < THREAD_BYTES:
-            written = stage.file.write(offset, data)
+            stage.file.put(offset, data)
         else:
-            written = await trio.to_thread.run_sync(stage.file.write, offset, data)
+            await trio.to_thread.run_sync(stage.file.put, offset, data)
+        stage.file.record(offset, len(data))
         stage.mtime_ns = self._volume.now_ns()
-        return written
+        return len(data)
 
     def truncate(self, inode: Inode, size: int) -> None:
         """Set a file's size; 0 makes whatever S3 has irrelevant."""

@@ -35,6 +35,8 @@ IDLE_S: Final = 1.0
 FIRST_RETRY_S: Final = 2.0
 LAST_RETRY_S: Final = 300.0
 BATCH: Final = 512
+PROBES: Final = 256
+"""Inodes that the kernel is asked about in one round, microseconds each."""
 REST_S: Final = 0.2
 """A subject whose work ended and that is still to be done rests so long: what it waits for is somebody else's."""
 
@@ -87,6 +89,7 @@ class Syncer:
         self._failures: dict[Hashable, _Failure] = {}
         self._rested_at: dict[Hashable, float] = {}
         self._is_flushing = 0
+        self._probed = 0
 
     def wake(self) -> None:
         """Say that there may be work."""
@@ -101,7 +104,7 @@ class Syncer:
                     if not self._is_flushing:
                         await trio.sleep(GATHER_S)
                 self._wanted = trio.Event()
-                self.release_forgotten()
+                self.release_forgotten(everything=False)
                 for subject, work in self._due():
                     if len(self._running) >= self._volume.settings.concurrency:
                         break  # the end of any of them wakes the loop
@@ -142,9 +145,15 @@ class Syncer:
         finally:
             self._is_flushing -= 1
 
-    def release_forgotten(self) -> None:
-        """Drop the rows of nameless inodes that the kernel let go, and what was kept for them."""
-        for node in self._volume.nodes.detached():
+    def release_forgotten(self, *, everything: bool = True) -> None:
+        """Drop the rows of nameless inodes that the kernel let go, and what was kept for them.
+
+        Not *everything* looks at the next `PROBES` only: the kernel may hold very many.
+        """
+        after = 0 if everything else self._probed
+        nodes = self._volume.nodes.detached(after=after, limit=-1 if everything else PROBES)
+        self._probed = nodes[-1].id if len(nodes) == PROBES else 0
+        for node in nodes:
             if not self._kernel_holds(node.id):
                 self.forget(node.id)
 

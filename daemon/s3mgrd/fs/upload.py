@@ -45,6 +45,7 @@ class Uploader:
 
     Args:
         clear_key: awaited before a key is written: makes the objects that lie there, but belong elsewhere, go first.
+        preserve: awaited with the key locked: keeps what lies there for who still has it open under no name.
         settled: awaited with a directory's inode: waits for a rename around it that S3 has yet to follow.
     """
 
@@ -55,12 +56,14 @@ class Uploader:
         reader: Reader,
         *,
         clear_key: Callable[[str, Inode], Awaitable[None]],
+        preserve: Callable[[str], Awaitable[None]],
         settled: Callable[[Inode], Awaitable[None]],
     ) -> None:
         self._volume = volume
         self._stages = stages
         self._reader = reader
         self._clear_key = clear_key
+        self._preserve = preserve
         self._settled = settled
 
     async def commit(self, inode: Inode) -> bool:
@@ -119,7 +122,8 @@ class Uploader:
                 while position < stop:
                     end = min(position + FILL_BYTES, stop)
                     data = await self._read_base(node, row, position, end, handle)
-                    await trio.to_thread.run_sync(file.fill, position, bytes(data))
+                    await trio.to_thread.run_sync(file.put, position, data)
+                    file.record(position, len(data))
                     position = end
         finally:
             self._reader.close(handle)
@@ -139,6 +143,7 @@ class Uploader:
     async def _store(self, node: Node, key: str, stage: Stage, row: StagedRow) -> None:
         """Write the object and take note; the caller holds the locks of the inode and of *key*."""
         volume = self._volume
+        await self._preserve(key)
         pending = volume.journal.pending_delete(key)
         condition = Condition(
             # A version that has yet to be moved here is not what lies here now: the rename decided who wins.

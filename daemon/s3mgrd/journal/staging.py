@@ -59,21 +59,17 @@ class StagedFile:
                     self._apply_write(first, first + second)
             self._log_end += whole
 
-    def write(self, offset: int, data: bytes | memoryview) -> int:
-        """Write at *offset*; returns the number of bytes, always all of them."""
-        self._pwrite_all(data, offset)
-        self._append(offset, len(data))
-        self._apply_write(offset, offset + len(data))
-        return len(data)
+    def put(self, offset: int, data: bytes | memoryview) -> None:
+        """Write bytes that do not count yet; the one method that may run in a thread beside the loop."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self.data_fd, view, offset)
+            view, offset = view[written:], offset + written
 
-    def fill(self, offset: int, data: bytes) -> None:
-        """Put bytes of the base version in place; what was written since stays."""
-        for start, stop in list(
-            self.extents.missing(offset, min(offset + len(data), self.base_size))
-        ):
-            self._pwrite_all(memoryview(data)[start - offset : stop - offset], start)
-            self._append(start, stop - start)
-            self._apply_write(start, stop)
+    def record(self, offset: int, length: int) -> None:
+        """Acknowledge bytes that `put` wrote: they are the file's from here on."""
+        self._append(offset, length)
+        self._apply_write(offset, offset + length)
 
     def truncate(self, size: int) -> None:
         """Set the size; what grows is zeros."""
@@ -133,12 +129,6 @@ class StagedFile:
         if written != _RECORD.size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._log_end += written
-
-    def _pwrite_all(self, data: bytes | memoryview, offset: int) -> None:
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self.data_fd, view, offset)
-            view, offset = view[written:], offset + written
 
 
 class StagingDirectory:

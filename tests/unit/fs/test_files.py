@@ -207,6 +207,22 @@ async def test_an_unlinked_open_file_stays_readable_and_goes_when_it_is_closed(l
         assert lab.stored() == []
 
 
+async def test_a_file_that_another_replaced_stays_readable_for_who_has_it_open(lab: Lab) -> None:
+    lab.store.insert("a", b"old")
+    async with lab.mounted() as fs:
+        node = await lab.get("a")
+        lab.held.add(node.id)
+        await lab.write("new", b"new")
+        await lab.rename("new", "a")
+        await lab.settle()
+        assert lab.data("a") == b"new"
+        assert await lab.read_inode(node.id) == b"old"
+        lab.held.clear()
+        fs.syncer.forget(node.id)
+        await lab.settle()
+        assert lab.stored() == ["a"]
+
+
 async def test_a_full_disk_refuses_the_write_and_loses_nothing(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
