@@ -14,6 +14,9 @@ from s3mgrd.cache.database import MountDatabase
 Inode = NewType("Inode", int)
 
 ROOT: Final = Inode(1)
+MAX_INODE: Final = (1 << 63) - 1
+STALE_NS: Final = 1
+"""In listed_ns: the directory was listed once, and must be before it is shown again."""
 
 
 class Kind(IntEnum):
