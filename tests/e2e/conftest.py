@@ -7,13 +7,23 @@ import pytest
 
 from tests.e2e.lab import Daemon, Lab
 
-LOG_TAIL = 20_000
+LOG_TAIL_LINES = 60
 _LAB = pytest.StashKey[Lab]()
+
+
+@pytest.fixture(scope="module")
+def module_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Give a laboratory for all tests of a module."""
+    yield from _lab(request)
 
 
 @pytest.fixture
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """Give a laboratory whose daemons, workers, programs and mounts are gone afterwards."""
+    yield from _lab(request)
+
+
+def _lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     laboratory = Lab()
     request.node.stash[_LAB] = laboratory
     try:
@@ -34,9 +44,10 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show the logs of a failing test's daemons and workers."""
     report = yield
-    laboratory = item.stash.get(_LAB, None)
-    if report.failed and laboratory is not None:
-        for daemon in laboratory.daemons:
+    laboratories = [n.stash[_LAB] for n in item.listchain() if _LAB in n.stash]
+    if report.failed:
+        for daemon in (daemon for laboratory in laboratories for daemon in laboratory.daemons):
             for title, text in daemon.logs():
-                report.sections.append((title, text[-LOG_TAIL:]))
+                lines = text.splitlines()[-LOG_TAIL_LINES:]
+                report.sections.append((title, "\n".join(lines)))
     return report
