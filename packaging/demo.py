@@ -459,7 +459,11 @@ def start(*, keep: bool) -> int:
     finally:
         if not kept:
             set_signals(signal.SIG_IGN)  # an impatient second Ctrl-C does not stop the cleaning up
-            demo.close()
+            try:
+                demo.close()
+            except DemoFailedError as error:
+                print(f"demo: {error}", file=sys.stderr)
+                status = 1
     if status == 0 and not kept:
         print(f"\nDone in {time.monotonic() - began:.0f} s; everything is cleaned up.")
     return status

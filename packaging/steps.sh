@@ -76,6 +76,11 @@ ensure_fuse() {
     if [ ! -r /dev/fuse ] || [ ! -w /dev/fuse ]; then
         fail "this user may not open /dev/fuse; as root: chmod 666 /dev/fuse"
     fi
+    # fusermount3 -u insists on it. systemd makes it as it starts, so it is missing where none ever ran.
+    if [ ! -e /etc/mtab ]; then
+        [ "$(id -u)" = 0 ] || fail "/etc/mtab is missing; as root: ln -s ../proc/self/mounts /etc/mtab"
+        ln -s ../proc/self/mounts /etc/mtab
+    fi
 }
 
 # The user of the workers that serve the mounts of a daemon that runs as root. It is in no group that may
