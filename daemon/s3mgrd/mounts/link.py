@@ -209,7 +209,9 @@ class Link:
         """
         if self.connection is None or self.detached:
             return
-        self.detached = self._expect_end = True  # before the watcher can take it for somebody else's
+        self.detached = self._expect_end = (
+            True  # before the watcher can take it for somebody else's
+        )
         try:
             await self.connection.unmount(lazy=lazy)
         except BaseException:

@@ -23,7 +23,7 @@ from s3mgrd.mounts.machine import UP, Reason
 from s3mgrd.mounts.operations import RunningOperation
 from s3mgrd.mounts.session import describe_exit
 from s3mgrd.mounts.store import MountRecord
-from s3mgrd.mounts.unmounting import Unmounting
+from s3mgrd.mounts.unmounting import OUTSIDE, Unmounting
 from s3mgrd.worker.protocol import LogEvent, StatusEvent, WorkerEvent
 
 log = logging.getLogger(__name__)
@@ -256,11 +256,7 @@ class MountActor(MountCore):
     async def _ended_outside(self) -> None:
         """Respect that somebody unmounted the tree: want it no more, but upload what it holds."""
         forget = self.record.forget or self.record.spec.origin == "fstab"
-        self.status_keeper.enter(
-            "draining",
-            Reason.UNMOUNTED_OUTSIDE,
-            "somebody unmounted it; what is left is being uploaded",
-        )
+        self.status_keeper.enter("draining", Reason.UNMOUNTED_OUTSIDE, OUTSIDE)
         if self.goal.kind in ("mounted", "idle"):
             self.goal = Goal(kind="unmounted", timeout_s=float("inf"), outside=True)
         await self.update_if_possible(

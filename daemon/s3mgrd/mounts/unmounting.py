@@ -27,6 +27,7 @@ UNMOUNT_TIMEOUT_S: Final = 60.0
 DISCARD_TIMEOUT_S: Final = 60.0
 # A worker answers a drain when its time is up; this much later it hangs.
 ANSWER_GRACE_S: Final = 10.0
+OUTSIDE: Final = "somebody unmounted it; what is left is being uploaded"
 # Waits between attempts to drain that did not empty the journal.
 PAUSE_MIN_S: Final = 1.0
 PAUSE_MAX_S: Final = 60.0
@@ -78,7 +79,8 @@ class Unmounting:
             core.is_finishing = True
             return
         if not nothing_runs or core.record.may_be_dirty:
-            core.status_keeper.enter("draining", self._reason(goal))
+            message = OUTSIDE if goal.outside else ""
+            core.status_keeper.enter("draining", self._reason(goal), message)
         if link.connection is not None and not link.detached and not await self._detach(goal):
             return
         left = Left()

@@ -146,21 +146,36 @@ def _warn_of_orphans(state_dir: str) -> list[str]:
 
 
 def _check_header(path: str) -> None:
+    """Refuse, without touching it, what cannot be a whole file of ours.
+
+    The header is at fixed offsets (SQLite's file format, 1.3): page size at 16, number of pages at 28,
+    application id at 68.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         header = os.read(fd, _HEADER_BYTES)
+        size = os.fstat(fd).st_size
     finally:
         os.close(fd)
     if len(header) < _HEADER_BYTES:
         raise Corrupt(f"{path} is truncated to {len(header)} bytes", hint=_RESCUE)
     if not header.startswith(_MAGIC):
         raise Corrupt(f"{path} is not an SQLite database", hint=_RESCUE)
+    if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
+        raise Corrupt(f"{path} is a database of another program", hint=_RESCUE)
+    # A crash in the middle of a checkpoint leaves the file short, and its log makes that good. Without a log nothing
+    # does, and SQLite would take a missing end of the last page for zeros.
+    log = Path(path + "-wal")
+    if log.exists() and log.stat().st_size > 0:
+        return
+    page_bytes = int.from_bytes(header[16:18], "big")
+    page_bytes = 65536 if page_bytes == 1 else page_bytes
+    expected = page_bytes * int.from_bytes(header[28:32], "big")
+    if size != expected:
+        raise Corrupt(f"{path} has {size} bytes instead of {expected}", hint=_RESCUE)
 
 
 def _check_content(db: Database, path: str) -> None:
-    application = db.execute("pragma application_id").fetchone()[0]
-    if application != APPLICATION_ID:
-        raise Corrupt(f"{path} is a database of another program", hint=_RESCUE)
     complaint = db.execute("pragma integrity_check(1)").fetchone()[0]
     if complaint != "ok":
         raise Corrupt(f"{path} is damaged: {complaint}", hint=_RESCUE)

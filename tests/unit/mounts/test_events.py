@@ -125,16 +125,16 @@ async def test_events_are_stored_soon_without_being_asked(
 
 
 async def test_subscribers_see_only_what_they_may(autojump_clock: MockClock) -> None:
-    async with control(config=make_config(list_visibility="own")) as c:
-        async with (
-            c.manager.subscribe(BOB, since=None) as his,
-            c.manager.subscribe(ROOT, since=None) as all_of_them,
-        ):
-            await c.mount()
-            assert (await anext(all_of_them)).mount == "data"
-            await c.manager.stop()
-            assert [e.type async for e in his] == ["daemon.stopping"]
-            assert "mount.state" in [e.type async for e in all_of_them]
+    async with (
+        control(config=make_config(list_visibility="own")) as c,
+        c.manager.subscribe(BOB, since=None) as his,
+        c.manager.subscribe(ROOT, since=None) as all_of_them,
+    ):
+        await c.mount()
+        assert (await anext(all_of_them)).mount == "data"
+        await c.manager.stop()
+        assert [e.type async for e in his] == ["daemon.stopping"]
+        assert "mount.state" in [e.type async for e in all_of_them]
 
 
 async def test_a_mount_tells_its_life(autojump_clock: MockClock) -> None:

@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from s3mgr.schema import Credentials, LiveOptions, MountPatch, Operation
+from s3mgr.schema import Credentials, LiveOptions, MountPatch, MountRequest, Operation
 from s3mgrd.errors import (
     Conflict,
     Denied,
@@ -34,6 +34,7 @@ from tests.fakes.control import (
     control,
     make_config,
     make_request,
+    make_spec,
 )
 from tests.fakes.workers import FakeWorker
 
@@ -104,7 +105,7 @@ async def test_a_mount_that_is_up_refuses_another_spec(
     async with control() as c:
         await c.mount()
         with pytest.raises(SpecConflict) as caught:
-            await c.manager.put_mount(ROOT, "data", make_request(**changes))
+            await c.manager.put_mount(ROOT, "data", MountRequest(spec=make_spec(**changes)))
         assert caught.value.pointer == pointer
         assert caught.value.hint
 
