@@ -441,6 +441,18 @@ async def test_a_copy_onto_itself_replaces_metadata(store: ObjectStore) -> None:
     assert (head.metadata, head.content_type, head.size) == ({"n": "2"}, "text/html", 4)
 
 
+async def test_a_copy_replaces_only_the_metadata_it_names(store: ObjectStore) -> None:
+    await store.put(
+        "a", b"data", metadata={"mode": "1", "uid": "2", "m": "ä"}, content_type="text/plain"
+    )
+    for target in ("b", "a"):
+        await store.copy(
+            "a", target, source_size=4, metadata={"mode": "3"}, replacing=["mode", "uid"]
+        )
+        head = await store.head(target)
+        assert (dict(head.metadata), head.content_type) == ({"mode": "3", "m": "ä"}, "text/plain")
+
+
 async def test_a_copy_may_demand_a_version_of_its_source(store: ObjectStore) -> None:
     await store.put("a", b"data", metadata={})
     for metadata in (None, {"a": "b"}):

@@ -7,9 +7,11 @@ does sync: `checkpoint`. Both connections are opened, and both files touched, be
 to find them by path.
 """
 
+import errno
+import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +43,14 @@ class MountDatabase:
         self._checkpointer = checkpointer
         self._depth = 0
         self._written = 0
-        # sqlite3 keeps 128 prepared statements by default; ours are fewer.
-        self.execute = connection.execute
+
+    def execute(self, query: str, arguments: Sequence[object] = ()) -> sqlite3.Cursor:
+        """Run a query that changes nothing. Changes go through `transaction`."""
+        # sqlite3 keeps 128 prepared statements by connection; ours are fewer.
+        try:
+            return self._connection.execute(query, arguments)
+        except sqlite3.Error as error:
+            raise _translated(error) from error
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -54,18 +62,20 @@ class MountDatabase:
             finally:
                 self._depth -= 1
             return
-        self._connection.execute("BEGIN IMMEDIATE")
-        self._depth = 1
         try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._depth = 1
             yield self._connection
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        else:
             self._connection.execute("COMMIT")
-            self._written += 1
+        except BaseException as error:
+            if self._connection.in_transaction:  # SQLite itself rolls back when the disk is full
+                self._connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise _translated(error) from error
+            raise
         finally:
             self._depth = 0
+        self._written += 1
 
     def get_meta(self, name: str) -> str | None:
         """Return a fact about the file, None where it was never set."""
@@ -97,6 +107,14 @@ class MountDatabase:
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._checkpointer.close()
         self._connection.close()
+
+
+def _translated(error: sqlite3.Error) -> OSError | Corrupt:
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return Corrupt(
+        f"mount.db cannot be used: {error}", hint="unmount, then mount again: it is checked then"
+    )
 
 
 def _checkpoint(connection: sqlite3.Connection) -> None:
@@ -142,8 +160,13 @@ def _damage(path: Path) -> str:
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             application = connection.execute("PRAGMA application_id").fetchone()[0]
             version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if application not in (0, APPLICATION_ID):
-                return "it is another program's database"
+            if application != APPLICATION_ID:
+                # SQLite takes an empty file for a new database; ours is never empty once it was made.
+                return (
+                    "it is another program's database"
+                    if application
+                    else "it is cut off at its beginning"
+                )
             if version > SCHEMA_VERSION:
                 raise Corrupt(
                     f"{path} was written by a newer s3mgr (schema {version}, this one knows {SCHEMA_VERSION})",
@@ -155,10 +178,15 @@ def _damage(path: Path) -> str:
         return str(error)
 
 
+def aside_name(path: Path) -> Path:
+    """Return a name beside *path* that nothing reads."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    return path.with_name(f"{path.name}.damaged-{stamp}")
+
+
 def _set_aside(path: Path) -> Path:
     """Rename the database and its log to names that nothing reads."""
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    target = path.with_name(f"{path.name}.damaged-{stamp}")
+    target = aside_name(path)
     for suffix in ("-wal", "-shm", ""):
         file = path.with_name(path.name + suffix)
         if file.exists():

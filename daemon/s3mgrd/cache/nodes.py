@@ -4,7 +4,6 @@ A `Node` is a snapshot of one row: it does not follow later changes. Functions h
 the columns mean stands in `s3mgrd.cache.schema`, what may change them in `s3mgrd.fs.namespace`.
 """
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Any, Final, NamedTuple, NewType
@@ -199,7 +198,7 @@ class NodeTable:
         """Count the rows that have a name, and the directories with a complete listing."""
         entries = self._execute("SELECT count(*) FROM inodes WHERE name IS NOT NULL").fetchone()[0]
         listed = self._execute(
-            "SELECT count(*) FROM inodes WHERE kind = 2 AND listed_ns > 0"
+            "SELECT count(*) FROM inodes WHERE kind = 2 AND listed_ns > ?", (STALE_NS,)
         ).fetchone()[0]
         return int(entries), int(listed)
 
@@ -226,8 +225,3 @@ class NodeTable:
     def count_hidden(self) -> int:
         """Count the keys that cannot be shown."""
         return int(self._execute("SELECT count(*) FROM hidden").fetchone()[0])
-
-
-def is_full(error: sqlite3.Error) -> bool:
-    """Whether SQLite failed because the disk is full."""
-    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL

@@ -24,7 +24,8 @@ inodes      One row per inode number the kernel was ever told, and per name that
     attributes_known 1: mode, owner and times are those of the object's metadata (or known to be absent there).
     attributes_dirty 1: S3's metadata is older than this row.
     seen_ns          When S3 was last asked for this name alone, or the row was made here.
-    listed_ns        Directories: when the last complete listing began; 0 never. Names in between are complete.
+    listed_ns        Directories: when the last complete listing began; 0 never, 1 (STALE_NS): some time, and it is
+                     not to be trusted.
     marker           Directories: 0 no marker object known, 1 it exists, 2 it shall exist and does not yet.
     remote_prefix    Directories: where S3 has the contents, ending in "/"; NULL: where the path says. Not NULL: a
                      rename that S3 has yet to follow.

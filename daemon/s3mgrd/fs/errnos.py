@@ -1,11 +1,10 @@
 """The one table from errors to errno.
 
 It lies here and not in `worker` because `fs.operations` answers the kernel and imports point downwards. Local
-conditions (a name that exists, a directory that is not empty) are OSErrors already and keep their errno.
+conditions (a name that exists, a directory that is not empty, a full disk) are OSErrors already and keep their errno.
 """
 
 import errno
-import sqlite3
 
 from s3mgrd.errors import (
     Archived,
@@ -45,11 +44,6 @@ def errno_of(error: BaseException) -> int:
     """Return what the program sees for *error*; EIO for anything unforeseen."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    if (
-        isinstance(error, sqlite3.Error)
-        and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    ):
-        return errno.ENOSPC
     for kind, number in ERRNOS:
         if isinstance(error, kind):
             return number

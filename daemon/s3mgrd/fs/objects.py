@@ -128,9 +128,16 @@ class Objects:
     async def _move(self, node: Node, source: str, target: str) -> None:
         volume = self._volume
         await self.preserve(target)
+        # New attributes go with the same copy: rsync and others write, set attributes, and rename.
+        describes = bool(node.attributes_dirty)
         try:
             written = await volume.store.copy(
-                source, target, source_size=node.size, if_source_match=node.etag
+                source,
+                target,
+                source_size=node.size,
+                if_source_match=node.etag,
+                metadata=self._own_metadata(node) if describes else None,
+                replacing=attributes.OWN_NAMES if describes else None,
             )
         except (NotFound, PreconditionFailed):
             await self._source_changed(node, source)
@@ -150,6 +157,10 @@ class Objects:
                 remote_key=None if is_home else target,
                 etag=written.etag,
                 remote_mtime_ns=written.mtime_ns,
+                attributes_dirty=int(
+                    bool(current.attributes_dirty)
+                    and (not describes or _attributes(current) != _attributes(node))
+                ),
             )
             volume.journal.add_delete(source, etag=node.etag, holder=None, now_ns=now_ns)
             volume.changes.note(current.parent, current.name or "")
@@ -232,15 +243,18 @@ class Objects:
                 body = (node.target or "").encode()
                 written = await volume.store.put(key, body, metadata=self._own_metadata(node))
             else:
-                head = await volume.store.head(key)
-                if head.etag != node.etag:
+                try:
+                    written = await volume.store.copy(
+                        key,
+                        key,
+                        source_size=node.size,
+                        if_source_match=node.etag,
+                        metadata=self._own_metadata(node),
+                        replacing=attributes.OWN_NAMES,
+                    )
+                except (NotFound, PreconditionFailed):
                     self._lost(node)
                     return
-                kept = {n: v for n, v in head.metadata.items() if n not in attributes.OWN_NAMES}
-                written = await volume.store.copy(
-                    key, key, source_size=node.size, if_source_match=node.etag,
-                    metadata=kept | self._own_metadata(node), content_type=head.content_type,
-                )  # fmt: skip
             with volume.database.transaction():
                 volume.journal.drop_deletes([key])
                 volume.changes.note_key(key)
@@ -267,9 +281,7 @@ class Objects:
             self._volume.wanted_key(node),
         )
         self._volume.nodes.update(node.id, attributes_dirty=0)
-        parent = self._volume.nodes.get(node.parent)
-        if parent is not None:
-            self._volume.nodes.update(parent.id, listed_ns=0)
+        self._volume.distrust(node.parent)
 
 
 def _attributes(node: Node) -> tuple[object, ...]:

@@ -10,7 +10,7 @@ for completing a multipart upload that is "gone".
 """
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -272,6 +272,7 @@ class S3Store:
         source_size: int,
         if_source_match: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        replacing: Collection[str] | None = None,
         content_type: str | None = None,
         condition: Condition = ALWAYS,
     ) -> Written:
@@ -284,6 +285,7 @@ class S3Store:
             target,
             size=source_size,
             metadata=None if metadata is None else encode_metadata(metadata),
+            replacing=None if replacing is None else frozenset(replacing),
             content_type=content_type,
             if_source_match=quoted(if_source_match),
         )

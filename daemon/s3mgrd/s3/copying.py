@@ -43,7 +43,7 @@ KEPT_HEADERS: Final = (
 
 @dataclass(slots=True)
 class Copier:
-    """One copy. *metadata* (encoded) None keeps the source's metadata and type; ETags are quoted."""
+    """One copy. *metadata* (encoded) None keeps the source's metadata and type; *replacing* as in the port; ETags are quoted."""
 
     calls: Calls
     conditions: ConditionalWrites
@@ -52,6 +52,7 @@ class Copier:
     target: str
     size: int
     metadata: dict[str, str] | None
+    replacing: frozenset[str] | None
     content_type: str | None
     if_source_match: str | None
 
@@ -184,12 +185,17 @@ class Copier:
         headers = {name: head[name] for name in KEPT_HEADERS if head.get(name)}
         if head.get("ExpiresString"):
             headers["Expires"] = head["ExpiresString"]
+        present = {k.lower(): v for k, v in head.get("Metadata", {}).items()}
         if self.metadata is None:
-            headers["Metadata"] = {k.lower(): v for k, v in head.get("Metadata", {}).items()}
+            headers["Metadata"] = present
             headers["ContentType"] = head.get("ContentType")
-        else:
+        elif self.replacing is None:
             headers["Metadata"] = self.metadata
             headers["ContentType"] = self.content_type
+        else:
+            kept = {k: v for k, v in present.items() if k not in self.replacing}
+            headers["Metadata"] = kept | self.metadata
+            headers["ContentType"] = self.content_type or head.get("ContentType")
         return headers
 
     async def _tagging(self, head: Answer) -> str | None:

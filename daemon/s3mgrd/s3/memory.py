@@ -12,7 +12,15 @@ import hashlib
 import os
 from bisect import bisect_left, bisect_right
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
@@ -317,6 +325,7 @@ class MemoryStore:
         source_size: int,
         if_source_match: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        replacing: Collection[str] | None = None,
         content_type: str | None = None,
         condition: Condition = ALWAYS,
     ) -> Written:
@@ -333,6 +342,10 @@ class MemoryStore:
                 metadata, content_type = head.metadata, head.content_type
             else:
                 encode_metadata(metadata)
+                if replacing is not None:
+                    kept = {k: v for k, v in head.metadata.items() if k not in replacing}
+                    metadata = kept | dict(metadata)
+                    content_type = content_type or head.content_type
             etag = hashlib.md5(stored.data, usedforsecurity=False).hexdigest()
             written = self._store(
                 target,

@@ -10,7 +10,7 @@ Every method may be cancelled at any point and leaves nothing behind but, for wr
 S3 did it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -220,13 +220,16 @@ class ObjectStore(Protocol):
         source_size: int,
         if_source_match: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        replacing: Collection[str] | None = None,
         content_type: str | None = None,
         condition: Condition = ALWAYS,
     ) -> Written:
         """Copy one object on the server; by parts above `MAX_COPY_BYTES`.
 
-        *metadata* None keeps the source's metadata and content type; otherwise both are replaced, while what
-        S3 keeps elsewhere (tags) stays. *source* and *target* may be the same key when *metadata* is given.
+        *metadata* None keeps the source's metadata and content type. Otherwise both are replaced; with *replacing*, only
+        the metadata of these names is (they go, also where *metadata* has them not), and the content type stays unless
+        one is given. What S3 keeps elsewhere (caching rules, storage class, tags) stays in any case. *source* and
+        *target* may be the same key when *metadata* is given.
 
         Raises:
             NotFound: no such source.

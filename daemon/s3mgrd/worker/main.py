@@ -28,7 +28,7 @@ from s3mgr.schema import (
     MountStats,
 )
 from s3mgrd import logs
-from s3mgrd.cache.database import MountDatabase, SetAside, open_database
+from s3mgrd.cache.database import MountDatabase, SetAside, aside_name, open_database
 from s3mgrd.cache.nodes import Inode, NodeTable
 from s3mgrd.errors import (
     BucketNotFound,
@@ -42,7 +42,7 @@ from s3mgrd.errors import (
 )
 from s3mgrd.fs import inspection
 from s3mgrd.fs.filesystem import FileSystem, adopt_database
-from s3mgrd.fs.operations import Operations, ask_kernel_holds, invalidate_kernel
+from s3mgrd.fs.operations import Operations, ask_kernel_holds
 from s3mgrd.fs.sync import Left
 from s3mgrd.fs.volume import Settings, Volume
 from s3mgrd.journal.staging import StagingDirectory
@@ -81,14 +81,17 @@ class Files:
 def open_files(mount_dir: Path) -> Files:
     """Open mount.db and the staging directory.
 
-    When mount.db is damaged, the staged data is set aside with it: without its journal nothing says what it is,
-    and nothing of it may be lost.
+    When mount.db is damaged or gone, the staged data is set aside: without its journal nothing says what it is, and
+    nothing of it may be lost.
 
     Raises:
         Corrupt: mount.db is from a newer version.
     """
-    database, damaged = open_database(mount_dir / "mount.db")
-    staging = mount_dir / "staging"
+    path, staging = mount_dir / "mount.db", mount_dir / "staging"
+    is_gone = not path.exists()
+    database, damaged = open_database(path)
+    if is_gone and staging.exists() and any(staging.iterdir()):
+        damaged = SetAside(aside_name(path), "it was gone, and staged data was there")
     if damaged is not None and staging.exists():
         staging.rename(damaged.path.with_name(damaged.path.name.replace("mount.db", "staging")))
     staging.mkdir(mode=0o700, exist_ok=True)
@@ -141,7 +144,8 @@ class MountWorker:
         self._started = time.monotonic()
         self._fs: FileSystem | None = None
         self._store: S3Store | None = None
-        self._is_session_up = False
+        self._fuse_fd: int | None = None
+        """The kernel connection while libfuse serves it."""
         self._is_resumed = False
         self._stopping = trio.Event()
         self._closed = trio.Event()
@@ -274,13 +278,13 @@ class MountWorker:
         task_status: trio.TaskStatus[None],
     ) -> None:
         def started() -> None:
-            self._is_session_up = True
+            self._fuse_fd = fuse_fd
             task_status.started()
 
         try:
             await session.serve(Operations(fs, ring), fuse_fd, message, ring=ring, started=started)
         finally:
-            self._is_session_up = self._is_resumed = False
+            self._fuse_fd, self._is_resumed = None, False
             ring.close()
         log.info("the kernel connection has ended")
         fs.syncer.release_forgotten()
@@ -289,7 +293,7 @@ class MountWorker:
 
     def _kernel_holds(self, inode: Inode) -> bool:
         """Whether the kernel may hold an inode: asked while a session is up, otherwise as the last worker left it."""
-        return ask_kernel_holds(inode) if self._is_session_up else self._is_resumed
+        return ask_kernel_holds(inode) if self._fuse_fd is not None else self._is_resumed
 
     def _file_system(self) -> FileSystem:
         if self._fs is None:
@@ -339,14 +343,15 @@ class MountWorker:
         """Make the next look at *path* and below ask S3, past the kernel's caches too."""
         fs = self._file_system()
         try:
-            node, listings, entries = fs.namespace.forget(path)
+            listings, names = fs.namespace.forget(path)
         except FileNotFoundError as error:
             raise NotFound(
                 f"nothing is known of {path!r}", hint="paths are relative to the mount"
             ) from error
-        if self._is_session_up:
-            await invalidate_kernel(fs, node)
-        return InvalidateReport(listings=listings, entries=entries)
+        if self._fuse_fd is not None:
+            known = [(parent, name.encode()) for parent, name in names]
+            await trio.to_thread.run_sync(session.expire_names, self._fuse_fd, known)
+        return InvalidateReport(listings=listings, entries=len(names))
 
     async def set_options(self, options: LiveOptions) -> None:
         """Change live options now."""

@@ -170,7 +170,7 @@ class Lab:
         inode = (await self.get(path)).id
         found: list[Node] = []
         while page := await self.fs.namespace.entries(inode, found[-1].id if found else 0, 3):
-            found += page
+            found += [entry.node for entry in page]
         return sorted(f"{n.name}/" if n.is_directory else str(n.name) for n in found)
 
     async def settle(self) -> None:
