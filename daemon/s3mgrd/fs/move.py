@@ -97,8 +97,9 @@ class Mover:
         with volume.database.transaction():
             node = volume.node(row.inode)
             marker = Marker.EXISTS if row.source in moved else Marker.NONE
-            if not moved:
-                marker = Marker.WANTED  # S3 had nothing any more, but the directory is here
+            if node.marker == Marker.WANTED or not moved:
+                # It was made here and not sent before the rename, or S3 had nothing any more.
+                marker = Marker.WANTED
             volume.nodes.update(node.id, remote_prefix=None, marker=int(marker))
             node = volume.node(row.inode)
             for key, (etag, new_etag) in moved.items():

@@ -171,22 +171,31 @@ class Namespace:
         prefix = self._volume.prefix_in_s3(directory)
         begun = self._volume.changes.begin()
         try:
-            head, is_directory = await self._probe(prefix, name)
+            head, below = await self._probe(prefix, name)
             changes = self._volume.changes
-            if not (
+            if (
                 changes.is_newer(directory.id, name, begun)
                 or changes.is_key_newer(prefix + name, begun)
                 or changes.is_newer_below(f"{prefix}{name}/", begun)
             ):
-                self._apply(directory, name, head, is_directory=is_directory)
+                return
+            self._apply(directory, name, head, is_directory=bool(below))
         finally:
             self._volume.changes.end()
+        if f"{prefix}{name}/" in below:
+            await self._know_directory(directory.id, name)
 
-    async def _probe(self, prefix: str, name: str) -> tuple[ObjectHead | None, bool]:
-        """Ask at once whether a name is an object and whether it is a directory."""
+    async def _know_directory(self, parent: Inode, name: str) -> None:
+        """Learn the attributes that a directory's marker keeps, before it is shown."""
+        node = self._volume.nodes.find(parent, name)
+        if node is not None and node.is_directory and not node.attributes_known:
+            await self._metadata.know(node.id)
+
+    async def _probe(self, prefix: str, name: str) -> tuple[ObjectHead | None, set[str]]:
+        """Ask at once whether a name is an object and which keys lie below it: one at least of a directory, its marker first."""
         key = prefix + name
         head: ObjectHead | None = None
-        is_directory = False
+        below: set[str] = set()
         leaving = self._volume.leaving_below(key)
 
         async def ask_object() -> None:
@@ -201,12 +210,12 @@ class Namespace:
             page = await self._volume.store.list_page(
                 key + "/", delimited=False, max_keys=1 if not leaving else 1000
             )
-            is_directory = any(info.key not in leaving for info in page.objects)
+            below = {info.key for info in page.objects} - leaving
         if key in leaving:
             head = None
         if self._volume.is_leaving(key + "/", seen_from=prefix):
-            is_directory = False
-        return head, is_directory
+            below.clear()
+        return head, below
 
     def _apply(
         self, directory: Node, name: str, head: ObjectHead | None, *, is_directory: bool

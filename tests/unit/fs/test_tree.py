@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from s3mgrd.errors import Unavailable
-from s3mgrd.fs.tree import RENAME_NOREPLACE
+from s3mgrd.fs.tree import RENAME_NOREPLACE, AttributeChange
 from tests.unit.fs.conftest import Lab
 
 
@@ -24,6 +24,30 @@ async def test_a_directory_is_a_marker(lab: Lab) -> None:
         await lab.settle()
         assert lab.stored() == ["d/"]
         assert lab.store.objects["d/"].head.content_type == "application/x-directory"
+
+
+async def test_a_new_directory_keeps_its_marker_when_it_is_renamed_at_once(lab: Lab) -> None:
+    """Its contents are in S3 before its marker is, so the rename finds something to copy, but no marker."""
+    async with lab.mounted(sync=False):
+        await lab.mkdir("d")
+        await lab.write("d/a", b"1")
+        await lab.rename("d", "e")
+    async with lab.mounted():
+        await lab.settle()
+        assert lab.stored() == ["e/", "e/a"]
+
+
+async def test_a_directory_looked_up_alone_has_its_attributes(lab: Lab) -> None:
+    async with lab.mounted():
+        node = await lab.mkdir("d")
+        change = AttributeChange(mode=0o700, mtime_ns=123_456_789)
+        await lab.fs.tree.change_attributes(node.id, change)
+        await lab.settle()
+        (lab.directory / "other").mkdir()
+    other = Lab(lab.directory / "other", lab.store)
+    async with other.mounted():
+        node = await other.get("d")
+        assert (node.mode, node.mtime_ns) == (0o700, 123_456_789)
 
 
 async def test_what_cancels_out_is_never_sent(lab: Lab) -> None:
