@@ -104,7 +104,7 @@ class Daemon:
                 stdout=output,
                 stderr=output,
                 cwd="/",
-                env={"PATH": os.environ.get("PATH", ""), "HOME": str(self.base / "home")},
+                env=_environment(self.base / "home"),
             )
         if wait:
             wait_for("the daemon's API answers", self._answers)
@@ -157,12 +157,7 @@ class Daemon:
         limit_s: float = COMMAND_LIMIT_S,
     ) -> subprocess.CompletedProcess[str]:
         """Run ``s3mgr ARGUMENTS`` against this daemon, with the keys of *endpoint* in the environment."""
-        variables = {
-            "PATH": os.environ.get("PATH", ""),
-            "HOME": str(self.base / "home"),
-            "S3MGR_HOST": f"unix://{self.socket}",
-            "LC_ALL": "C.UTF-8",
-        }
+        variables = _environment(self.base / "home") | {"S3MGR_HOST": f"unix://{self.socket}"}
         if endpoint is not None:
             variables |= {
                 "AWS_ACCESS_KEY_ID": endpoint.access_key,
@@ -325,10 +320,7 @@ class Lab:
 
 def program_environment(home: Path) -> dict[str, str]:
     """Environment of programs that work in a mount: nothing of this user's configuration."""
-    return {
-        "PATH": os.environ.get("PATH", ""),
-        "HOME": str(home),
-        "LC_ALL": "C.UTF-8",
+    return _environment(home) | {
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_AUTHOR_NAME": "Test",
         "GIT_AUTHOR_EMAIL": "test@example.org",
@@ -381,6 +373,12 @@ def processes_with_files_below(directory: Path) -> list[int]:
                         found.append(int(entry))
                         break
     return found
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """Keep of this process's environment only what programs need to be found."""
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    return {**kept, "HOME": str(home), "LC_ALL": "C.UTF-8"}
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
