@@ -35,7 +35,11 @@ def why_hidden(name: str) -> str:
         return f"component {name!r}"
     if "\0" in name:
         return "NUL in a component"
-    if len(name.encode()) > MAX_NAME_BYTES:
+    try:
+        raw = name.encode()
+    except UnicodeEncodeError:  # the store's way to hand over bytes that are no UTF-8
+        return "component that is not UTF-8"
+    if len(raw) > MAX_NAME_BYTES:
         return f"component over {MAX_NAME_BYTES} bytes"
     return ""
 
@@ -43,6 +47,24 @@ def why_hidden(name: str) -> str:
 def sort_key(name: str, *, is_directory: bool) -> str:
     """Return where S3 sorts an entry: directories are common prefixes and end in a slash."""
     return name + "/" if is_directory else name
+
+
+def bounds(low: str, high: str | None) -> tuple[str, str | None]:
+    """Widen a range of names so that its ends are text that SQLite can hold: keys need not be UTF-8."""
+    low = _before_surrogate(low)
+    if high is not None and (text := _before_surrogate(high)) != high:
+        high = text + "\U0010ffff"
+    return low, high
+
+
+def printable(key: str) -> str:
+    """Write a key that need not be UTF-8 so that SQLite and JSON can hold it."""
+    return key.encode("utf-8", "backslashreplace").decode()
+
+
+def _before_surrogate(text: str) -> str:
+    """Return *text* up to the first byte that is not UTF-8, all of it if there is none."""
+    return next((text[:i] for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), text)
 
 
 def directories_sorting_after(name: str) -> list[str]:
