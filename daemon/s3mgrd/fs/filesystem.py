@@ -150,7 +150,7 @@ class FileSystem:
         current = self.volume.nodes.get(node.id)
         if current is not None and not current.is_detached:
             self.volume.nodes.update(current.id, seen_ns=0)
-            self.volume.nodes.update(current.parent, listed_ns=0)
+            self.volume.distrust(current.parent)
 
 
 def adopt_database(volume: Volume, *, bucket: str, connection_id: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from s3mgr.schema import CacheEntry, CacheReport, FailedUpload, MountStats, OperationCount
-from s3mgrd.cache.nodes import ROOT, Kind, Node
+from s3mgrd.cache.nodes import ROOT, STALE_NS, Kind, Node
 from s3mgrd.errors import NotFound, UserError
 from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.volume import NS
@@ -91,7 +91,7 @@ def cache_report(fs: FileSystem, path: str, cursor: str | None, limit: int) -> C
         )
     if cursor is not None and not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 19):
         raise UserError(f"{cursor!r} is no cursor", hint="use the cursor of the last page")
-    found = [node]
+    found = [node][:limit]
     if node.is_directory:
         found = volume.nodes.children(node.id, after=int(cursor or 0), limit=limit)
     entries, listed = volume.nodes.count()
@@ -108,7 +108,7 @@ def cache_report(fs: FileSystem, path: str, cursor: str | None, limit: int) -> C
         data_hits=fs.reader.hits,
         data_misses=fs.reader.misses,
         items=[_entry(fs, child) for child in found],
-        cursor=str(found[-1].id) if node.is_directory and len(found) == limit else None,
+        cursor=str(found[-1].id) if node.is_directory and found and len(found) == limit else None,
     )
 
 
@@ -123,7 +123,7 @@ def _entry(fs: FileSystem, node: Node) -> CacheEntry:
         size_bytes=fs.stages.size(node),
         mtime=_time(fs.stages.mtime_ns(node)),
         etag=node.etag,
-        age_s=round((fs.volume.now_ns() - asked_ns) / NS, 3) if asked_ns else None,
+        age_s=round((fs.volume.now_ns() - asked_ns) / NS, 3) if asked_ns > STALE_NS else None,
         dirty=(stage is not None and stage.dirty) or bool(node.attributes_dirty),
         cached_bytes=fs.reader.holds(node.id),
         staged_bytes=fs.stages.local_bytes(node.id),

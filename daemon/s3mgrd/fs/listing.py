@@ -13,14 +13,16 @@ from typing import Final
 
 import trio
 
-from s3mgrd.cache.nodes import Inode, Kind, Marker, Node
+from s3mgrd.cache.nodes import ROOT, STALE_NS, Inode, Kind, Marker, Node
 from s3mgrd.fs import names
-from s3mgrd.fs.volume import Volume
+from s3mgrd.fs.volume import NS, Volume
 from s3mgrd.s3.port import ListPage, ObjectInfo
 
 log = logging.getLogger(__name__)
 
 SHADOWED: Final = "shadowed by a directory of the same name"
+MAX_KNOWN: Final = 1000
+"""A directory of which more names than these are known from single requests is not shown before it is listed."""
 
 
 @dataclass
@@ -28,9 +30,13 @@ class Listing:
     """A listing under way, and what its waiters need to know."""
 
     directory: Inode
-    is_first: bool
-    """Nothing was known before: entries may be shown while the rest arrives."""
+    streams: bool
+    """Nothing that this listing may contradict was known before: entries may be shown while the rest arrives."""
     changes_seen: int
+    known_up_to: Inode
+    """Entries with higher inode numbers come from this listing."""
+    shown_up_to: Inode = ROOT
+    """While it streams: entries with higher inode numbers lack attributes that must be known before they are shown."""
     page: trio.Event = field(default_factory=trio.Event)
     done: trio.Event = field(default_factory=trio.Event)
     error: BaseException | None = None
@@ -38,19 +44,20 @@ class Listing:
     async def next_page(self) -> None:
         """Wait for one more page or the end. Raises what the listing failed with."""
         await self.page.wait()
-        self._raise()
+        self.raise_failure()
 
     async def finished(self) -> None:
         """Wait for the end. Raises what the listing failed with."""
         await self.done.wait()
-        self._raise()
+        self.raise_failure()
 
     def announce(self) -> None:
         """Wake everyone who waits for a page."""
         self.page.set()
         self.page = trio.Event()
 
-    def _raise(self) -> None:
+    def raise_failure(self) -> None:
+        """Raise what the listing failed with; nothing while it runs or when it succeeded."""
         if self.error is not None:
             raise self.error
 
@@ -96,10 +103,25 @@ class Lister:
         """Begin a listing, or join the one under way."""
         listing = self._running.get(directory.id)
         if listing is None:
-            listing = Listing(directory.id, directory.listed_ns == 0, self._volume.changes.begin())
+            listing = Listing(
+                directory.id,
+                self._may_stream(directory),
+                self._volume.changes.begin(),
+                known_up_to=Inode(self._volume.nodes.last_inode()),
+            )
             self._running[directory.id] = listing
             self._nursery.start_soon(self._run, listing)
         return listing
+
+    def _may_stream(self, directory: Node) -> bool:
+        """Whether what is known of a directory may be shown before the listing has confirmed it."""
+        if directory.listed_ns:
+            return False
+        known = self._volume.nodes.children(directory.id, limit=MAX_KNOWN + 1)
+        oldest_ns = self._volume.now_ns() - int(self._volume.settings.metadata_ttl_s * NS)
+        return len(known) <= MAX_KNOWN and all(
+            node.seen_ns > oldest_ns or self._volume.is_ours_alone(node) for node in known
+        )
 
     async def _run(self, listing: Listing) -> None:
         try:
@@ -128,12 +150,16 @@ class Lister:
                 await self._fetch_attributes(directory, files)
             if token is None:
                 break
+            listing.shown_up_to = Inode(volume.nodes.last_inode())
             listing.announce()
         with volume.database.transaction():
-            volume.nodes.replace_hidden(directory.id, seen.hidden)
+            volume.nodes.replace_hidden(
+                directory.id, [(names.printable(key), reason) for key, reason in seen.hidden]
+            )
             self._settle_marker(directory.id, seen, listing)
-            if not seen.is_uncertain:
-                volume.nodes.update(directory.id, listed_ns=started_ns)
+            volume.nodes.update(
+                directory.id, listed_ns=STALE_NS if seen.is_uncertain else started_ns
+            )
 
     def _settle_marker(self, directory: Inode, seen: _Seen, listing: Listing) -> None:
         node = self._volume.nodes.get(directory)
@@ -193,6 +219,7 @@ class Lister:
 
     def _rows(self, directory: Inode, low: str, high: str | None) -> dict[str, Node]:
         """Return every entry that may sort after *low* and up to *high*, and few more."""
+        low, high = names.bounds(low, high)
         bare = low.removesuffix("/")
         rows = {node.name: node for node in self._volume.nodes.range(directory, bare, high)}
         for name in names.directories_sorting_after(bare):
@@ -213,8 +240,8 @@ class Lister:
         if node is None:
             return self._add_file(directory, name, info)
         if node.etag == info.etag and node.remote_key is None:
-            if node.remote_mtime_ns != info.mtime_ns:
-                self._see_touched(node, info)
+            if node.remote_mtime_ns is None or node.remote_mtime_ns // NS != info.mtime_ns // NS:
+                self._see_touched(node, info)  # HEAD tells whole seconds only
             return node.id if not node.attributes_known else None
         if self._volume.is_ours_alone(node):
             return None

@@ -3,10 +3,12 @@
 Changes of names are in `s3mgrd.fs.changes`.
 """
 
+import errno
 import logging
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, NamedTuple
 
-from s3mgrd.cache.nodes import ROOT, Inode, Kind, Marker, Node
+from s3mgrd.cache.nodes import MAX_INODE, ROOT, STALE_NS, Inode, Kind, Marker, Node
 from s3mgrd.errors import NotFound
 from s3mgrd.fs.listing import Lister
 from s3mgrd.fs.metadata import Metadata
@@ -24,6 +26,13 @@ BURST_NS: Final = 5 * NS
 MAX_ABSENT: Final = 65_536
 
 
+class Entry(NamedTuple):
+    """One entry of a directory, and for how long the kernel may believe it."""
+
+    node: Node
+    valid_s: float
+
+
 class Namespace:
     """Looks names up and keeps listings fresh. Counts how often mount.db had the answer."""
 
@@ -32,6 +41,8 @@ class Namespace:
         self._lister = lister
         self._metadata = metadata
         self._absent: dict[tuple[Inode, str], int] = {}
+        self._told_absent: dict[tuple[Inode, str], int] = {}
+        """Names that the kernel was told are not there, and until when it believes it."""
         self._asked: dict[Inode, list[int]] = {}
         self.hits = 0
         self.misses = 0
@@ -86,65 +97,89 @@ class Namespace:
             return settings.metadata_ttl_s
         return max(0.0, min(left_ns / NS, settings.metadata_ttl_s))
 
-    def absent_for_s(self, parent: Inode) -> float:
-        """Return for how long the kernel may believe that a name is not in *parent*."""
-        negative_s = self._volume.settings.negative_ttl_s
+    def tell_absent(self, parent: Inode, name: str) -> float:
+        """Return for how long the kernel may believe that *name* is not in *parent*, and remember that it does."""
+        now_ns = self._volume.now_ns()
+        valid_s = self._volume.settings.negative_ttl_s
         directory = self._volume.nodes.get(parent)
-        if directory is None or not self._lister.is_fresh(directory):
-            return negative_s
-        return min(negative_s, self.entries_valid_for_s(parent))
+        if directory is not None and self._lister.is_fresh(directory):
+            valid_s = min(valid_s, self._listed_for_s(directory, now_ns))
+        if len(self._told_absent) >= MAX_ABSENT:
+            self._told_absent = {k: end for k, end in self._told_absent.items() if end > now_ns}
+            if len(self._told_absent) >= MAX_ABSENT:
+                return 0.0  # what cannot be remembered could not be taken back
+        if valid_s > 0:
+            self._told_absent[parent, name] = now_ns + int(valid_s * NS)
+        return valid_s
 
-    def entries_valid_for_s(self, directory: Inode) -> float:
-        """Return for how long the kernel may believe the entries that a listing gave."""
-        node = self._volume.nodes.get(directory)
-        if self._lister.running(directory) is not None or node is None:
-            return self._volume.settings.metadata_ttl_s
-        age_s = (self._volume.now_ns() - node.listed_ns) / NS
-        return max(
-            0.0,
-            min(self._volume.settings.metadata_ttl_s - age_s, self._volume.settings.metadata_ttl_s),
-        )
+    def _listed_for_s(self, directory: Node, now_ns: int) -> float:
+        """Return for how long the last listing of a directory may still be believed."""
+        ttl_s = self._volume.settings.metadata_ttl_s
+        return max(0.0, min(ttl_s - (now_ns - directory.listed_ns) / NS, ttl_s))
 
-    def forget(self, path: str) -> tuple[Node, int, int]:
+    # Forgetting
+
+    def forget(self, path: str) -> tuple[int, list[tuple[Inode, str]]]:
         """Make the next look at *path* and everything below ask S3.
 
         Returns:
-            The directory whose names to look at again, and how many listings and names were forgotten.
+            How many listings were forgotten, and the names that were: each with its directory.
 
         Raises:
-            FileNotFoundError: mount.db knows of no such path.
+            FileNotFoundError: nothing is known of the directory that *path* is in.
         """
-        node: Node | None = self._volume.node(ROOT)
-        for part in filter(None, path.split("/")):
-            node = self._volume.nodes.find(node.id, part) if node else None
-        if node is None:
-            raise FileNotFoundError(2, f"nothing is known of {path!r}")
+        volume = self._volume
         self._absent.clear()
-        counts = [0, 0]
-        with self._volume.database.transaction():
-            self._volume.nodes.update(node.id, seen_ns=0)
-            parent = self._volume.nodes.get(node.parent)
-            if parent is not None and node.id != ROOT:
-                self._volume.nodes.update(parent.id, listed_ns=0)
-            self._forget(node, counts)
-        around = node if node.is_directory or parent is None else parent
-        return around, counts[0], counts[1]
+        *above, last = [part for part in path.split("/") if part] or [""]
+        around: Node | None = volume.node(ROOT)
+        for part in above:
+            around = volume.nodes.find(around.id, part) if around else None
+        if around is None or not around.is_directory:
+            raise FileNotFoundError(errno.ENOENT, f"nothing is known of {path!r}")
+        node = volume.nodes.find(around.id, last) if last else around
+        names: list[tuple[Inode, str]] = []
+        listings = 0
+        with volume.database.transaction():
+            if last:
+                names.append((around.id, last))
+                self._told_absent.pop((around.id, last), None)
+                volume.distrust(around.id)
+            if node is not None:
+                volume.nodes.update(node.id, seen_ns=0)
+            if node is not None and node.is_directory:
+                directories = set()
+                for directory in self._directories_from(node):
+                    directories.add(directory.id)
+                    listings += directory.listed_ns > STALE_NS
+                    names += self._forget_names(directory)
+                absent = [told for told in self._told_absent if told[0] in directories]
+                for told in absent:
+                    del self._told_absent[told]
+                names += absent
+        return listings, names
 
-    def _forget(self, node: Node, counts: list[int]) -> None:
-        if not node.is_directory:
-            counts[1] += 1
-            return
-        counts[0] += node.listed_ns > 0
-        self._volume.nodes.update(node.id, listed_ns=0, seen_ns=0)
+    def _directories_from(self, node: Node) -> Iterator[Node]:
+        """Yield a directory and every one below it, each before those inside it."""
+        waiting = [node]
+        while waiting:
+            directory = waiting.pop()
+            yield directory
+            after = 0
+            while children := self._volume.nodes.children(directory.id, after=after):
+                waiting += [child for child in children if child.is_directory]
+                after = children[-1].id
+
+    def _forget_names(self, directory: Node) -> list[tuple[Inode, str]]:
+        self._volume.distrust(directory.id)
+        names = []
         after = 0
-        while children := self._volume.nodes.children(node.id, after=after):
+        while children := self._volume.nodes.children(directory.id, after=after):
             for child in children:
-                counts[1] += 1
+                names.append((directory.id, child.name or ""))
                 if child.seen_ns:
                     self._volume.nodes.update(child.id, seen_ns=0)
-                if child.is_directory:
-                    self._forget(child, counts)
             after = children[-1].id
+        return names
 
     def _is_known(self, directory: Node, name: str, node: Node | None) -> bool:
         """Whether mount.db's answer for *name* may be given without asking S3."""
@@ -162,7 +197,7 @@ class Namespace:
     async def _ask(self, directory: Node, name: str) -> None:
         """Bring mount.db up to date about one name, by its directory's listing where that is as cheap."""
         children = self._volume.nodes.count_children(directory.id, limit=SMALL_DIRECTORY + 1)
-        if directory.listed_ns and children <= SMALL_DIRECTORY:
+        if directory.listed_ns > STALE_NS and children <= SMALL_DIRECTORY:
             await self._lister.start(directory).finished()
             if self._lister.is_fresh(self._volume.directory(directory.id)):
                 return
@@ -277,22 +312,51 @@ class Namespace:
             await self._lister.start(directory).finished()
         return self._volume.directory(inode)
 
-    async def entries(self, inode: Inode, after: int, limit: int) -> list[Node]:
+    async def entries(self, inode: Inode, after: int, limit: int) -> list[Entry]:
         """Return up to *limit* entries with inode numbers above *after*; empty at the end.
 
-        Of a directory that was never listed, entries are given while the listing still runs.
+        Of a directory that was never listed, entries are given while the listing still runs. When that
+        fails, so does this: a directory is never shown in part as if it were all.
         """
         directory = self._volume.directory(inode)
         listing = self._lister.running(inode)
-        if listing is None and after == 0 and not self._lister.is_fresh(directory):
+        is_complete = directory.listed_ns > 0
+        if listing is None and (
+            not is_complete or (after == 0 and not self._lister.is_fresh(directory))
+        ):
             listing = self._lister.start(directory)
-        if listing is not None and not listing.is_first and after == 0:
+        if listing is not None and not listing.streams and (after == 0 or not is_complete):
             await listing.finished()
         while True:
-            found = self._volume.nodes.children(inode, after=after, limit=limit)
-            if found or listing is None or listing.done.is_set():
+            found = self.entries_now(inode, after, limit)
+            if found or listing is None:
                 return found
+            if listing.done.is_set():
+                listing.raise_failure()
+                return self.entries_now(inode, after, limit)
             await listing.next_page()
+
+    def entries_now(self, inode: Inode, after: int, limit: int) -> list[Entry]:
+        """Return as `entries` what can be shown without waiting."""
+        directory = self._volume.directory(inode)
+        listing = self._lister.running(inode)
+        now_ns = self._volume.now_ns()
+        ttl_s = self._volume.settings.metadata_ttl_s
+        listed_s, listed_after, up_to = self._listed_for_s(directory, now_ns), 0, MAX_INODE
+        if not directory.listed_ns:
+            if listing is None or not listing.streams:
+                return []
+            listed_s, listed_after, up_to = ttl_s, listing.known_up_to, listing.shown_up_to
+        return [
+            Entry(
+                node,
+                max(
+                    listed_s if node.id > listed_after else 0.0,
+                    min(ttl_s - (now_ns - node.seen_ns) / NS, ttl_s),
+                ),
+            )
+            for node in self._volume.nodes.children(inode, after=after, up_to=up_to, limit=limit)
+        ]
 
     async def is_empty(self, directory: Node) -> bool:
         """Whether a directory has no entry and no hidden key, by a listing that is fresh."""

@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
-import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from s3mgrd.cache.nodes import ROOT, Inode, Kind, Node
@@ -185,7 +184,7 @@ class Operations(pyfuse3.Operations):
         node = await self.fs.namespace.lookup(Inode(parent_inode), decode_name(name))
         if node is not None:
             return self._entry_of(node)
-        valid_s = self.fs.namespace.absent_for_s(Inode(parent_inode))
+        valid_s = self.fs.namespace.tell_absent(Inode(parent_inode), decode_name(name))
         if not valid_s:
             raise FUSEError(errno.ENOENT)
         absent = (
@@ -491,14 +490,14 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         """Give entries, in the order of their inode numbers, which are also the positions."""
         inode = read_handle(fh).inode
-        nodes = await self.fs.namespace.entries(inode, start_id, READDIR_ROWS)
-        valid_s = self.fs.namespace.entries_valid_for_s(inode)
-        while nodes:
-            for node in nodes:
+        namespace = self.fs.namespace
+        entries = await namespace.entries(inode, start_id, READDIR_ROWS)
+        while entries:
+            for node, valid_s in entries:
                 name = (node.name or "").encode()
                 if not pyfuse3.readdir_reply(token, name, self._entry(node, valid_s), node.id):
                     return
-            nodes = self.fs.volume.nodes.children(inode, after=nodes[-1].id, limit=READDIR_ROWS)
+            entries = namespace.entries_now(inode, entries[-1].node.id, READDIR_ROWS)
 
     @_answer
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
@@ -529,26 +528,3 @@ def ask_kernel_holds(inode: Inode) -> bool:
     except OSError as error:
         return error.errno not in (errno.ENOENT, errno.ENOTCONN, errno.EBADF, errno.ENODEV)
     return True
-
-
-async def invalidate_kernel(fs: FileSystem, directory: Node) -> None:
-    """Make the kernel ask again about every name below *directory*.
-
-    In a thread, because the kernel may wait for a request of that directory to be answered first.
-    """
-    after = 0
-    while children := fs.volume.nodes.children(directory.id, after=after, limit=READDIR_ROWS):
-        await trio.to_thread.run_sync(_invalidate_entries, directory.id, children)
-        for child in children:
-            if child.is_directory:
-                await invalidate_kernel(fs, child)
-        after = children[-1].id
-
-
-def _invalidate_entries(parent: Inode, children: list[Node]) -> None:
-    for child in children:
-        try:
-            pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), (child.name or "").encode())
-        except OSError as error:
-            if error.errno != errno.ENOENT:  # ENOENT: the kernel does not know the name
-                log.debug("invalidating %r failed: %s", child.name, error)

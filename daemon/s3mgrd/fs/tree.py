@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from s3mgrd.cache.nodes import ROOT, Inode, Kind, Marker, Node
+from s3mgrd.cache.nodes import ROOT, STALE_NS, Inode, Kind, Marker, Node
 from s3mgrd.errors import TimedOut
 from s3mgrd.fs import names
 from s3mgrd.fs.namespace import Namespace
@@ -259,7 +259,7 @@ class Tree:
     def _is_in_s3(self, directory: Node) -> bool:
         """Whether S3 may have anything below a directory."""
         volume = self._volume
-        if directory.marker == Marker.EXISTS or not directory.listed_ns:
+        if directory.marker == Marker.EXISTS or directory.listed_ns <= STALE_NS:
             return True
         if volume.nodes.has_hidden(directory.id) or volume.locks.is_held(
             ("key", volume.prefix_in_s3(directory))

@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from s3mgrd.cache.database import MountDatabase
-from s3mgrd.cache.nodes import ROOT, Inode, Kind, Marker, Node, NodeTable
+from s3mgrd.cache.nodes import ROOT, STALE_NS, Inode, Kind, Marker, Node, NodeTable
 from s3mgrd.journal.staging import StagingDirectory
 from s3mgrd.journal.tables import Journal
 from s3mgrd.s3.port import ObjectStore
@@ -242,6 +242,12 @@ class Volume:
             else:
                 key = self.key_in_s3(node) if node.etag is not None else None
                 self.nodes.update(node.id, name=None, remote_key=key, attributes_dirty=0)
+
+    def distrust(self, directory: int) -> None:
+        """Have a directory listed again before its entries are believed."""
+        node = self.nodes.get(directory)
+        if node is not None and node.listed_ns:
+            self.nodes.update(directory, listed_ns=STALE_NS)
 
     # Directory renames that S3 has yet to follow
 

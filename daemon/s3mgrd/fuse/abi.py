@@ -36,7 +36,13 @@ RENAME_IN: Final = struct.Struct("=Q")
 """fuse_rename_in: newdir."""
 RENAME2_IN: Final = struct.Struct("=QII")
 """fuse_rename2_in: newdir, flags, padding."""
+NOTIFY_ENTRY: Final = struct.Struct("=QII")
+"""fuse_notify_inval_entry_out: parent, namelen, flags."""
 
+NOTIFY_INVAL_ENTRY: Final = 3
+"""Notification that a name can no longer be believed."""
+EXPIRE_ONLY: Final = 1
+"""Its flag: ask again, and drop nothing before the answer differs (Linux 6.2)."""
 NOTIFY_RESEND: Final = 7
 """Notification that makes the kernel queue again what was read and never answered (Linux 6.9)."""
 UNIQUE_RESEND: Final = 1 << 63
@@ -183,6 +189,16 @@ def init_reply(
 def notify_resend() -> bytes:
     """Make the notification that asks for every unanswered request again."""
     return OUT_HEADER.pack(OUT_HEADER.size, NOTIFY_RESEND, 0)
+
+
+def notify_expire_entry(parent: int, name: bytes) -> bytes:
+    """Make the notification that a name must be looked up again.
+
+    Linux 6.2 and later keep what the name leads to if it is still that; earlier ones do not know the flag and drop
+    the directory that somebody works in, too.
+    """
+    body = NOTIFY_ENTRY.pack(parent, len(name), EXPIRE_ONLY) + name + b"\0"
+    return OUT_HEADER.pack(OUT_HEADER.size + len(body), NOTIFY_INVAL_ENTRY, 0) + body
 
 
 def parse_forgets(message: bytes | memoryview) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -85,6 +85,21 @@ def collect_unanswered(fuse_fd: int) -> Unanswered:
     finally:
         # The mode belongs to the connection, whoever reads it; libfuse expects to block.
         fcntl.fcntl(fuse_fd, fcntl.F_SETFL, flags)
+
+
+def expire_names(fuse_fd: int, names: Iterable[tuple[int, bytes]]) -> None:
+    """Make the kernel look *names* up again, each with the inode of its directory.
+
+    Blocks while requests of such a directory are being answered: call it in a thread.
+    """
+    for parent, name in names:
+        try:
+            os.write(fuse_fd, abi.notify_expire_entry(parent, name))
+        except OSError as exc:
+            if exc.errno in (errno.ENODEV, errno.EPERM):  # the connection has ended
+                return
+            if exc.errno != errno.ENOENT:  # ENOENT: the kernel does not know the name
+                log.debug("the kernel refuses to look %r up again: %s", name, exc)
 
 
 @contextmanager
