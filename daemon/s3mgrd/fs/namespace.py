@@ -93,8 +93,10 @@ class Namespace:
         directory = self._volume.nodes.get(node.parent)
         asked_ns = max(node.seen_ns, directory.listed_ns if directory else 0)
         left_ns = asked_ns + ttl_ns - self._volume.now_ns()
-        if left_ns <= 0 and self._volume.is_ours_alone(node):
-            return settings.metadata_ttl_s
+        if left_ns <= 0 and not node.is_directory and self._volume.is_ours_alone(node):
+            return (
+                settings.metadata_ttl_s
+            )  # of a directory, all that is below would have to be looked at
         return max(0.0, min(left_ns / NS, settings.metadata_ttl_s))
 
     def tell_absent(self, parent: Inode, name: str) -> float:
@@ -259,9 +261,9 @@ class Namespace:
         now_ns = volume.now_ns()
         with volume.database.transaction():
             node = volume.nodes.find(directory.id, name)
-            if node is not None and volume.is_ours_alone(node):
-                return
             if node is not None and not self._is_same(node, head, is_directory=is_directory):
+                if volume.is_ours_alone(node):
+                    return
                 volume.detach(node)
                 node = None
             if is_directory:
