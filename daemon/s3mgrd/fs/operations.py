@@ -12,6 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
@@ -24,7 +25,7 @@ from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.handles import Handles, read_handle
 from s3mgrd.fs.names import MAX_NAME_BYTES, decode_name
 from s3mgrd.fs.reader import Superseded
-from s3mgrd.fs.tree import AttributeChange, Creator, Record
+from s3mgrd.fs.tree import AttributeChange, Creator, Record, without_privileges
 
 log = logging.getLogger(__name__)
 
@@ -221,6 +222,16 @@ class Operations(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime and not fields.update_size else None,
         )
+        # A request that changes nothing is how the kernel says that somebody without CAP_FSETID is about to write.
+        strips = (
+            fields.update_size
+            or fields.update_uid
+            or fields.update_gid
+            or change == AttributeChange()
+        )
+        mode = self.fs.volume.mode(self.fs.volume.node(number))
+        if strips and without_privileges(mode) != mode:
+            change = replace(change, strips_privileges=True)
         if change != AttributeChange():
             await self.fs.tree.change_attributes(number, change)
             stage = self.fs.stages.get(number)
@@ -429,6 +440,11 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EISDIR)
         if flags & os.O_TRUNC and writes and (self.fs.stages.size(node) or node.etag is not None):
             await self._truncate(node.id, 0)
+            mode = self.fs.volume.mode(node)
+            if without_privileges(mode) != mode:
+                await self.fs.tree.change_attributes(
+                    node.id, AttributeChange(strips_privileges=True)
+                )
         if writes:
             self.fs.stages.opened(node.id)
         number = self._handles.make(node.id, writes=writes)

@@ -40,13 +40,23 @@ class Creator:
 
 @dataclass(frozen=True, slots=True)
 class AttributeChange:
-    """What chmod, chown and utimens ask for; None: as it is."""
+    """What chmod, chown and utimens ask for; None: as it is.
+
+    `strips_privileges`: setuid and setgid go, because the owner or the content changed (HANDLE_KILLPRIV_V2 makes
+    that the file system's duty).
+    """
 
     mode: int | None = None
     uid: int | None = None
     gid: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    strips_privileges: bool = False
+
+
+def without_privileges(mode: int) -> int:
+    """Return permission bits without setuid, and without setgid where it is one (it means locking without x)."""
+    return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
 
 
 class Tree:
@@ -302,6 +312,9 @@ class Tree:
             value = getattr(change, name)
             if value is not None:
                 columns[name] = value
+        mode = change.mode if change.mode is not None else self._volume.mode(node)
+        if change.strips_privileges and not node.is_directory and without_privileges(mode) != mode:
+            columns["mode"] = without_privileges(mode)
         if self._pushes_attributes(node):
             columns["attributes_dirty"] = 1
         self._volume.nodes.update(inode, **columns)

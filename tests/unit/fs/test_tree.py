@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from s3mgrd.errors import Unavailable
-from s3mgrd.fs.tree import RENAME_NOREPLACE, AttributeChange
+from s3mgrd.fs.tree import RENAME_NOREPLACE, AttributeChange, AttributeChange
 from tests.unit.fs.conftest import Lab
 
 
@@ -272,8 +272,6 @@ async def test_a_local_directory_is_renamed_without_asking_s3(lab: Lab) -> None:
 
 
 async def test_attributes_are_kept_in_metadata_and_survive_losing_everything(lab: Lab) -> None:
-    from s3mgrd.fs.tree import AttributeChange
-
     async with lab.mounted() as fs:
         node = await lab.write("a", b"hello")
         await fs.tree.change_attributes(
@@ -287,6 +285,19 @@ async def test_attributes_are_kept_in_metadata_and_survive_losing_everything(lab
         assert (node.mode, node.uid, node.gid) == (0o600, 5, 6)
         assert node.mtime_ns == 1_234_567_890_123_456_789
         assert await lab.read("a") == b"hello"
+
+
+@pytest.mark.parametrize(("mode", "after"), [(0o6755, 0o755), (0o6744, 0o2744), (0o644, 0o644)])
+async def test_a_changed_owner_takes_setuid_and_setgid_away(
+    lab: Lab, mode: int, after: int
+) -> None:
+    async with lab.mounted() as fs:
+        node = await lab.write("a", b"hello")
+        await fs.tree.change_attributes(node.id, AttributeChange(mode=mode))
+        changed = await fs.tree.change_attributes(
+            node.id, AttributeChange(uid=7, strips_privileges=True)
+        )
+        assert (changed.mode, changed.uid) == (after, 7)
 
 
 async def test_symbolic_links_are_objects(lab: Lab) -> None:
