@@ -107,7 +107,7 @@ class Operations(pyfuse3.Operations):
         return pyfuse3.StatvfsData()
 
     async def forget(self, inode_list):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN201
-        return
+        print(f"forget {inode_list}", flush=True)
 
     async def mkdir(self, parent_inode, name, mode, ctx):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN201
         assert self.ring is not None

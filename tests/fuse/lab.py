@@ -50,12 +50,12 @@ class Lab:
         value: T = await self._nursery.start(hold)
         return value
 
-    def new_workers(self) -> WorkerProcesses:
+    def new_workers(self, *, worker_user: str | None = "nobody") -> WorkerProcesses:
         """Make (not start) a supervisor's worker processes."""
         return WorkerProcesses(
             self.state_dir,
             self.cache_dir,
-            "nobody" if os.getuid() == 0 else None,
+            worker_user,
             entry="tests.fuse.demo_worker:run",
             warm=(),
             resolver="tests.fuse.demo_worker:resolve",
@@ -137,9 +137,8 @@ class Lab:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
+    with process:
         process.kill()
-        process.communicate()
 
 
 def kill_all(pids: set[int]) -> None:

@@ -108,6 +108,16 @@ async def test_a_worker_of_root_has_no_privilege_left(lab: Lab) -> None:
         assert read(f"/proc/{worker.pid}/comm") == b"s3mgr:m\n"
 
 
+async def test_an_ordinary_daemon_s_worker_is_that_user_without_a_way_up(
+    lab: Lab,
+) -> None:
+    async with lab.new_workers(worker_user=None) as workers, lab.worker(workers, "m") as worker:
+        status = status_of(worker.pid)
+        assert status["Uid"].split() == [str(os.getuid())] * 4
+        assert status["NoNewPrivs"] == "1"
+        assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
+
+
 async def test_a_worker_inherits_nothing_but_its_own_descriptors(lab: Lab) -> None:
     """Not the zygote's socket, not another mount's, and no variable that holds a secret."""
     os.environ["AWS_SECRET_ACCESS_KEY"] = "very secret"

@@ -507,6 +507,11 @@ def _mount_error(path: str, message: str, code: int | None = None) -> S3mgrError
             "allow_other is not permitted to ordinary users on this machine",
             hint="have root add the line 'user_allow_other' to /etc/fuse.conf, or mount with -o allow_other=false",
         )
+    if FUSE_DEVICE in message and "denied" in message:
+        return Denied(
+            f"ordinary users may not open {FUSE_DEVICE} on this machine",
+            hint=f"have root allow it, as udev does elsewhere: sudo chmod 666 {FUSE_DEVICE}",
+        )
     if code == errno.EBUSY:
         return MountpointBusy(text)
     if code == errno.ENODEV:

@@ -385,15 +385,23 @@ def error_reply(exc: S3mgrError) -> ErrorReply:
 
 
 def raise_error(reply: ErrorReply) -> NoReturn:
-    """Raise the error that came over the wire; a class we do not know becomes `Unavailable`."""
+    """Raise the error that came over the wire.
+
+    A class we do not know becomes `Unavailable`; one that carries more than travels becomes its nearest plain base.
+    """
     kind = getattr(errors, reply.kind, None)
     if not (isinstance(kind, type) and issubclass(kind, S3mgrError)):
         kind = Unavailable
-    if issubclass(kind, InvalidSpec):
-        raise kind(
+    if kind is InvalidSpec:
+        raise InvalidSpec(
             reply.detail, hint=reply.hint, pointer=reply.pointer, request_id=reply.request_id
         )
-    raise kind(reply.detail, hint=reply.hint, request_id=reply.request_id)
+    plain: type[S3mgrError] = next(
+        k
+        for k in kind.__mro__
+        if getattr(k, "__init__") is S3mgrError.__init__  # noqa: B009 - mypy
+    )
+    raise plain(reply.detail, hint=reply.hint, request_id=reply.request_id)
 
 
 def _lost() -> WorkerLost:

@@ -239,8 +239,8 @@ def run_zygote(sock: socket.socket) -> int:
     gc.disable()
     gc.collect()
     gc.freeze()
-    zygote.send(Ready())
     try:
+        zygote.send(Ready())
         job = zygote.run()
     except ConnectionError:  # the supervisor went away in the middle of a word
         return 0
