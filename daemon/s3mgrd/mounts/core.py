@@ -15,7 +15,7 @@ import trio
 
 from s3mgr.schema import LogTail, MountStatus
 from s3mgrd.config import Config
-from s3mgrd.errors import Conflict, NotMounted, S3mgrError, TimedOut
+from s3mgrd.errors import Conflict, NotMounted, S3mgrError, Stopping, TimedOut
 from s3mgrd.mounts.link import Link
 from s3mgrd.mounts.machine import UP, Reason
 from s3mgrd.mounts.operations import RunningOperation
@@ -141,11 +141,21 @@ class MountCore(ABC):
     def set_goal(self, goal: Goal, *, superseded: S3mgrError | None = None) -> None:
         """Work towards *goal* from now on; what went on is interrupted.
 
-        Whoever waits for the goal before learns *superseded*, by default that another request came in between.
+        Whoever waits for the goal before learns *superseded*, by default that another request came in between. A
+        mount that is going away, or a daemon that stops, takes no other goal: whoever asks learns that.
         """
-        before, self.goal = self.goal.operation, goal
-        if before is not None and before is not goal.operation:
-            before.fail(
+        current = self.goal.operation
+        if self.is_finishing or (self.goal.kind == "stopped" and goal.kind != "stopped"):
+            if goal.operation is not None and goal.operation is not current:
+                goal.operation.fail(
+                    Stopping(
+                        f"'{self.name}' is just going away", hint="Look again in a moment: s3mgr ls"
+                    )
+                )
+            return
+        self.goal = goal
+        if current is not None and current is not goal.operation:
+            current.fail(
                 superseded
                 or Conflict(
                     f"another request for '{self.name}' came in between",

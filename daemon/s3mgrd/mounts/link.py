@@ -209,14 +209,13 @@ class Link:
         """
         if self.connection is None or self.detached:
             return
-        self.detached = self._expect_end = (
-            True  # before the watcher can take it for somebody else's
-        )
+        self._expect_end = True  # before the watcher can take it for somebody else's
         try:
             await self.connection.unmount(lazy=lazy)
         except BaseException:
-            self.detached = self._expect_end = False
+            self._expect_end = False
             raise
+        self.detached = True
 
     def abort(self) -> None:
         """Fail every program that waits for the connection, so that nobody hangs."""
@@ -247,7 +246,7 @@ class Link:
         """Take everything apart, whatever state it is in; bounded, also when cancelled."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + DISMANTLE_S):
             if self.connection is not None and not self.detached:
-                self.detached = self._expect_end = True
+                self._expect_end = True
                 try:
                     await self.connection.unmount(lazy=True)
                 except S3mgrError as error:

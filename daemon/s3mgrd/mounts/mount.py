@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from s3mgrd.errors import S3mgrError, TimedOut, Unavailable
+from s3mgrd.errors import Conflict, S3mgrError, Stopping, TimedOut, Unavailable
 from s3mgrd.mounts.core import Goal, MountCore, Surroundings
 from s3mgrd.mounts.link import new_connection_id
 from s3mgrd.mounts.machine import UP, Reason
@@ -60,8 +60,9 @@ class MountActor(MountCore):
         super().set_goal(goal, superseded=superseded)
 
     def restart(self, operation: RunningOperation) -> None:
-        """Replace the worker; if there is none, try to mount now."""
-        if self.link.connection is not None and self.goal.kind == "mounted":
+        """Replace the worker; if nothing is mounted, try to mount now."""
+        tended = self.link.connection is not None and self.goal.kind == "mounted"
+        if tended and not self.is_finishing:
             self._restarts.append(operation)
             self.wake_up()
         else:
@@ -108,10 +109,21 @@ class MountActor(MountCore):
                 nursery.cancel_scope.cancel()
         finally:
             self.is_finishing = True
+            gone = Stopping(f"'{self.name}' went away")
+            self._fail_restarts(gone)
+            if self.goal.operation is not None:
+                self.goal.operation.fail(gone)
             self.settled.set()
             self.finished.set()
 
     async def _step(self) -> None:
+        if self._restarts and (self.goal.kind != "mounted" or self.link.connection is None):
+            self._fail_restarts(
+                Conflict(
+                    f"'{self.name}' went down before its worker was replaced",
+                    hint=f"See why: s3mgr show {self.name}",
+                )
+            )
         match self.goal.kind:
             case "idle":
                 await self.next_wake()
@@ -180,7 +192,7 @@ class MountActor(MountCore):
             self.settled.set()
             return
         await self.link.dismantle()
-        if error is not None:
+        if error is not None and self.goal is goal:
             await self._failed(error, goal)
 
     async def _connect(self) -> None:
@@ -320,16 +332,16 @@ class MountActor(MountCore):
     async def _restart(self) -> None:
         """Replace a living worker because somebody asked; programs wait meanwhile."""
         operations, self._restarts = self._restarts, []
-        connection = self.link.connection
+        connection, goal = self.link.connection, self.goal
         self.status_keeper.enter(
             "degraded", Reason.WORKER_REPLACED, "a restart was asked for; programs wait"
         )
         await self.link.stop_worker()
         if connection is not None and not connection.can_resend:
             await self._remount("was replaced")
-            self.goal = Goal(kind="mounted", operation=operations[-1])
-            for operation in operations[:-1]:
-                operation.cancel()
+            if self.goal is goal:
+                self.goal = Goal(kind="mounted", operation=operations.pop())
+            self._restarts += operations
             return
         self._deaths.clear()
         await self.interruptible(lambda: self._resume(0.0, show_state=True))
@@ -370,11 +382,15 @@ class MountActor(MountCore):
             log_tail=await self.log_tail(),
         )
         error = Unavailable(self.status_keeper.now.message, hint=self.status_keeper.now.hint)
-        for operation in (*self._restarts, self.goal.operation):
-            if operation is not None:
-                operation.fail(error)
-        self._restarts = []
+        if self.goal.operation is not None:
+            self.goal.operation.fail(error)
+        self._fail_restarts(error)
         self.settled.set()
+
+    def _fail_restarts(self, error: S3mgrError) -> None:
+        restarts, self._restarts = self._restarts, []
+        for operation in restarts:
+            operation.fail(error)
 
     async def _remount(self, end: str) -> None:
         """Replace a connection that cannot be resumed: what was in flight fails, what comes finds a new mount."""

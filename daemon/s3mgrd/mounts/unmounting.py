@@ -116,8 +116,8 @@ class Unmounting:
             if goal.kind == "stopped"
             else UNMOUNT_TIMEOUT_S,
         )
-        if failure is None:
-            return True
+        if failure is None or self._core.link.connection is None:
+            return True  # it went, or it was given up because its workers kept dying
         if goal.kind == "stopped":
             log.info("busy, so it is detached", extra={"mount": self._core.name})
             failure = await self._try_detach(lazy=True, timeout_s=UNMOUNT_TIMEOUT_S)
@@ -146,11 +146,12 @@ class Unmounting:
         return failure
 
     async def _keep_served(self) -> None:
-        while True:
-            session = self._core.link.live_session
+        link = self._core.link
+        while link.connection is not None:
+            session = link.live_session
             if session is not None:
                 await session.gone.wait()
-            if not await self._replace_worker():
+            elif not await self._replace_worker():
                 return
 
     async def _stay(self, goal: Goal, failure: S3mgrError) -> None:
