@@ -26,6 +26,7 @@ def run_ministack(directory: Path) -> Iterator[Endpoint]:
         port = listener.getsockname()[1]
         env = {
             "PATH": os.environ.get("PATH", ""),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
             "HOME": str(directory),
             "TMPDIR": str(directory),
             "GATEWAY_PORT": str(port),
@@ -41,7 +42,7 @@ def run_ministack(directory: Path) -> Iterator[Endpoint]:
                 "hypercorn",
                 "--bind",
                 f"fd://{listener.fileno()}",
-                "ministack.app:app",
+                "tests.servers.ministack_app:app",
             ],
             log=log,
             env=env,
