@@ -38,10 +38,16 @@ staged      One row per inode that has a staging file (journal/staging.py).
     conflict         1: another writer was first. Never tried again by itself.
     error, since_ns, tries, retry_ns   The last failure; error NULL: none.
 uploads     A multipart upload begun for a staged file whose content has not changed since.
+abandoned   Multipart uploads that nobody will complete; S3 keeps their parts, and asks money for them, until told.
 deletes     Keys that shall vanish from S3. holder: an inode that may still be open; the key stays until it is
             forgotten. etag: the version that was deleted here.
 moves       A directory rename that S3 follows: copy everything below source to target, then delete it there.
 moved       Keys below a move's source that are copied: the version copied and the version it became.
+writes      One row per request that may be changing a key now, written before it is sent and dropped by the transaction
+            that takes note of its success. A row that is left tells of a request whose outcome nobody saw: the worker
+            died, or no answer came. Then what lies at the key may be ours though nothing else says so (fs/strays.py).
+    size, mtime      What was sent: size, and the metadata's mtime; mtime NULL: it was sent without, or copied.
+    since_ns         When.
 calls       Changes made through the kernel that may not be answered yet: number is that of the repeat ring
             (worker/ring.py), written in the change's own transaction, so that a repeated request is answered and
             not done again. inode: what it made, or 0.
@@ -52,7 +58,7 @@ from sqlite_utils import Database, Migrations
 
 migrations = Migrations("s3mgr-mount")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x73336D67  # "s3mg"
 
 
@@ -151,3 +157,23 @@ def create(db: Database) -> None:
     for statement in _TABLES.split(";"):  # executescript would commit before it begins
         if statement.strip():
             db.conn.execute(statement)
+
+
+@migrations()
+def remember_writes(db: Database) -> None:
+    """Add the tables of requests whose outcome is not known, and of uploads that nobody will complete."""
+    db.conn.execute(
+        "CREATE TABLE abandoned (upload_id TEXT PRIMARY KEY, key TEXT NOT NULL) WITHOUT ROWID"
+    )
+    db.conn.execute(
+        """
+        CREATE TABLE writes (
+            id INTEGER PRIMARY KEY,
+            key TEXT NOT NULL,
+            size INTEGER NOT NULL,
+            mtime TEXT,
+            since_ns INTEGER NOT NULL
+        )
+        """
+    )
+    db.conn.execute("CREATE INDEX writes_by_key ON writes (key)")

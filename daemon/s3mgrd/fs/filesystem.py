@@ -173,7 +173,16 @@ def adopt_database(volume: Volume, *, bucket: str, connection_id: str) -> bool:
                     f"changes are kept under this name that belong to {before}, not to {bucket}",
                     hint="mount that bucket again under this name to upload them, or choose another name",
                 )
-            for table in ("inodes", "hidden", "staged", "uploads", "deletes", "moves", "moved"):
+            for table in (
+                "inodes",
+                "hidden",
+                "staged",
+                "uploads",
+                "deletes",
+                "moves",
+                "moved",
+                "writes",
+            ):
                 db.execute(f"DELETE FROM {table}")  # noqa: S608 - names from the line above
         if nodes.get(ROOT) is None:
             db.execute(

@@ -61,7 +61,8 @@ class Mover:
             while True:
                 page = await volume.store.list_page(row.source, delimited=False, token=token)
                 done = volume.journal.moved(row.inode)
-                deleted = volume.journal.deletes_below(row.source)
+                # What nobody here wants is not taken along: it would come back under the new name.
+                deleted = volume.journal.deletes_below(row.source) | volume.strays_below(row.source)
                 for info in page.objects:
                     if info.key in deleted or done.get(info.key, ("",))[0] == info.etag:
                         continue
@@ -77,11 +78,15 @@ class Mover:
         target = row.target + info.key[len(row.source) :]
         try:
             async with volume.locks.holding(("key", info.key), ("key", target)):
+                volume.journal.begin_write(
+                    target, size=info.size, mtime=None, now_ns=volume.now_ns()
+                )
                 written = await volume.store.copy(
                     info.key, target, source_size=info.size, if_source_match=info.etag
                 )
                 with volume.database.transaction():
                     volume.journal.drop_deletes([target])
+                    volume.journal.end_writes(target)
                     volume.journal.add_moved(row.inode, info.key, info.etag, written.etag)
                     volume.changes.note_key(target)
         except (NotFound, PreconditionFailed):

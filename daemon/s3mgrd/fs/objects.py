@@ -6,13 +6,15 @@ takes note in one transaction that looks at the row again. All of them may be ca
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from s3mgrd.cache.nodes import Inode, Kind, Marker, Node
 from s3mgrd.errors import NotFound, PreconditionFailed
 from s3mgrd.fs import attributes
+from s3mgrd.fs.strays import find_unseen
 from s3mgrd.fs.volume import Volume
+from s3mgrd.s3.port import Written
 
 log = logging.getLogger(__name__)
 
@@ -99,17 +101,20 @@ class Objects:
             if node.name is not None or node.etag is None or not self._kernel_holds(node.id):
                 continue
             kept = f"{key}{PARKED}{secrets.token_hex(8)}"
-            try:
-                written = await volume.store.copy(
-                    key, kept, source_size=node.size, if_source_match=node.etag
-                )
-            except (NotFound, PreconditionFailed):
-                continue  # that version is gone already
-            with volume.database.transaction():
-                volume.nodes.update(node.id, remote_key=kept, etag=written.etag)
-                volume.journal.add_delete(
-                    kept, etag=written.etag, holder=node.id, now_ns=volume.now_ns()
-                )
+            async with volume.locks.holding(("key", kept)):
+                self._begin_write(kept, node.size)
+                try:
+                    written = await volume.store.copy(
+                        key, kept, source_size=node.size, if_source_match=node.etag
+                    )
+                except (NotFound, PreconditionFailed):
+                    continue  # that version is gone already
+                with volume.database.transaction():
+                    volume.journal.end_writes(kept)
+                    volume.nodes.update(node.id, remote_key=kept, etag=written.etag)
+                    volume.journal.add_delete(
+                        kept, etag=written.etag, holder=node.id, now_ns=volume.now_ns()
+                    )
 
     async def _park(self, node: Node, key: str) -> None:
         """Copy an object out of the way: a ring of renames has no free key to begin with."""
@@ -119,10 +124,12 @@ class Objects:
             current = volume.nodes.get(node.id)
             if current is None or current.is_detached or current.remote_key != key:
                 return
+            self._begin_write(parked, current.size)
             written = await volume.store.copy(
                 key, parked, source_size=current.size, if_source_match=current.etag
             )
             with volume.database.transaction():
+                volume.journal.end_writes(parked)
                 volume.nodes.update(node.id, remote_key=parked, etag=written.etag)
 
     async def _move(self, node: Node, source: str, target: str) -> None:
@@ -130,6 +137,7 @@ class Objects:
         await self.preserve(target)
         # New attributes go with the same copy: rsync and others write, set attributes, and rename.
         describes = bool(node.attributes_dirty)
+        self._begin_write(target, node.size)
         try:
             written = await volume.store.copy(
                 source,
@@ -145,6 +153,7 @@ class Objects:
         now_ns = volume.now_ns()
         with volume.database.transaction():
             volume.journal.drop_deletes([target])
+            volume.journal.end_writes(target)
             volume.changes.note_key(target)
             current = volume.nodes.get(node.id)
             if current is None or current.is_detached or current.remote_key != source:
@@ -197,11 +206,14 @@ class Objects:
             node = volume.nodes.get(inode)
             if node is None or node.is_detached or volume.wanted_key(node) != key:
                 return
+            metadata = self._own_metadata(node)
+            self._begin_write(key, 0, metadata)
             written = await volume.store.put(
-                key, b"", metadata=self._own_metadata(node), content_type=attributes.DIRECTORY_TYPE
+                key, b"", metadata=metadata, content_type=attributes.DIRECTORY_TYPE
             )
             with volume.database.transaction():
                 volume.journal.drop_deletes([key])
+                volume.journal.end_writes(key)
                 volume.changes.note_key(key)
                 current = volume.nodes.get(inode)
                 if current is None or current.is_detached or volume.wanted_key(current) != key:
@@ -239,24 +251,32 @@ class Objects:
             node = volume.node(inode)
             if node.is_detached or volume.wanted_key(node) != key or not node.attributes_dirty:
                 return
+            metadata = self._own_metadata(node)
             if node.etag is None:
                 body = (node.target or "").encode()
-                written = await volume.store.put(key, body, metadata=self._own_metadata(node))
+                self._begin_write(key, len(body), metadata)
+                written = await volume.store.put(key, body, metadata=metadata)
             else:
+                self._begin_write(key, node.size, metadata)
                 try:
                     written = await volume.store.copy(
                         key,
                         key,
                         source_size=node.size,
                         if_source_match=node.etag,
-                        metadata=self._own_metadata(node),
+                        metadata=metadata,
                         replacing=attributes.OWN_NAMES,
                     )
                 except (NotFound, PreconditionFailed):
-                    self._lost(node)
-                    return
+                    # A copy of ours that nobody saw succeed may have another ETag than what it copied.
+                    found = await find_unseen(volume, key)
+                    if found is None or found.metadata.get("mtime") != metadata.get("mtime"):
+                        self._lost(node)
+                        return
+                    written = Written(found.etag, found.mtime_ns)
             with volume.database.transaction():
                 volume.journal.drop_deletes([key])
+                volume.journal.end_writes(key)
                 volume.changes.note_key(key)
                 current = volume.node(inode)
                 columns: dict[str, object] = {
@@ -273,6 +293,14 @@ class Objects:
                 else:
                     columns["attributes_dirty"] = int(_attributes(current) != _attributes(node))
                 volume.nodes.update(inode, **columns)
+
+    def _begin_write(self, key: str, size: int, metadata: Mapping[str, str] | None = None) -> None:
+        self._volume.journal.begin_write(
+            key,
+            size=size,
+            mtime=(metadata or {}).get("mtime"),
+            now_ns=self._volume.now_ns(),
+        )
 
     def _lost(self, node: Node) -> None:
         """Somebody replaced the object: its new version has its own attributes."""

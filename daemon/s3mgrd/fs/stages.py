@@ -47,8 +47,6 @@ class Stages:
         self._kernel_holds = kernel_holds
         self._stages: dict[Inode, Stage] = {}
         self._writers: dict[Inode, int] = {}
-        self.abandoned: list[tuple[str, str]] = []
-        """Multipart uploads (key, id) of content that has changed since; for the syncer to abort."""
 
     def recover(self) -> None:
         """Take over what the last worker left: dirty files stay, the rest is removed."""
@@ -140,7 +138,6 @@ class Stages:
         stage = self._stages.pop(inode, None)
         if stage is not None:
             stage.file.close()
-        self._abandon_upload(inode)
         self._volume.journal.drop_staged(inode)
         self._volume.staging.remove(inode)
 
@@ -176,7 +173,8 @@ class Stages:
         if stage is not None and stage.dirty:
             if whole and (row := self._volume.journal.staged(inode)) and row.condition == "match":
                 self._volume.journal.set_condition(inode, "always")
-            self._abandon_upload(inode)
+            if self._volume.journal.upload(inode) is not None:
+                self._volume.journal.abandon_upload(inode)  # of content that is about to change
             return stage
         node = self._volume.node(inode)
         if node.kind != Kind.FILE:
@@ -197,9 +195,3 @@ class Stages:
         )
         stage.dirty = not node.is_detached
         return stage
-
-    def _abandon_upload(self, inode: Inode) -> None:
-        row = self._volume.journal.upload(inode)
-        if row is not None:
-            self.abandoned.append((row.key, row.upload_id))
-            self._volume.journal.drop_upload(inode)

@@ -21,6 +21,7 @@ from s3mgrd.errors import S3mgrError, Unavailable
 from s3mgrd.fs.move import Mover
 from s3mgrd.fs.objects import Objects
 from s3mgrd.fs.stages import Stages
+from s3mgrd.fs.strays import Strays
 from s3mgrd.fs.upload import Uploader
 from s3mgrd.fs.volume import Volume
 from s3mgrd.journal.tables import DeleteRow
@@ -83,6 +84,7 @@ class Syncer:
         self._objects = objects
         self._mover = mover
         self._kernel_holds = kernel_holds
+        self._strays = Strays(volume)
         self._wanted = trio.Event()
         self._progress = trio.Event()
         self._running: set[Hashable] = set()
@@ -118,6 +120,7 @@ class Syncer:
         counts = self._volume.journal.counts()
         files, size = self._stages.dirty_bytes()
         operations = sum(n for kind, n in counts.items() if kind not in ("staged", "held"))
+        operations += sum(1 for _ in self._strays.pending())
         return Left(max(files, counts["staged"]), size, operations)
 
     def errors(self) -> list[str]:
@@ -205,8 +208,10 @@ class Syncer:
         deletes = volume.journal.deletes(limit=MAX_DELETE_KEYS)
         if deletes:
             yield "deletes", partial(self._delete, deletes)
-        if self._stages.abandoned:
-            yield "abandoned", self._abort_abandoned
+        for key in self._strays.pending():
+            yield ("stray", key), partial(self._strays.resolve, key)
+        for key, upload_id in volume.journal.abandoned():
+            yield ("abandoned upload", upload_id), partial(self._abort, key, upload_id)
 
     def _is_staged(self, inode: Inode) -> bool:
         row = self._volume.journal.staged(inode)
@@ -255,15 +260,13 @@ class Syncer:
                 f"{len(failures)} objects were not deleted; {first.key}: {first.code} {first.message}"
             )
 
-    async def _abort_abandoned(self) -> None:
-        while self._stages.abandoned:
-            key, upload_id = self._stages.abandoned[-1]
-            await self._volume.store.abort_multipart(key, upload_id)
-            self._stages.abandoned.remove((key, upload_id))
+    async def _abort(self, key: str, upload_id: str) -> None:
+        await self._volume.store.abort_multipart(key, upload_id)
+        self._volume.journal.drop_abandoned(upload_id)
 
 
 def _describe(subject: Hashable) -> str:
     if isinstance(subject, tuple):
-        kind, inode = subject
-        return f"{kind} of inode {inode}"
+        kind, what = subject
+        return f"{kind} of inode {what}" if isinstance(what, int) else f"{kind} {what}"
     return str(subject)

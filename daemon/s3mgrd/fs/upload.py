@@ -8,7 +8,7 @@ import hashlib
 import logging
 import mimetypes
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import trio
@@ -18,14 +18,17 @@ from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, TooLarge
 from s3mgrd.fs import attributes
 from s3mgrd.fs.reader import Reader, Superseded
 from s3mgrd.fs.stages import Stage, Stages
+from s3mgrd.fs.strays import find_unseen
 from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import NS, Volume
 from s3mgrd.journal.tables import StagedRow, UploadRow
 from s3mgrd.s3.port import (
+    ALWAYS,
     MAX_OBJECT_BYTES,
     MAX_PARTS,
     Condition,
     FileSlice,
+    ObjectHead,
     Part,
     Written,
 )
@@ -154,11 +157,21 @@ class Uploader:
         )
         if pending is not None and row.condition == "absent":
             await volume.store.delete(key)
+        unseen = await find_unseen(volume, key)
+        if unseen is not None and condition != ALWAYS:
+            # An earlier attempt of ours wrote that, and the content has changed since.
+            condition = Condition(if_match=unseen.etag)
         mtime_ns = self._stages.mtime_ns(node)
         volume.nodes.update(node.id, mtime_ns=mtime_ns)
         node = volume.node(node.id)
         stage.mtime_ns = None
         metadata, content_type = await self._metadata(node, key, row)
+        if unseen is not None and self._is_this(unseen, node, key, stage, metadata):
+            self._take_note(node, key, stage, Written(unseen.etag, unseen.mtime_ns))
+            return
+        volume.journal.begin_write(
+            key, size=stage.file.size, mtime=metadata.get("mtime"), now_ns=volume.now_ns()
+        )
         try:
             written = await self._send(node, key, stage, metadata, content_type, condition)
         except PreconditionFailed:
@@ -176,6 +189,7 @@ class Uploader:
             size = stage.file.size
             is_changed = _shown(node) != _shown(sent)
             volume.journal.drop_deletes([key])
+            volume.journal.end_writes(key)
             columns: dict[str, object] = {
                 "etag": written.etag,
                 "size": size,
@@ -301,7 +315,7 @@ class Uploader:
                     p.number: p for p in found if p.size == _length(p.number, size, part_size)
                 }
         elif row is not None:
-            self._stages.abandoned.append((row.key, row.upload_id))
+            journal.abandon_upload(inode)
         upload_id = await store.create_multipart(key, metadata=metadata, content_type=content_type)
         journal.put_upload(UploadRow(inode, key, upload_id, part_size, size))
         return upload_id, {}
@@ -332,6 +346,23 @@ class Uploader:
                     await limiter.acquire_on_behalf_of(number)
                     nursery.start_soon(send, number)
 
+    def _is_this(
+        self,
+        unseen: ObjectHead,
+        node: Node,
+        key: str,
+        stage: Stage,
+        metadata: Mapping[str, str],
+    ) -> bool:
+        """Whether a multipart upload that nobody saw succeed wrote exactly what is to be sent now."""
+        row = self._volume.journal.upload(node.id)  # gone when the content has changed since
+        return (
+            row is not None
+            and (row.key, row.size) == (key, stage.file.size)
+            and unseen.size == row.size
+            and _has_own(unseen, metadata)
+        )
+
     async def _find_ours(self, key: str, stage: Stage, metadata: dict[str, str]) -> Written | None:
         """Recognise an object that an attempt of ours wrote although nobody saw the answer."""
         try:
@@ -344,10 +375,13 @@ class Uploader:
             digest = await trio.to_thread.run_sync(_md5, stage.file.data_fd, head.size)
             return Written(head.etag, head.mtime_ns) if digest == head.etag else None
         # The times have nanoseconds: no other writer has all of these by chance.
-        own = {n: v for n, v in metadata.items() if n in attributes.OWN_NAMES}
-        if own and all(head.metadata.get(n) == v for n, v in own.items()):
-            return Written(head.etag, head.mtime_ns)
-        return None
+        return Written(head.etag, head.mtime_ns) if _has_own(head, metadata) else None
+
+
+def _has_own(head: ObjectHead, metadata: Mapping[str, str]) -> bool:
+    """Whether an object has all attributes that we would give it, and there are any."""
+    own = {n: v for n, v in metadata.items() if n in attributes.OWN_NAMES}
+    return bool(own) and all(head.metadata.get(n) == v for n, v in own.items())
 
 
 def _shown(node: Node) -> tuple[object, ...]:

@@ -253,7 +253,25 @@ class Volume:
 
     def leaving_below(self, prefix: str) -> set[str]:
         """Return the keys below *prefix* that S3 still shows although they are deleted or renamed here."""
-        return self.journal.deletes_below(prefix) | self.nodes.remote_keys_below(prefix)
+        return (
+            self.journal.deletes_below(prefix)
+            | self.nodes.remote_keys_below(prefix)
+            | self.strays_below(prefix)
+        )
+
+    def strays_below(self, prefix: str) -> set[str]:
+        """Return the keys below *prefix* where a request of ours may have left something that no name here wants."""
+        return {key for key in self.journal.writes_below(prefix) if self.named_at(key) is None}
+
+    def named_at(self, key: str) -> Node | None:
+        """Return what the path that *key* spells leads to: a directory for a key that ends in a slash, otherwise none."""
+        if not key.startswith(self.settings.prefix):
+            return None
+        *above, name = key[len(self.settings.prefix) :].split("/")
+        node = self.nodes.get(ROOT)
+        for part in [*above, name] if name else above:
+            node = self.nodes.find(node.id, part) if node is not None else None
+        return node if node is not None and node.is_directory == (not name) else None
 
     def is_leaving(self, prefix: str, *, seen_from: str) -> bool:
         """Whether what S3 shows below *prefix* is on its way to another name, seen from outside of what moves."""

@@ -45,6 +45,15 @@ class DeleteRow(NamedTuple):
     since_ns: int
 
 
+class WriteRow(NamedTuple):
+    """One row of writes."""
+
+    key: str
+    size: int
+    mtime: str | None
+    since_ns: int
+
+
 class MoveRow(NamedTuple):
     """One row of moves."""
 
@@ -131,10 +140,10 @@ class Journal:
             )
 
     def drop_staged(self, inode: int) -> None:
-        """Forget the staging row of an inode and the upload begun for it."""
+        """Forget the staging row of an inode, and abandon the upload begun for it."""
         with self._database.transaction() as db:
             db.execute("DELETE FROM staged WHERE inode = ?", (inode,))
-            db.execute("DELETE FROM uploads WHERE inode = ?", (inode,))
+            self.abandon_upload(inode)
 
     # Multipart uploads
 
@@ -148,8 +157,29 @@ class Journal:
         with self._database.transaction() as db:
             db.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?, ?, ?)", row)
 
+    def abandon_upload(self, inode: int) -> None:
+        """Have the upload begun for an inode aborted; nothing where there is none."""
+        with self._database.transaction() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO abandoned SELECT upload_id, key FROM uploads WHERE inode = ?",
+                (inode,),
+            )
+            db.execute("DELETE FROM uploads WHERE inode = ?", (inode,))
+
+    def abandoned(self) -> list[tuple[str, str]]:
+        """Return the uploads to abort: (key, id)."""
+        return [
+            (str(key), str(upload_id))
+            for key, upload_id in self._execute("SELECT key, upload_id FROM abandoned")
+        ]
+
+    def drop_abandoned(self, upload_id: str) -> None:
+        """Forget an upload that was aborted."""
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM abandoned WHERE upload_id = ?", (upload_id,))
+
     def drop_upload(self, inode: int) -> None:
-        """Forget an upload."""
+        """Forget an upload that was completed."""
         with self._database.transaction() as db:
             db.execute("DELETE FROM uploads WHERE inode = ?", (inode,))
 
@@ -196,6 +226,36 @@ class Journal:
         """Return the keys below *prefix* that are to be deleted."""
         rows = self._execute(
             "SELECT key FROM deletes WHERE key >= ? AND key < ?", (prefix, prefix + "\U0010ffff")
+        )
+        return {str(row[0]) for row in rows}
+
+    # Requests that may be changing a key
+
+    def begin_write(self, key: str, *, size: int, mtime: str | None, now_ns: int) -> None:
+        """Note that a request which writes *key* is about to be sent; one that is tried again is noted once."""
+        with self._database.transaction() as db:
+            db.execute(
+                "INSERT INTO writes (key, size, mtime, since_ns) SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS "
+                "(SELECT 1 FROM writes WHERE key = ?1 AND size = ?2 AND mtime IS ?3)",
+                (key, size, mtime, now_ns),
+            )
+
+    def end_writes(self, key: str) -> None:
+        """Forget the requests that wrote *key*: it is known what lies there."""
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM writes WHERE key = ?", (key,))
+
+    def writes_of(self, key: str) -> list[WriteRow]:
+        """Return the requests whose outcome at *key* nobody saw, oldest first."""
+        rows = self._execute(
+            "SELECT key, size, mtime, since_ns FROM writes WHERE key = ? ORDER BY id", (key,)
+        )
+        return [WriteRow._make(row) for row in rows]
+
+    def writes_below(self, prefix: str) -> set[str]:
+        """Return the keys below *prefix* that a request may have changed unseen, or is changing now."""
+        rows = self._execute(
+            "SELECT key FROM writes WHERE key >= ? AND key < ?", (prefix, prefix + "\U0010ffff")
         )
         return {str(row[0]) for row in rows}
 
@@ -264,6 +324,7 @@ class Journal:
             "renames": self._count(
                 "SELECT count(*) FROM inodes WHERE remote_key IS NOT NULL AND name IS NOT NULL"
             ),
+            "uploads": self._count("SELECT count(*) FROM abandoned"),
             "staged": self._count("SELECT count(*) FROM staged WHERE dirty = 1"),
         }
 
@@ -273,7 +334,7 @@ class Journal:
     def discard(self) -> None:
         """Forget everything that S3 does not have. Only on the user's word."""
         with self._database.transaction() as db:
-            for table in ("staged", "uploads", "deletes", "moves", "moved"):
+            for table in ("staged", "uploads", "deletes", "moves", "moved", "writes"):
                 db.execute(f"DELETE FROM {table}")  # noqa: S608 - names from the line above
             db.execute("UPDATE inodes SET attributes_dirty = 0")
             db.execute("UPDATE inodes SET marker = 0 WHERE marker = 2")
