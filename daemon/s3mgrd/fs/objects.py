@@ -157,8 +157,8 @@ class Objects:
             volume.changes.note_key(target)
             current = volume.nodes.get(node.id)
             if current is None or current.is_detached or current.remote_key != source:
-                # Unlinked while it was copied: the delete of the source is pending already.
-                volume.journal.add_delete(target, etag=written.etag, holder=node.id, now_ns=now_ns)
+                # Removed or renamed back while it was copied: who has it open reads from the source.
+                volume.journal.add_delete(target, etag=written.etag, holder=None, now_ns=now_ns)
                 return
             is_home = volume.wanted_key(current) == target
             volume.nodes.update(

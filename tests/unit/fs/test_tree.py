@@ -118,6 +118,29 @@ async def test_write_temporary_and_rename_ends_with_one_object(lab: Lab) -> None
         assert await lab.read("config") == b"new"
 
 
+@pytest.mark.parametrize("removed", [False, True])
+async def test_a_file_renamed_back_or_removed_while_s3_follows_is_not_at_both_names(
+    lab: Lab, removed: bool
+) -> None:
+    async with lab.mounted():
+        node = await lab.write("a", b"1")
+        lab.held = {node.id}
+        with lab.store.hold("copy") as hold:
+            await lab.rename("a", "b")
+            await hold.arrived()
+            if removed:
+                await lab.unlink("b")
+            else:
+                await lab.rename("b", "a")
+            hold.release()
+            await lab.settle()
+        assert lab.stored() == ["a"]
+        assert await lab.read_inode(node.id) == b"1"
+        lab.held.clear()
+        await lab.settle()
+        assert lab.stored() == ([] if removed else ["a"])
+
+
 async def test_a_file_is_renamed_while_it_is_written(lab: Lab) -> None:
     async with lab.mounted() as fs:
         node = await lab.write("a", b"hello", close=False)
