@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from s3mgrd.errors import Unavailable
-from s3mgrd.fs.tree import RENAME_NOREPLACE, AttributeChange, AttributeChange
+from s3mgrd.fs.tree import RENAME_NOREPLACE, AttributeChange
 from tests.unit.fs.conftest import Lab
 
 
