@@ -47,7 +47,7 @@ writes      One row per request that may be changing a key now, written before i
             that takes note of its success. A row that is left tells of a request whose outcome nobody saw: the worker
             died, or no answer came. Then what lies at the key may be ours though nothing else says so (fs/strays.py).
     size, mtime      What was sent: size, and the metadata's mtime; mtime NULL: it was sent without, or copied.
-    since_ns         When.
+    etag             Of what was copied; NULL: it was sent.
 calls       Changes made through the kernel that may not be answered yet: number is that of the repeat ring
             (worker/ring.py), written in the change's own transaction, so that a repeated request is answered and
             not done again. inode: what it made, or 0.
@@ -172,7 +172,7 @@ def remember_writes(db: Database) -> None:
             key TEXT NOT NULL,
             size INTEGER NOT NULL,
             mtime TEXT,
-            since_ns INTEGER NOT NULL
+            etag TEXT
         )
         """
     )

@@ -78,9 +78,7 @@ class Mover:
         target = row.target + info.key[len(row.source) :]
         try:
             async with volume.locks.holding(("key", info.key), ("key", target)):
-                volume.journal.begin_write(
-                    target, size=info.size, mtime=None, now_ns=volume.now_ns()
-                )
+                volume.journal.begin_write(target, size=info.size, etag=info.etag)
                 written = await volume.store.copy(
                     info.key, target, source_size=info.size, if_source_match=info.etag
                 )

@@ -6,20 +6,16 @@ takes note in one transaction that looks at the row again. All of them may be ca
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable
 
 from s3mgrd.cache.nodes import Inode, Kind, Marker, Node
 from s3mgrd.errors import NotFound, PreconditionFailed
 from s3mgrd.fs import attributes
-from s3mgrd.fs.strays import find_unseen
+from s3mgrd.fs.strays import PARKED, find_unseen
 from s3mgrd.fs.volume import Volume
 from s3mgrd.s3.port import Written
 
 log = logging.getLogger(__name__)
-
-PARKED: Final = ".s3mgr-"
-"""Part of the key of an object that is out of the way for a while: its own key is taken by another."""
 
 
 class Objects:
@@ -102,7 +98,7 @@ class Objects:
                 continue
             kept = f"{key}{PARKED}{secrets.token_hex(8)}"
             async with volume.locks.holding(("key", kept)):
-                self._begin_write(kept, node.size)
+                volume.journal.begin_write(kept, size=node.size, etag=node.etag)
                 try:
                     written = await volume.store.copy(
                         key, kept, source_size=node.size, if_source_match=node.etag
@@ -124,7 +120,7 @@ class Objects:
             current = volume.nodes.get(node.id)
             if current is None or current.is_detached or current.remote_key != key:
                 return
-            self._begin_write(parked, current.size)
+            volume.journal.begin_write(parked, size=current.size, etag=current.etag)
             written = await volume.store.copy(
                 key, parked, source_size=current.size, if_source_match=current.etag
             )
@@ -137,14 +133,17 @@ class Objects:
         await self.preserve(target)
         # New attributes go with the same copy: rsync and others write, set attributes, and rename.
         describes = bool(node.attributes_dirty)
-        self._begin_write(target, node.size)
+        metadata = self._own_metadata(node) if describes else None
+        volume.journal.begin_write(
+            target, size=node.size, mtime=(metadata or {}).get("mtime"), etag=node.etag
+        )
         try:
             written = await volume.store.copy(
                 source,
                 target,
                 source_size=node.size,
                 if_source_match=node.etag,
-                metadata=self._own_metadata(node) if describes else None,
+                metadata=metadata,
                 replacing=attributes.OWN_NAMES if describes else None,
             )
         except (NotFound, PreconditionFailed):
@@ -207,7 +206,7 @@ class Objects:
             if node is None or node.is_detached or volume.wanted_key(node) != key:
                 return
             metadata = self._own_metadata(node)
-            self._begin_write(key, 0, metadata)
+            volume.journal.begin_write(key, size=0, mtime=metadata.get("mtime"))
             written = await volume.store.put(
                 key, b"", metadata=metadata, content_type=attributes.DIRECTORY_TYPE
             )
@@ -254,10 +253,10 @@ class Objects:
             metadata = self._own_metadata(node)
             if node.etag is None:
                 body = (node.target or "").encode()
-                self._begin_write(key, len(body), metadata)
+                volume.journal.begin_write(key, size=len(body), mtime=metadata.get("mtime"))
                 written = await volume.store.put(key, body, metadata=metadata)
             else:
-                self._begin_write(key, node.size, metadata)
+                volume.journal.begin_write(key, size=node.size, mtime=metadata.get("mtime"))
                 try:
                     written = await volume.store.copy(
                         key,
@@ -293,14 +292,6 @@ class Objects:
                 else:
                     columns["attributes_dirty"] = int(_attributes(current) != _attributes(node))
                 volume.nodes.update(inode, **columns)
-
-    def _begin_write(self, key: str, size: int, metadata: Mapping[str, str] | None = None) -> None:
-        self._volume.journal.begin_write(
-            key,
-            size=size,
-            mtime=(metadata or {}).get("mtime"),
-            now_ns=self._volume.now_ns(),
-        )
 
     def _lost(self, node: Node) -> None:
         """Somebody replaced the object: its new version has its own attributes."""

@@ -9,17 +9,18 @@ is a stray: it is not shown (`Volume.strays_below`) and, if it is ours, deleted.
 
 import logging
 from collections.abc import Iterator
+from typing import Final
 
 from s3mgrd.cache.nodes import Marker, Node
 from s3mgrd.errors import NotFound
-from s3mgrd.fs.volume import NS, Volume
+from s3mgrd.fs.volume import Volume
 from s3mgrd.journal.tables import WriteRow
 from s3mgrd.s3.port import ObjectHead
 
 log = logging.getLogger(__name__)
 
-MAX_SKEW_NS = 900 * NS
-"""S3 refuses requests whose clock is further off than this, so its dates are not further from ours."""
+PARKED: Final = ".s3mgr-"
+"""Part of the key of an object that is out of the way for a while: its own key is taken by another."""
 
 
 async def find_unseen(volume: Volume, key: str) -> ObjectHead | None:
@@ -37,10 +38,13 @@ async def find_unseen(volume: Volume, key: str) -> ObjectHead | None:
 def _is_of(row: WriteRow, head: ObjectHead) -> bool:
     if head.size != row.size:
         return False
+    if PARKED in row.key:
+        return True  # a name that only we can have made
     if row.mtime is not None:
         # It has nanoseconds: no other writer has the same by chance.
         return head.metadata.get("mtime") == row.mtime
-    return head.mtime_ns >= row.since_ns - MAX_SKEW_NS
+    # Where nothing proves it, it counts as somebody else's: an object too many is better than one too few.
+    return row.etag is not None and head.etag == row.etag
 
 
 class Strays:

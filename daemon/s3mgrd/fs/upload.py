@@ -169,9 +169,7 @@ class Uploader:
         if unseen is not None and self._is_this(unseen, node, key, stage, metadata):
             self._take_note(node, key, stage, Written(unseen.etag, unseen.mtime_ns))
             return
-        volume.journal.begin_write(
-            key, size=stage.file.size, mtime=metadata.get("mtime"), now_ns=volume.now_ns()
-        )
+        volume.journal.begin_write(key, size=stage.file.size, mtime=metadata.get("mtime"))
         try:
             written = await self._send(node, key, stage, metadata, content_type, condition)
         except PreconditionFailed:

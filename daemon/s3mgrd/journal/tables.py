@@ -51,7 +51,7 @@ class WriteRow(NamedTuple):
     key: str
     size: int
     mtime: str | None
-    since_ns: int
+    etag: str | None
 
 
 class MoveRow(NamedTuple):
@@ -231,13 +231,15 @@ class Journal:
 
     # Requests that may be changing a key
 
-    def begin_write(self, key: str, *, size: int, mtime: str | None, now_ns: int) -> None:
+    def begin_write(
+        self, key: str, *, size: int, mtime: str | None = None, etag: str | None = None
+    ) -> None:
         """Note that a request which writes *key* is about to be sent; one that is tried again is noted once."""
         with self._database.transaction() as db:
             db.execute(
-                "INSERT INTO writes (key, size, mtime, since_ns) SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS "
-                "(SELECT 1 FROM writes WHERE key = ?1 AND size = ?2 AND mtime IS ?3)",
-                (key, size, mtime, now_ns),
+                "INSERT INTO writes (key, size, mtime, etag) SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS "
+                "(SELECT 1 FROM writes WHERE key = ?1 AND size = ?2 AND mtime IS ?3 AND etag IS ?4)",
+                (key, size, mtime, etag),
             )
 
     def end_writes(self, key: str) -> None:
@@ -248,7 +250,7 @@ class Journal:
     def writes_of(self, key: str) -> list[WriteRow]:
         """Return the requests whose outcome at *key* nobody saw, oldest first."""
         rows = self._execute(
-            "SELECT key, size, mtime, since_ns FROM writes WHERE key = ? ORDER BY id", (key,)
+            "SELECT key, size, mtime, etag FROM writes WHERE key = ? ORDER BY id", (key,)
         )
         return [WriteRow._make(row) for row in rows]
 
