@@ -179,7 +179,7 @@ def check_fuse(*, user_mode: bool) -> None:
     if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
         raise Denied(
             f"{FUSE_DEVICE} cannot be opened by this user",
-            hint="Root must allow it: chmod 0666 /dev/fuse",
+            hint="Root must allow it, as udev does elsewhere: chmod 666 /dev/fuse (in a container: --device /dev/fuse).",
         )
     if user_mode and shutil.which(FUSERMOUNT) is None:
         raise Unavailable(

@@ -180,7 +180,7 @@ class Unmounting:
         if link.live_session is None and goal.kind == "stopped":
             return Left(error=Unavailable("its worker had died"))
         if (goal.mode == "lazy" or goal.outside) and link.connection is not None:
-            await self._wait_for_users(goal.timeout_s)
+            await self._wait_for_users(goal)
         return await self._drain(goal)
 
     async def _discard(self) -> None:
@@ -193,11 +193,17 @@ class Unmounting:
         except (S3mgrError, trio.TooSlowError) as error:
             log.warning("the worker could not discard: %s", error, extra={"mount": self._core.name})
 
-    async def _wait_for_users(self, timeout_s: float) -> None:
+    async def _wait_for_users(self, goal: Goal) -> None:
         """Let programs that still have something open in the detached tree come to their end."""
         core = self._core
-        with trio.move_on_after(timeout_s):
-            while (session := core.link.live_session) is not None and not session.ended.is_set():
+        session = core.link.live_session
+        if session is None or session.ended.is_set():
+            return
+        core.status_keeper.enter(
+            "draining", self._reason(goal), "detached; waits for programs that still use it"
+        )
+        with trio.move_on_after(goal.timeout_s):
+            while session.is_alive and not session.ended.is_set():
                 await core.next_wake()
 
     async def _drain(self, goal: Goal) -> Left:
