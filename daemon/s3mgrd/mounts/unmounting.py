@@ -35,16 +35,27 @@ PAUSE_MAX_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What a drain could not get to S3. `error`: why nothing is known, or why it could not go on."""
+    """What a drain could not get to S3. `error`: why nothing is known, or why it could not go on.
+
+    `operations` counts what is no file's data: names, attributes, deletes. They are as unsaved as data is.
+    """
 
     files: int = 0
     size_bytes: int = 0
+    operations: int = 0
     error: S3mgrError | None = None
 
     @property
     def is_nothing(self) -> bool:
         """Whether S3 has everything."""
-        return self.files == 0 and self.error is None
+        return not (self.files or self.operations) and self.error is None
+
+    def __str__(self) -> str:
+        data = f"{self.files} files with {self.size_bytes} bytes"
+        changes = f"{self.operations} changes of names and attributes"
+        if not self.operations:
+            return data
+        return f"{data} and {changes}" if self.files else changes
 
 
 class Unmounting:
@@ -234,7 +245,7 @@ class Unmounting:
                 with trio.fail_after(core.around.config.mount_timeout_s):
                     # Without asking the bucket: an empty journal needs no S3.
                     found = await link.start_worker(connection_id=new_connection_id(), probe=False)
-                if found.journal_files == 0:
+                if not (found.journal_files or found.journal_operations):
                     return Left()
             session = link.live_session
             if session is None:
@@ -246,12 +257,16 @@ class Unmounting:
             return Left(error=error)
         except trio.TooSlowError:
             return Left(error=TimedOut("the worker does not answer"))
-        return Left(files=report.remaining_files, size_bytes=report.remaining_bytes)
+        return Left(
+            files=report.remaining_files,
+            size_bytes=report.remaining_bytes,
+            operations=report.remaining_operations,
+        )
 
     def _explain(self, left: Left) -> str:
         if left.error is not None:
             return f"uploading what is left failed and is tried again: {left.error.detail}"
-        return f"{left.files} files with {left.size_bytes} bytes are not uploaded yet"
+        return f"{left} are not in S3 yet"
 
     async def _finish_stop(self, left: Left) -> None:
         core = self._core
@@ -259,7 +274,7 @@ class Unmounting:
             await core.update_if_possible(may_be_dirty=False)
             message = "everything is in S3"
         elif left.error is None:
-            message = f"{left.files} files with {left.size_bytes} bytes stay in the journal"
+            message = f"{left} stay in the journal"
         else:
             message = f"what is left stays in the journal: {left.error.detail}"
         core.status_keeper.left(dirty_bytes=left.size_bytes, dirty_files=left.files)
@@ -297,7 +312,7 @@ class Unmounting:
         core = self._core
         reason = Reason.CANCELLED if goal.cancelled else Reason.UNDRAINED
         if left.error is None:
-            what = f"{left.files} files with {left.size_bytes} bytes of '{core.name}' are not in S3"
+            what = f"{left} of '{core.name}' are not in S3"
         else:
             what = f"'{core.name}' could not be emptied: {left.error.detail}"
         hint = (

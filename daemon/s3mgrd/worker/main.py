@@ -208,7 +208,11 @@ class MountWorker:
                     fs.syncer.wake()
                     left = fs.syncer.left()
                     task_status.started(
-                        Configured(journal_files=left.files, journal_bytes=left.bytes)
+                        Configured(
+                            journal_files=left.files,
+                            journal_bytes=left.bytes,
+                            journal_operations=left.operations,
+                        )
                     )
                     await self._stopping.wait()
                     nursery.cancel_scope.cancel()

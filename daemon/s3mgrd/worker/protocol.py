@@ -83,6 +83,8 @@ class Configured(Struct, frozen=True, kw_only=True, tag="configured"):
 
     journal_files: int
     journal_bytes: int
+    journal_operations: int = 0
+    """Changes that are no file's data: names, attributes, deletes."""
 
 
 class Serve(Struct, frozen=True, kw_only=True, tag="serve"):

@@ -5,7 +5,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from s3mgr.schema import Operation
+from s3mgr.schema import FlushReport, Operation
 from s3mgrd.errors import (
     BucketNotFound,
     CredentialsRejected,
@@ -13,9 +13,18 @@ from s3mgrd.errors import (
     S3mgrError,
     Unavailable,
 )
-from s3mgrd.worker.protocol import Configure, Discard, Drain, Reply, Serve, Stop, SupervisorRequest
+from s3mgrd.worker.protocol import (
+    Configure,
+    Configured,
+    Discard,
+    Drain,
+    Reply,
+    Serve,
+    Stop,
+    SupervisorRequest,
+)
 from tests.fakes.control import KEYS, ROOT, Control, control, make_config, make_request
-from tests.fakes.workers import FakeWorker, FakeWorkers, status_event
+from tests.fakes.workers import FakeWorker, FakeWorkers, report, status_event
 
 
 def failing(kind: type[SupervisorRequest], *errors: S3mgrError):  # type: ignore[no-untyped-def]  # noqa: ANN201 - a Script
@@ -383,6 +392,40 @@ async def test_what_cannot_be_drained_in_time_is_kept_with_the_spec(
         assert (await unmount(c)).state == "succeeded"
         assert c.kernel.log.count("mount data") == 1
         assert c.names() == []
+
+
+async def test_a_deleted_file_that_s3_still_has_is_not_forgotten(autojump_clock: MockClock) -> None:
+    """Changes of names and attributes are as unsaved as data: the journal that holds them is kept."""
+
+    async def refuse(worker: FakeWorker, message: SupervisorRequest) -> Reply | None:
+        if isinstance(message, Drain):
+            await trio.sleep(message.timeout_s)
+            return report(
+                FlushReport(
+                    uploaded_files=0, remaining_files=0, remaining_bytes=0, remaining_operations=2
+                )
+            )
+        return None
+
+    async def has_operations(worker: FakeWorker, message: SupervisorRequest) -> Reply | None:
+        await trio.lowlevel.checkpoint()
+        if isinstance(message, Configure):
+            return Configured(journal_files=0, journal_bytes=0, journal_operations=2)
+        return None
+
+    async with control() as c:
+        await c.mount()
+        c.workers.scripts["data"] = refuse
+        ended = await unmount(c)
+        assert ended.error is not None
+        assert ended.error.slug == "dirty-data"
+        assert ended.error.detail == "2 changes of names and attributes of 'data' are not in S3"
+        assert c.workers.forgotten == []
+        del c.workers.scripts["data"]
+        c.workers.script = has_operations
+        # The next unmount finds a journal without files, and does not take it for an empty one either.
+        assert (await unmount(c)).state == "succeeded"
+        assert c.workers.started[-1].asked(Drain)
 
 
 async def test_discard_throws_away_what_is_left(autojump_clock: MockClock) -> None:
