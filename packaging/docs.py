@@ -1,7 +1,8 @@
-"""Write docs/cli.md and docs/options.md from what the program says of itself.
+"""Write docs/cli.md, docs/options.md and docs/api.md from what the program says of itself.
 
-Started by `packaging/docs`. The sources are `s3mgr.cli.reference` and `s3mgr.schema.option_docs`; a test compares the
-checked-in files with them, so that a change of an option is a change of its documentation.
+Started by `packaging/docs`. The sources are `s3mgr.cli.reference`, `s3mgr.schema.option_docs`, `s3mgrd.config.config_docs`
+and the routes and problems of `s3mgrd.api`; a test compares the checked-in files with them, so that a change of an
+option is a change of its documentation.
 """
 
 import argparse
@@ -12,9 +13,15 @@ from typing import Final
 
 from s3mgr.cli import reference
 from s3mgr.cli.reference import CommandReference, OptionReference
-from s3mgr.schema import option_docs
+from s3mgr.schema import ProblemType, option_docs
+from s3mgr.schema.problems import URN
+from s3mgrd.api.app import ROUTES
+from s3mgrd.api.openapi import statuses_of
+from s3mgrd.api.problems import ERRORS, STATUSES
+from s3mgrd.config import config_docs
 
 CHECKOUT: Final = Path(__file__).resolve().parent.parent
+KINDS: Final = (*ERRORS.values(), *STATUSES.values())
 NOTE: Final = "<!-- Made by packaging/docs from the program itself; change it there. -->\n\n"
 
 
@@ -53,9 +60,9 @@ def command_section(program: str, command: CommandReference) -> str:
 
 
 def options_document() -> str:
-    """Describe the mount options."""
+    """Describe the mount options and the daemon's configuration."""
     text = (
-        f"{NOTE}# Mount options\n\n"
+        f"{NOTE}# Options\n\n## Of a mount\n\n"
         "Each is given as `-o name=value` to `s3mgr mount` or as a field of `spec.options` in the API. On the command "
         "line a boolean may stand alone (`-o read_only`; also `ro` and `rw`), sizes take `K`, `M`, `G` and `T`, `uid` "
         "and `gid` take names, several options are separated by commas, and a comma in a value is written `\\,`.\n\n"
@@ -71,7 +78,55 @@ def options_document() -> str:
         )
         for doc in option_docs()
     ]
-    return text + table(("Option", "Type", "Default", "Live", "Meaning"), rows).rstrip("\n") + "\n"
+    text += table(("Option", "Type", "Default", "Live", "Meaning"), rows)
+    text += (
+        "## Of the daemon\n\n"
+        "Keys of the TOML file; each is also an environment variable, and the paths and the log's also flags of `s3mgrd`. "
+        "Flags win over the environment, the environment over the file. An unknown key is an error.\n\n"
+    )
+    keys = [
+        (f"`{doc.name}`", doc.type, doc.default, f"`{doc.environment}`", doc.description)
+        for doc in config_docs()
+    ]
+    text += table(("Key", "Type", "Default", "Variable", "Meaning"), keys)
+    return text.rstrip("\n") + "\n"
+
+
+def api_document() -> str:
+    """Describe the HTTP API: what there is; the shapes are in the OpenAPI document that the daemon serves."""
+    text = (
+        f"{NOTE}# The HTTP API\n\n"
+        "HTTP/1.1 and JSON on the daemon's unix socket. `GET /openapi.json` describes every request and answer:\n\n"
+        "    curl --unix-socket /run/s3mgr/s3mgr.sock http://s3mgr/openapi.json\n\n"
+        "Who asks is told by the kernel. root, the daemon's own user and members of its `admin_group` may do everything; "
+        "others see what `list_visibility` allows and manage what they mounted themselves. Requests with unknown fields are "
+        "refused; clients must ignore unknown fields of answers. Times are RFC 3339 UTC, durations end in `_s` (seconds), "
+        "sizes in `_bytes`. Credentials are never given back.\n\n"
+        "PUT, DELETE and restart wait up to `?wait_s=` (30) for the end of the work and answer 202 with the `Location` of an "
+        "operation when it has not come by then, or at once with `Prefer: respond-async`. A client that goes away stops "
+        "the waiting, not the work. `ETag` of a mount is the generation of its spec, for `If-Match` and `If-None-Match: *`.\n\n"
+        "`GET /v1/mounts` gives the `cursor` from which `GET /v1/events?since=` goes on without a gap.\n\n"
+        "## Routes\n\n"
+    )
+    text += table(
+        ("Method and path", "Does"), [(f"`{r.method} {r.path}`", r.summary) for r in ROUTES]
+    )
+    text += (
+        "## Problems\n\n"
+        "Every answer that is not a success is `application/problem+json` (RFC 9457). `type` is "
+        f"`{URN}<slug>`, `detail` says what happened, `hint` what to do, `errors` which fields are wrong, `instance` "
+        "is the request's id in the daemon's log. Slugs are stable.\n\n"
+    )
+    rows = [
+        (
+            f"`{problem}`",
+            ", ".join(str(status) for status in sorted(statuses_of(problem))),
+            ", ".join(dict.fromkeys(kind.title for kind in KINDS if kind.type == problem)),
+        )
+        for problem in ProblemType
+    ]
+    text += table(("Slug", "Status", "Means"), rows)
+    return text.rstrip("\n") + "\n"
 
 
 def options_table(options: tuple[OptionReference, ...]) -> str:
@@ -99,6 +154,7 @@ def plain(text: str) -> str:
 DOCUMENTS: Final[dict[str, Callable[[], str]]] = {
     "docs/cli.md": cli_document,
     "docs/options.md": options_document,
+    "docs/api.md": api_document,
 }
 
 

@@ -72,9 +72,16 @@ def default_address(environ: Mapping[str, str], *, uid: int) -> Address:
 
 
 def user_socket(environ: Mapping[str, str]) -> str | None:
-    """Return the path where a user's own daemon listens; None without a runtime directory."""
-    runtime = environ.get("XDG_RUNTIME_DIR", "")
-    return f"{runtime}/s3mgr/s3mgr.sock" if runtime.startswith("/") else None
+    """Return the path where a user's own daemon listens; None where nothing tells."""
+    runtime, state = environ.get("XDG_RUNTIME_DIR", ""), environ.get("XDG_STATE_HOME", "")
+    if runtime.startswith("/"):
+        return f"{runtime}/s3mgr/s3mgr.sock"
+    if not state.startswith("/"):
+        home = environ.get("HOME", "")
+        if not home.startswith("/"):
+            return None
+        state = f"{home}/.local/state"
+    return f"{state}/s3mgr/s3mgr.sock"
 
 
 @dataclass(frozen=True, slots=True)
