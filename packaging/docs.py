@@ -15,9 +15,9 @@ from s3mgr.cli import reference
 from s3mgr.cli.reference import CommandReference, OptionReference
 from s3mgr.schema import ProblemType, option_docs
 from s3mgr.schema.problems import URN
-from s3mgrd.api.resources import ROUTES
 from s3mgrd.api.openapi import statuses_of
 from s3mgrd.api.problems import ERRORS, STATUSES
+from s3mgrd.api.resources import ROUTES
 from s3mgrd.config import config_docs
 
 CHECKOUT: Final = Path(__file__).resolve().parent.parent
