@@ -59,7 +59,7 @@ class FileSystem:
         self.syncer = Syncer(
             volume, self.stages, self.uploader, self.objects, Mover(volume), kernel_holds
         )
-        self.health = Health(volume.store)
+        self.health = Health(volume.store, volume.settings.prefix)
         self.counters = Counters()
 
     def recover(self) -> None:

@@ -204,6 +204,7 @@ class MountWorker:
                     fs.recover()
                     self._fs, self._store = fs, store
                     nursery.start_soon(fs.syncer.run)
+                    nursery.start_soon(fs.health.watch)
                     nursery.start_soon(self._report_status)
                     fs.syncer.wake()
                     left = fs.syncer.left()
