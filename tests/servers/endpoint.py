@@ -14,7 +14,7 @@ from s3mgrd.worker.protocol import CredentialGrant
 class Endpoint:
     """A running S3 server, with keys that may do everything.
 
-    `verifies_signatures`: wrong keys are refused.
+    `verifies_signatures`: wrong keys are refused. `pid`: the server's process, where it is one of its own.
     """
 
     kind: Literal["ministack", "radosgw"]
@@ -22,6 +22,7 @@ class Endpoint:
     access_key: str
     secret_key: str = field(repr=False)
     region: str = "us-east-1"
+    pid: int = 0
 
     @property
     def verifies_signatures(self) -> bool:

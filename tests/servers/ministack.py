@@ -40,6 +40,7 @@ def run_ministack(directory: Path) -> Iterator[Endpoint]:
                 sys.executable,
                 "-m",
                 "hypercorn",
+                *("--workers", "0"),  # in that process, not in a child of it
                 "--bind",
                 f"fd://{listener.fileno()}",
                 "tests.servers.ministack_app:app",
@@ -57,6 +58,8 @@ def run_ministack(directory: Path) -> Iterator[Endpoint]:
             raise RuntimeError(f"MiniStack did not start:\n{process.log_tail(log)}") from exc
         finally:
             connection.close()
-        yield Endpoint("ministack", f"http://127.0.0.1:{port}", "test", "test-secret")
+        yield Endpoint(
+            "ministack", f"http://127.0.0.1:{port}", "test", "test-secret", pid=server.pid
+        )
     finally:
         process.stop(server, patience_s=3.0)
