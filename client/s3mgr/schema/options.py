@@ -4,7 +4,7 @@ Each field carries its description and range as ``msgspec.Meta``. `LiveOptions` 
 change while the mount is up (PATCH); a test checks that it agrees with `MountOptions`.
 """
 
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
