@@ -360,9 +360,12 @@ class Manager:
 
     async def flush_mount(self, who: Principal, name: str, *, timeout_s: float) -> FlushReport:
         """Upload what S3 does not have, and wait for it."""
-        return await self._ask(
+        actor = self._manage(who, name)
+        report = await self._ask(
             who, name, Flush(timeout_s=timeout_s), FlushReport, timeout_s + ANSWER_GRACE_S
         )
+        actor.status_keeper.flushed(report)
+        return report
 
     async def invalidate_mount(self, who: Principal, name: str, *, path: str) -> InvalidateReport:
         """Forget what is known below *path*."""

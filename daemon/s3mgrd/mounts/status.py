@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from s3mgr.schema import MountState, MountStatus
+from s3mgr.schema import FlushReport, MountState, MountStatus
 from s3mgrd.mounts.machine import may_follow
 from s3mgrd.worker.protocol import StatusEvent
 
@@ -85,12 +85,22 @@ class StatusKeeper:
             conditional_writes=event.conditional_writes,
         )
 
-    def left(self, *, dirty_bytes: int, dirty_files: int) -> None:
+    def flushed(self, report: FlushReport) -> None:
+        """Take over what a flush has left: whoever asks after it must not be told of what it sent."""
+        self._status = msgspec.structs.replace(
+            self._status,
+            dirty_bytes=report.remaining_bytes,
+            dirty_files=report.remaining_files,
+            pending_operations=report.remaining_operations,
+            failed_uploads=report.failed_uploads,
+        )
+
+    def left(self, *, dirty_bytes: int, dirty_files: int, operations: int) -> None:
         """Note what is left in the journal when no worker runs any more."""
         self._status = msgspec.structs.replace(
             self._status,
             dirty_bytes=dirty_bytes,
             dirty_files=dirty_files,
-            pending_operations=self._status.pending_operations if dirty_files else 0,
+            pending_operations=operations,
             failed_uploads=self._status.failed_uploads if dirty_files else [],
         )

@@ -277,7 +277,9 @@ class Unmounting:
             message = f"{left} stay in the journal"
         else:
             message = f"what is left stays in the journal: {left.error.detail}"
-        core.status_keeper.left(dirty_bytes=left.size_bytes, dirty_files=left.files)
+        core.status_keeper.left(
+            dirty_bytes=left.size_bytes, dirty_files=left.files, operations=left.operations
+        )
         core.status_keeper.enter("unmounted", Reason.DAEMON_STOPPING, message)
         core.is_finishing = True
 
@@ -298,7 +300,7 @@ class Unmounting:
         else:
             reason = Reason.DISCARDED if goal.mode == "discard" else Reason.ASKED
         await core.update_if_possible(may_be_dirty=False, reason=reason)
-        core.status_keeper.left(dirty_bytes=0, dirty_files=0)
+        core.status_keeper.left(dirty_bytes=0, dirty_files=0, operations=0)
         core.status_keeper.enter("unmounted", reason)
         if core.goal is not goal:
             return  # asked for again just now; its operation has ended
@@ -320,7 +322,9 @@ class Unmounting:
             f"s3mgr unmount --discard {core.name}"
         )
         await core.update_if_possible(forget=False, reason=reason)
-        core.status_keeper.left(dirty_bytes=left.size_bytes, dirty_files=left.files)
+        core.status_keeper.left(
+            dirty_bytes=left.size_bytes, dirty_files=left.files, operations=left.operations
+        )
         core.status_keeper.enter("unmounted", reason, what, hint=hint)
         if core.goal is goal:
             core.goal = Goal(kind="idle")

@@ -149,6 +149,7 @@ class MountWorker:
         self._is_resumed = False
         self._stopping = trio.Event()
         self._closed = trio.Event()
+        self._last_status: StatusEvent | None = None
         self._last_grant: CredentialGrant | None = None
         self._grant_is_fresh = False
 
@@ -322,6 +323,7 @@ class MountWorker:
         before = fs.syncer.left()
         with trio.move_on_after(timeout_s):
             await fs.syncer.flush()
+        self._tell_status()  # in the place of one that still waits to be sent, and is older
         return self._flush_report(fs, before)
 
     async def drain(self, timeout_s: float) -> FlushReport:
@@ -393,13 +395,15 @@ class MountWorker:
 
     async def _report_status(self) -> None:
         """Tell the supervisor how things are, whenever that changes."""
-        last: StatusEvent | None = None
         while True:
-            status = self._status()
-            if status != last:
-                self._server.emit(status)
-                last = status
+            self._tell_status()
             await trio.sleep(STATUS_INTERVAL_S)
+
+    def _tell_status(self) -> None:
+        status = self._status()
+        if status != self._last_status:
+            self._server.emit(status)
+            self._last_status = status
 
     def _status(self) -> StatusEvent:
         fs = self._file_system()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from s3mgr.schema import Credentials, LiveOptions, MountPatch, MountRequest, Operation
@@ -36,7 +37,7 @@ from tests.fakes.control import (
     make_request,
     make_spec,
 )
-from tests.fakes.workers import FakeWorker
+from tests.fakes.workers import FakeWorker, status_event
 
 NEW_KEYS = Credentials(access_key="AKIANEW", secret_key="other-s3cr3t")
 
@@ -327,8 +328,12 @@ async def test_what_other_users_may_mount(
 async def test_observation_needs_a_mount_that_is_up(autojump_clock: MockClock) -> None:
     async with control() as c:
         await c.mount()
+        c.workers.live("data").emit(status_event(dirty_bytes=10, dirty_files=1))
+        await trio.testing.wait_all_tasks_blocked()
+        assert c.get().status.dirty_files == 1
         report = await c.manager.flush_mount(ROOT, "data", timeout_s=5)
         assert report.remaining_files == 0
+        assert c.get().status.dirty_files == 0, "the worker's own report comes later"
         assert c.workers.live("data").asked(Flush)[0].timeout_s == 5
         assert (await c.manager.invalidate_mount(ROOT, "data", path="a")).entries == 2
         cache = await c.manager.mount_cache(ROOT, "data", path="", cursor=None, limit=1)

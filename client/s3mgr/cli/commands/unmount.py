@@ -183,11 +183,15 @@ def _left_behind(client: "Client", mount: "Mount", exc: ProblemError) -> Command
     except ProblemError:  # forgotten meanwhile: what the daemon said must do
         status = None
     left = exc.detail
-    if status is not None and (status.dirty_bytes or status.dirty_files):
-        left = (
-            f"S3 does not have {human_size(status.dirty_bytes)} in "
-            f"{counted(status.dirty_files, 'file')}; it stays in the journal"
-        )
+    if status is not None and (status.dirty_files or status.pending_operations):
+        parts = []
+        if status.dirty_files:
+            size, files = human_size(status.dirty_bytes), counted(status.dirty_files, "file")
+            parts.append(f"{size} in {files}")
+        if status.pending_operations:
+            changes = counted(status.pending_operations, "change")
+            parts.append(f"{changes} of names and attributes")
+        left = f"S3 does not have {' and '.join(parts)}; it stays in the journal"
         if status.failed_uploads:
             click.echo(render_failed_uploads(status.failed_uploads), err=True, nl=False)
     return CommandFailed(
