@@ -312,7 +312,11 @@ class Lab:
         for daemon in self.daemons:
             daemon.end()
         for process in self._programs:
-            process.communicate()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    with suppress(OSError):  # what is buffered for a program that is gone
+                        pipe.close()
         left = [e.mountpoint for e in read_mountinfo() if e.mountpoint.startswith(f"{self.base}/")]
         assert not left, f"still mounted: {left}"
         shutil.rmtree(self.base)

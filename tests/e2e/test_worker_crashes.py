@@ -116,7 +116,11 @@ def test_cp_writes_the_right_bytes(
 ) -> None:
     """Writes and uploads in flight; what was acknowledged before a death is not asked for again."""
     digest = _make_big(lab.base / "big")
-    mount = daemon.mount(s3_endpoint, bucket)
+    # MiniStack needs time for each part of a multipart upload that grows with all parts before it.
+    options = (
+        f"part_size_bytes={64 << 20 if FULL else 8 << 20},read_timeout_s=120,retry_deadline_s=240"
+    )
+    mount = daemon.mount(s3_endpoint, bucket, "m", "-o", options)
     program = _until_stopped(
         lab, 'cp "$2" "$3/copy $((round % 2))"', lab.base / "stop", lab.base / "big", mount
     )
