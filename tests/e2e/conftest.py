@@ -30,6 +30,10 @@ def _lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         yield laboratory
     finally:
         laboratory.end()
+    texts = [text for daemon in laboratory.daemons for _, text in daemon.logs()]
+    lines = [line for text in texts for line in text.splitlines()]
+    bugs = [line for line in lines if line.startswith("Traceback") or "unforeseen" in line]
+    assert not bugs, "a daemon or a worker met an error that nobody foresaw; their logs show it"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
@@ -76,7 +76,7 @@ class Daemon:
         self.log: Final = self.base / "daemon.log"
         self.socket: Final = self.base / "s3mgr.sock"
         self.process: subprocess.Popen[bytes] | None = None
-        self._lab: Final = lab
+        self._logs: list[tuple[str, str]] = []
         for directory in (self.base, self.base / "mnt", self.base / "home"):
             directory.mkdir(mode=0o755)
         self.config_file: Final = self.base / "s3mgr.toml"
@@ -242,11 +242,13 @@ class Daemon:
         """This daemon's lines in mountinfo."""
         return [e for e in read_mountinfo() if e.mountpoint.startswith(f"{self.base}/")]
 
-    def logs(self) -> Iterator[tuple[str, str]]:
-        """Yield a title and a text for the daemon's log and each worker's."""
-        yield f"{self.name}: s3mgrd", _read(self.log)
-        for path in sorted((self.state_dir / "logs").glob("*.log*")):
-            yield f"{self.name}: worker {path.name}", _read(path)
+    def logs(self) -> list[tuple[str, str]]:
+        """Return a title and a text for the daemon's log and each worker's, also after the end."""
+        if self.base.exists():
+            workers = sorted((self.state_dir / "logs").glob("*.log*"))
+            self._logs = [(f"{self.name}: s3mgrd", _read(self.log))]
+            self._logs += [(f"{self.name}: worker {path.name}", _read(path)) for path in workers]
+        return self._logs
 
     def end(self) -> None:
         """End everything that is this daemon's, however it is."""
@@ -311,6 +313,7 @@ class Lab:
                 process.kill()
         for daemon in self.daemons:
             daemon.end()
+            daemon.logs()
         for process in self._programs:
             process.wait()
             for pipe in (process.stdin, process.stdout, process.stderr):
