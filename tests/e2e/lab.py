@@ -66,6 +66,7 @@ class Daemon:
 
     Attributes:
         api: the client library on its socket.
+        environ: variables that the daemon gets when it is started.
         name: distinguishes the daemons of one test.
     """
 
@@ -76,6 +77,7 @@ class Daemon:
         self.log: Final = self.base / "daemon.log"
         self.socket: Final = self.base / "s3mgr.sock"
         self.process: subprocess.Popen[bytes] | None = None
+        self.environ: dict[str, str] = {}
         self._logs: list[tuple[str, str]] = []
         for directory in (self.base, self.base / "mnt", self.base / "home"):
             directory.mkdir(mode=0o755)
@@ -104,7 +106,7 @@ class Daemon:
                 stdout=output,
                 stderr=output,
                 cwd="/",
-                env=_environment(self.base / "home"),
+                env=_environment(self.base / "home") | self.environ,
             )
         if wait:
             wait_for("the daemon's API answers", self._answers)

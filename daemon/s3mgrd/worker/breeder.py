@@ -289,6 +289,8 @@ class Breeder:
         try:
             await self._converse(generation)
         finally:
+            if self._generation is None:
+                process.kill()  # it still warms up: nobody waits for seconds of imports
             self._generation = None
             generation.lost()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_TIMEOUT_S):
