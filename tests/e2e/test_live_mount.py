@@ -273,7 +273,7 @@ def test_the_events_tell_the_whole_story_of_a_mount(site: Site) -> None:
         "mount.state unmounted asked",
         "mount.removed",
     ]
-    operations = [e.data for e in live if e.type == "operation.changed"]
+    operations = [e.data["operation"] for e in live if e.type == "operation.changed"]
     ended = [(o["kind"], o["state"]) for o in operations if o["state"] != "running"]
     assert ended == [("mount", "succeeded"), ("unmount", "succeeded")]
     # Whoever comes later gets the same from the store.
