@@ -1,3 +1,4 @@
+# over 600 lines because one contract is read as one suite
 """What every `ObjectStore` does alike: the one in memory, MiniStack and radosgw.
 
 The layers above are tested on the store in memory; this suite is why that proves something.

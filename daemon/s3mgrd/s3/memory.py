@@ -428,7 +428,6 @@ class MemoryStore:
         """Count a call, wait where it is held, fail where it shall; its effect follows without a checkpoint."""
         self.calls[operation] += 1
         counters = self.stats.calls.setdefault(operation, CallStats())
-        counters.count += 1
         started = trio.current_time()
         try:
             if self.before is not None:
@@ -449,6 +448,7 @@ class MemoryStore:
             counters.errors += 1
             raise
         finally:
+            counters.count += 1
             counters.seconds += trio.current_time() - started
 
     def _tick(self) -> int:

@@ -1,3 +1,4 @@
+# over 600 lines because every command is held to the same conventions side by side
 """Every command against a fake daemon: what is asked, what is said, how it exits."""
 
 import csv

@@ -1,3 +1,4 @@
+# over 600 lines because one life of a mount is read as one story
 """A mount from its first attempt to its end, driven on fakes under the autojump clock."""
 
 import pytest

@@ -38,7 +38,6 @@ from tests.servers.scripted import Answer, error, serve
 from tests.unit.s3.support import settings
 
 Call = Callable[[S3Store], Awaitable[object]]
-DATE = format_datetime(datetime.now(UTC) - timedelta(hours=2, minutes=10), usegmt=True)
 
 
 async def get(store: S3Store) -> object:
@@ -132,7 +131,8 @@ async def test_errors_carry_the_request_id() -> None:
 
 async def test_the_date_header_tells_how_far_the_clock_is_off() -> None:
     answer = error("403 Forbidden", "RequestTimeTooSkewed")
-    answer.headers["Date"] = DATE
+    ago = datetime.now(UTC) - timedelta(hours=2, minutes=10, seconds=20)
+    answer.headers["Date"] = format_datetime(ago, usegmt=True)
     async with serve([answer]) as server:
         caught = await fail(server.url, probe)
     assert "this machine's clock is 2 h 10 min ahead of" in caught.detail
