@@ -247,7 +247,8 @@ def test_the_events_tell_the_whole_story_of_a_mount(site: Site) -> None:
             ready.set()
             for event in events:
                 live.append(event)
-                if event.type == "mount.removed":
+                operation = event.data.get("operation", {})
+                if (operation.get("kind"), operation.get("state")) == ("unmount", "succeeded"):
                     return
 
     follower = threading.Thread(target=follow, name="follows events")
