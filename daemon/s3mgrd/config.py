@@ -305,7 +305,8 @@ def _defaults(
             account = FALLBACK_ACCOUNT
             warnings.append(
                 f"the account '{WORKER_ACCOUNT}' does not exist, so workers run as '{FALLBACK_ACCOUNT}', "
-                "which other programs may use too; create it with: useradd --system s3mgr"
+                "which other programs may use too; create it with: useradd --system "
+                "--no-user-group --gid nogroup --no-create-home s3mgr"
             )
         return {**_SYSTEM_DEFAULTS, "worker_user": account}
     state = _xdg(environ, "XDG_STATE_HOME", uid, ".local/state") + "/s3mgr"

@@ -8,6 +8,7 @@ the time of connect(2), as the kernel recorded them.
 import errno
 import grp
 import logging
+import pwd
 import socket
 import struct
 from dataclasses import dataclass
@@ -37,24 +38,29 @@ class AdminPolicy:
     Attributes:
         admin_uid: the uid that the daemon runs as.
         admin_gid: members of this group administer; None: there is no such group.
+        worker_uid: never administers, whatever its groups: a worker that was taken over must not rule the daemon.
     """
 
     admin_uid: int
     admin_gid: int | None
+    worker_uid: int | None = None
 
     def is_admin(self, uid: int, groups: frozenset[int]) -> bool:
         """Tell whether a peer with these credentials may administer."""
-        return uid in (0, self.admin_uid) or (
-            self.admin_gid is not None and self.admin_gid in groups
-        )
+        if uid in (0, self.admin_uid):
+            return True
+        return uid != self.worker_uid and self.admin_gid is not None and self.admin_gid in groups
 
 
-def admin_policy(admin_uid: int, admin_group: str | None) -> AdminPolicy:
-    """Resolve the name of the group, once: name services may block, and must not do so per connection."""
+def admin_policy(
+    admin_uid: int, admin_group: str | None, worker_user: str | None = None
+) -> AdminPolicy:
+    """Resolve the names, once: name services may block, and must not do so per connection."""
     if admin_group is None:
         return AdminPolicy(admin_uid, None)
+    worker_uid = None if worker_user is None else pwd.getpwnam(worker_user).pw_uid
     try:
-        return AdminPolicy(admin_uid, grp.getgrnam(admin_group).gr_gid)
+        return AdminPolicy(admin_uid, grp.getgrnam(admin_group).gr_gid, worker_uid)
     except KeyError:
         log.info(
             "group '%s' does not exist: only root and uid %d administer", admin_group, admin_uid

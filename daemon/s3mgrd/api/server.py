@@ -60,6 +60,7 @@ async def serve_api(
     *,
     admin_uid: int,
     admin_group: str | None,
+    worker_user: str | None = None,
     shutdown: trio.Event,
     socket_mode: int = EVERYBODY,
     settings: ApiSettings | None = None,
@@ -75,6 +76,7 @@ async def serve_api(
         socket_path: where to listen; the caller holds the instance lock. A socket that nobody serves is replaced.
         admin_uid: the uid that the daemon runs as.
         admin_group: its members administer; None or an unknown group: only root and *admin_uid* do.
+        worker_user: an existing account that never administers; None: workers run as the daemon's own user.
         shutdown: set to stop.
         socket_mode: permissions of the socket.
         settings: limits and times.
@@ -85,7 +87,7 @@ async def serve_api(
         Conflict: another daemon serves that socket.
     """
     settings = settings or ApiSettings()
-    policy = auth.admin_policy(admin_uid, admin_group)
+    policy = auth.admin_policy(admin_uid, admin_group, worker_user)
     with listening_socket(socket_path, mode=socket_mode, gid=policy.admin_gid) as listening:
         endpoint = Endpoint(
             trio.SocketListener(trio.socket.from_stdlib_socket(listening)),

@@ -63,7 +63,8 @@ def find_identity(user: str) -> Identity:
     except KeyError as exc:
         raise InvalidConfig(
             f"the worker user {user!r} does not exist",
-            hint=f"create it (useradd --system --no-create-home {user}) or set worker_user",
+            hint=f"create it (useradd --system --no-user-group --gid nogroup --no-create-home {user}) "
+            "or set worker_user",
         ) from exc
     if entry.pw_uid == 0:
         raise InvalidConfig("workers must not run as root", hint="set worker_user to another user")
