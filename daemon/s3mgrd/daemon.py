@@ -98,7 +98,7 @@ async def _serve(
                     Path(config.socket),
                     admin_uid=os.geteuid(),
                     admin_group=None if startup.user_mode else config.admin_group or None,
-                    worker_user=worker_user,
+                    worker_user=None if startup.user_mode else config.worker_user,
                     shutdown=closing,
                     socket_mode=OWNER_ONLY if startup.user_mode else EVERYBODY,
                 )
