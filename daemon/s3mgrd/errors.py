@@ -7,7 +7,7 @@
     │   ├── MountpointInvalid  missing, not a directory, not empty, inside another mount
     │   └── TooLarge           over a limit of S3 or of a protocol
     ├── NotFound               an object, a name, an operation
-    │   └── BucketNotFound
+    ├── BucketNotFound         says nothing about any object: no NotFound
     ├── Denied                 S3 or the daemon refuses this identity
     │   └── CredentialsRejected  the keys themselves: unknown, wrong, expired, clock skewed
     ├── Conflict               the thing changed, exists or is busy
@@ -23,7 +23,8 @@
     │   └── WorkerLost         the worker went away during a request
     ├── Archived               the object must be restored from cold storage first
     ├── Unsupported            this store or kernel cannot do it
-    └── Corrupt                a file of ours is damaged or from a newer version
+    ├── Corrupt                a file of ours is damaged or from a newer version
+    └── Defect                 a worker met an error that nobody foresaw
 
 Three tables translate these, and nothing else does: `api.problems` (HTTP), `worker.errnos` (errno) and the
 client's exit codes. Adapters raise these ``from`` their library's exceptions; no botocore, httpx or sqlite3
@@ -82,8 +83,8 @@ class NotFound(S3mgrError):
     """The named object, mount or operation does not exist."""
 
 
-class BucketNotFound(NotFound):
-    """The bucket does not exist."""
+class BucketNotFound(S3mgrError):
+    """The bucket does not exist. No `NotFound`: what follows from an object's absence must not follow from this."""
 
 
 class Denied(S3mgrError):
@@ -162,3 +163,7 @@ class Unsupported(S3mgrError):
 
 class Corrupt(S3mgrError):
     """A file of ours is damaged, truncated, or written by a newer version. Never mended silently."""
+
+
+class Defect(S3mgrError):
+    """A worker met an error of ours while it answered a request. Not raised for anything that S3 or the user did."""

@@ -13,6 +13,7 @@ import trio
 from s3mgr.schema import MountSpec
 from s3mgrd.errors import (
     CredentialsRejected,
+    Defect,
     InvalidConfig,
     NotFound,
     NotMounted,
@@ -191,7 +192,7 @@ async def test_requests_are_answered_or_fail_as_the_error_they_name(lab: Lab) ->
             await worker.request(Invalidate(path="huge"))
         with pytest.raises(TooLarge):
             await worker.request(Invalidate(path="x" * (200 << 10)))
-        with pytest.raises(Unavailable, match="internal error"):
+        with pytest.raises(Defect, match="nobody foresaw"):
             await worker.request(GetCache(path="defect"))
         with pytest.raises(NotMounted):
             await worker.descriptors()

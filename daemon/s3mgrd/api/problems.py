@@ -99,6 +99,7 @@ ERRORS: Final[dict[type[errors.S3mgrError], Kind]] = {
     errors.Archived: Kind(_T.CONFLICT, 409, "The object is archived"),
     errors.Unsupported: Kind(_T.UNSUPPORTED, 501, "Not supported here"),
     errors.Corrupt: _INTERNAL,
+    errors.Defect: _INTERNAL,
     MalformedRequest: _BAD_REQUEST,
     InvalidParameter: _BAD_PARAMETER,
     UnsupportedMediaType: _BAD_MEDIA_TYPE,

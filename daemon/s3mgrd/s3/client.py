@@ -378,8 +378,6 @@ class S3Store:
         """See the port."""
         try:
             await self._call("AbortMultipartUpload", {"UploadId": upload_id}, key=key)
-        except BucketNotFound:
-            raise
         except NotFound:
             return
 
@@ -499,18 +497,13 @@ class S3Store:
 
 def _may_be_ours(failure: CallFailed) -> bool:
     """Tell whether a write may have been refused only because its own first attempt had succeeded."""
-    return (
-        failure.after_ambiguous
-        and isinstance(failure.error, (PreconditionFailed, NotFound))
-        and not isinstance(failure.error, BucketNotFound)
-    )
+    return failure.after_ambiguous and isinstance(failure.error, (PreconditionFailed, NotFound))
 
 
 def _lost_if_gone(failure: CallFailed, condition: Condition) -> S3mgrError:
     """Say what a failed PUT means: S3 answers 404 to If-Match on a key that is gone."""
     error = failure.error
-    gone = isinstance(error, NotFound) and not isinstance(error, BucketNotFound)
-    if condition.if_match is not None and gone:
+    if condition.if_match is not None and isinstance(error, NotFound):
         return PreconditionFailed(
             f"another writer was first: {error.detail}", request_id=error.request_id
         )

@@ -17,7 +17,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
 
-from s3mgrd.errors import BucketNotFound, NotFound, PreconditionFailed, Unsupported
+from s3mgrd.errors import NotFound, PreconditionFailed, Unsupported
 from s3mgrd.s3.port import ALWAYS, Condition, ObjectHead, Support
 from s3mgrd.s3.retry import CallFailed
 
@@ -135,8 +135,6 @@ class ConditionalWrites:
         found: str | None
         try:
             found = (await self._head(key)).etag
-        except BucketNotFound:
-            raise
         except NotFound:
             found = None
         if condition.absent and found is not None:

@@ -441,8 +441,7 @@ class MemoryStore:
             if not self.bucket_exists:
                 raise BucketNotFound("the bucket does not exist")
             yield
-        except (NotFound, PreconditionFailed) as exc:
-            counters.errors += isinstance(exc, BucketNotFound)
+        except (NotFound, PreconditionFailed):
             raise
         except S3mgrError:
             counters.errors += 1

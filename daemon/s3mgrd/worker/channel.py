@@ -21,7 +21,7 @@ import msgspec
 import trio
 
 from s3mgrd import errors
-from s3mgrd.errors import InvalidSpec, S3mgrError, TooLarge, Unavailable, WorkerLost
+from s3mgrd.errors import Defect, InvalidSpec, S3mgrError, TooLarge, Unavailable, WorkerLost
 from s3mgrd.worker.background import background_nursery
 from s3mgrd.worker.protocol import (
     MAX_MESSAGE_BYTES,
@@ -259,7 +259,12 @@ class Channel:
         except Exception:
             # A defect in one answer must not take the mount away from those who use it.
             log.exception("the request %s failed", type(packet.body).__name__)
-            reply = error_reply(Unavailable("internal error; the worker's log has the details"))
+            reply = error_reply(
+                Defect(
+                    "the mount's worker met an error that nobody foresaw",
+                    hint="its log has the details: s3mgr logs NAME",
+                )
+            )
         try:
             await self._send(Packet(id=packet.id, reply=True, body=reply), reply_fds)
         except TooLarge as exc:

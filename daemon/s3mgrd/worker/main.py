@@ -34,6 +34,7 @@ from s3mgrd.errors import (
     BucketNotFound,
     Conflict,
     CredentialsRejected,
+    Defect,
     Denied,
     NotFound,
     NotMounted,
@@ -252,7 +253,7 @@ class MountWorker:
             return grant
         try:
             self._last_grant = await self._server.get_credentials()
-        except Unavailable:
+        except (Unavailable, Defect):
             if grant is None or (
                 grant.expires_at is not None and grant.expires_at <= datetime.now(UTC)
             ):

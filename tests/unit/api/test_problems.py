@@ -50,6 +50,7 @@ EXPECTED = {
     errors.Archived: (409, "conflict"),
     errors.Unsupported: (501, "unsupported"),
     errors.Corrupt: (500, "internal"),
+    errors.Defect: (500, "internal"),
     problems.MalformedRequest: (400, "invalid-request"),
     problems.InvalidParameter: (422, "invalid-request"),
     problems.UnsupportedMediaType: (415, "invalid-request"),

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from s3mgrd.errors import PreconditionFailed, Unavailable
+from s3mgrd.errors import BucketNotFound, PreconditionFailed, Unavailable
 from s3mgrd.fs.errnos import errno_of
 from tests.unit.fs.conftest import Lab
 
@@ -241,3 +241,23 @@ async def test_a_full_disk_refuses_the_write_and_loses_nothing(
             assert caught.value.errno == errno.ENOSPC
         await fs.commit(node.id)
         assert lab.data("a") == b"hello"
+
+
+async def test_a_bucket_that_is_gone_says_nothing_about_its_objects(lab: Lab) -> None:
+    """Names stay, renames stay wanted, reads fail with EIO: the bucket may come back with everything in it."""
+    lab.store.insert("a", b"hello")
+    async with lab.mounted() as fs:
+        assert await lab.ls() == ["a"]
+        node = await lab.get("a")
+        lab.store.bucket_exists = False
+        with pytest.raises(BucketNotFound) as failure:
+            await lab.read("a")
+        assert errno_of(failure.value) == errno.EIO
+        await lab.rename("a", "b")
+        await lab.settle()
+        assert fs.syncer.left().operations > 0
+        lab.store.bucket_exists = True
+        await lab.settle()
+        assert lab.stored() == ["b"]
+        assert (await lab.get("b")).id == node.id
+        assert await lab.read("b") == b"hello"
