@@ -60,8 +60,10 @@ class Namespace:
         node = self._volume.nodes.find(parent, name)
         if self._is_known(directory, name, node):
             self.hits += 1
+            log.debug("cache hit: name %r in inode %d", name, parent)
             return node
         self.misses += 1
+        log.debug("cache miss: name %r in inode %d", name, parent)
         async with self._volume.locks.holding(("name", parent, name)):
             directory = self._volume.directory(parent)
             node = self._volume.nodes.find(parent, name)
@@ -323,6 +325,9 @@ class Namespace:
         directory = self._volume.directory(inode)
         listing = self._lister.running(inode)
         is_complete = directory.listed_ns > 0
+        if after == 0:
+            found = "hit" if self._lister.is_fresh(directory) else "miss"
+            log.debug("cache %s: entries of inode %d", found, inode)
         if listing is None and (
             not is_complete or (after == 0 and not self._lister.is_fresh(directory))
         ):
@@ -330,9 +335,9 @@ class Namespace:
         if listing is not None and not listing.streams and (after == 0 or not is_complete):
             await listing.finished()
         while True:
-            found = self.entries_now(inode, after, limit)
-            if found or listing is None:
-                return found
+            entries = self.entries_now(inode, after, limit)
+            if entries or listing is None:
+                return entries
             if listing.done.is_set():
                 listing.raise_failure()
                 return self.entries_now(inode, after, limit)

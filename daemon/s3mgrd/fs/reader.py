@@ -219,12 +219,14 @@ class Reader:
             segment = version.find(start)
             if segment is None:
                 self.misses += 1
+                log.debug("cache miss: inode %d at %d", node.id, start)
                 following = version.next_start(start)
                 end = min(stop, size if following is None else following)
                 self._make_room(end - start)
                 segment = self._fetch(node, key, version, start, end)
             else:
                 self.hits += 1
+                log.debug("cache hit: inode %d at %d", node.id, start)
             segment.waiters += 1
             wanted.append(segment)
             start = segment.stop

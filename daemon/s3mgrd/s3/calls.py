@@ -165,12 +165,14 @@ class Calls:
             raise failure from exc
         finally:
             await exchange.close()
-            self._record(target, exchange, trio.current_time() - started, outcome, body)
+            about = f"prefix={params['Prefix']!r}" if "Prefix" in params else f"key={target.key!r}"
+            self._record(target, about, exchange, trio.current_time() - started, outcome, body)
         return result
 
     def _record(
         self,
         target: Target,
+        about: str,
         exchange: Exchange,
         seconds: float,
         outcome: str,
@@ -186,9 +188,9 @@ class Calls:
         self.stats.sent_bytes += sent
         self.stats.received_bytes += exchange.received
         log.debug(
-            "%s key=%r %s status=%d request_id=%s seconds=%.4f sent=%d received=%d",
+            "%s %s %s status=%d request_id=%s seconds=%.4f sent=%d received=%d",
             target.operation,
-            target.key,
+            about,
             outcome,
             exchange.status,
             request_id(exchange),
