@@ -294,3 +294,5 @@ def test_a_shell_sits_in_the_tree_with_open_files(
     assert read_bucket(s3_endpoint, bucket) == objects_of(tree, "")
     _check_status(daemon)
     shell('rm -r "$1"/deep', mount)
+    daemon.flush()
+    assert read_bucket(s3_endpoint, bucket) == {}
