@@ -113,5 +113,14 @@ def test_a_failure_says_what_was_asked_and_how_s3_answered(
     warnings = lines_with(log_of(daemon), "WARNING", r"operations read: bucket '.*' not found at")
     assert warnings, log_of(daemon)
     assert "(request " in warnings[0]
+    assert lines_with(log_of(daemon), "Traceback") == []
+    ask(daemon, "PATCH", "/v1/mounts/m", {"options": {"debug": True}})
+    wait_for("the worker debugs", lambda: _fails_loudly(daemon, directory / "file"))
     assert lines_with(daemon.log.read_text().splitlines(), r"\[m\] worker: read: bucket", name)
     client.close()
+
+
+def _fails_loudly(daemon: Daemon, file: Path) -> bool:
+    with pytest.raises(OSError, match="Input/output error"):
+        file.read_bytes()
+    return bool(lines_with(log_of(daemon), "Traceback"))

@@ -141,13 +141,15 @@ class Operations(pyfuse3.Operations):
         self._handles = Handles()
 
     def note_error(self, operation: str, error: Exception) -> None:
-        """Log an error that a program sees, with its stack where nobody foresaw it."""
+        """Log an error that a program sees, with its stack where nobody foresaw it or somebody debugs."""
         self.fs.health.note(error)
         if isinstance(error, OSError):
             return  # a name that is not there, a directory that is not empty …
         if is_expected(error):
             request = getattr(error, "request_id", None)
-            log.warning("%s: %s%s", operation, error, f" (request {request})" if request else "")
+            text = f" (request {request})" if request else ""
+            stack = error if log.isEnabledFor(logging.DEBUG) else None
+            log.warning("%s: %s%s", operation, error, text, exc_info=stack)
         else:
             log.error("%s: unforeseen %s", operation, type(error).__name__, exc_info=error)
 
