@@ -1,5 +1,6 @@
 """Fixtures of the tests with real daemons: `lab` makes them, `daemon` is one that runs."""
 
+import re
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from tests.e2e.lab import Daemon, Lab
 
 LOG_TAIL_LINES = 60
+_RECORD = re.compile(r"\d{4}-\d\d-\d\dT\S+ ([A-Z]+) ")
 _LAB = pytest.StashKey[Lab]()
 
 
@@ -30,10 +32,20 @@ def _lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         yield laboratory
     finally:
         laboratory.end()
-    texts = [text for daemon in laboratory.daemons for _, text in daemon.logs()]
-    lines = [line for text in texts for line in text.splitlines()]
-    bugs = [line for line in lines if line.startswith("Traceback") or "unforeseen" in line]
+    bugs = [b for daemon in laboratory.daemons for _, text in daemon.logs() for b in _bugs(text)]
     assert not bugs, "a daemon or a worker met an error that nobody foresaw; their logs show it"
+
+
+def _bugs(log: str) -> list[str]:
+    """Return the lines that tell of errors that nobody foresaw. While somebody debugs, warnings have a stack, too."""
+    found = []
+    is_warning = False
+    for line in log.splitlines():
+        if record := _RECORD.match(line):
+            is_warning = record[1] == "WARNING"
+        if "unforeseen" in line or (line.startswith("Traceback") and not is_warning):
+            found.append(line)
+    return found
 
 
 @pytest.fixture
