@@ -4,6 +4,7 @@ import http.client
 import json
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,10 @@ def ask(
     connection = _Connection(str(daemon.socket))
     try:
         sent = {"Content-Type": "application/json"} if data is not None else {}
-        connection.request(method, target, body=data, headers=sent | dict(headers or {}))
+        with suppress(
+            BrokenPipeError
+        ):  # a body that is too large is answered before all of it is sent
+            connection.request(method, target, body=data, headers=sent | dict(headers or {}))
         response = connection.getresponse()
         return Answer(
             response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()

@@ -358,6 +358,10 @@ class Declaring:
         same = spec == record.spec and credentials == record.credentials
         wanted = goal.kind == "mounted"
         running = None
+        if pending is not None and not same:
+            pending = (
+                None  # who waits for that asked for another mount, and learns that it was replaced
+            )
         if not wanted or not actor.is_up:
             running = pending or await self._operations.begin("mount", actor.name, record.owner_uid)
         with _ending(running if running is not pending else None):

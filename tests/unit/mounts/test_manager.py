@@ -61,6 +61,31 @@ async def test_concurrent_puts_of_one_name_make_one_mount(autojump_clock: MockCl
         assert c.get().generation == 1
 
 
+async def test_concurrent_puts_of_different_mounts_tell_all_but_one_that_it_is_not_theirs(
+    autojump_clock: MockClock,
+) -> None:
+    """Who asked for a mount is never told that it is there when another one is."""
+    async with control() as c:
+        ended: dict[str, Operation] = {}
+
+        async def put(mountpoint: str) -> None:
+            try:
+                request = make_request(mountpoint=mountpoint)
+                _, _, operation = await c.manager.put_mount(ROOT, "data", request)
+            except SpecConflict:
+                return
+            assert operation is not None
+            ended[mountpoint] = await c.manager.wait_operation(operation.id)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                nursery.start_soon(put, f"/mnt/{number}")
+        won = [mountpoint for mountpoint, operation in ended.items() if operation.error is None]
+        assert won == [c.get().spec.mountpoint]
+        errors = [operation.error for operation in ended.values() if operation.error is not None]
+        assert all("came in between" in error.detail for error in errors)
+
+
 async def test_concurrent_puts_of_one_mountpoint_let_one_win(autojump_clock: MockClock) -> None:
     async with control() as c:
         lost: list[S3mgrError] = []
