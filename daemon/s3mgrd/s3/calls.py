@@ -122,9 +122,9 @@ class Calls:
         def note(failure: CallFailed, delay_s: float) -> None:
             self.stats.retries += 1
             log.info(
-                "%s key=%r failed (%s: %s), trying again in %.2f s",
+                "%s %s failed (%s: %s), trying again in %.2f s",
                 operation,
-                key,
+                _about(key, given),
                 failure.code,
                 failure.error.detail,
                 delay_s,
@@ -165,7 +165,7 @@ class Calls:
             raise failure from exc
         finally:
             await exchange.close()
-            about = f"prefix={params['Prefix']!r}" if "Prefix" in params else f"key={target.key!r}"
+            about = _about(target.key, params)
             self._record(target, about, exchange, trio.current_time() - started, outcome, body)
         return result
 
@@ -198,3 +198,8 @@ class Calls:
             sent,
             exchange.received,
         )
+
+
+def _about(key: str | None, params: Mapping[str, object]) -> str:
+    """Say for the log what a call is about."""
+    return f"prefix={params['Prefix']!r}" if "Prefix" in params else f"key={key!r}"
