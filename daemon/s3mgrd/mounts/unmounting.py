@@ -51,8 +51,8 @@ class Left:
         return not (self.files or self.operations) and self.error is None
 
     def __str__(self) -> str:
-        data = f"{self.files} files with {self.size_bytes} bytes"
-        changes = f"{self.operations} changes of names and attributes"
+        data = f"{_counted(self.files, 'file')} with {_counted(self.size_bytes, 'byte')}"
+        changes = f"{_counted(self.operations, 'change')} of names and attributes"
         if not self.operations:
             return data
         return f"{data} and {changes}" if self.files else changes
@@ -336,3 +336,7 @@ class Unmounting:
             goal.operation.fail(
                 DirtyData(what, hint=hint, dirty_bytes=left.size_bytes, dirty_files=left.files)
             )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

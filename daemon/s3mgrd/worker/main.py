@@ -429,7 +429,8 @@ class MountWorker:
         if failed:
             return (
                 "uploads-failed",
-                f"{len(failed)} files could not be uploaded and are kept; {failed[0].path}: {failed[0].error}",
+                f"{len(failed)} {'file' if len(failed) == 1 else 'files'} could not be uploaded, "
+                f"and the data is kept; {failed[0].path}: {failed[0].error}",
             )
         errors = fs.syncer.errors()
         if errors:
