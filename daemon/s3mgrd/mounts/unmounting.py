@@ -266,7 +266,7 @@ class Unmounting:
     def _explain(self, left: Left) -> str:
         if left.error is not None:
             return f"uploading what is left failed and is tried again: {left.error.detail}"
-        return f"{left} are not in S3 yet"
+        return f"S3 does not have {left} yet"
 
     async def _finish_stop(self, left: Left) -> None:
         core = self._core
@@ -314,7 +314,7 @@ class Unmounting:
         core = self._core
         reason = Reason.CANCELLED if goal.cancelled else Reason.UNDRAINED
         if left.error is None:
-            what = f"{left} of '{core.name}' are not in S3"
+            what = f"S3 does not have {left} of '{core.name}'"
         else:
             what = f"'{core.name}' could not be emptied: {left.error.detail}"
         hint = (

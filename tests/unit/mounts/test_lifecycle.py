@@ -420,7 +420,7 @@ async def test_a_deleted_file_that_s3_still_has_is_not_forgotten(autojump_clock:
         ended = await unmount(c)
         assert ended.error is not None
         assert ended.error.slug == "dirty-data"
-        assert ended.error.detail == "2 changes of names and attributes of 'data' are not in S3"
+        assert ended.error.detail == "S3 does not have 2 changes of names and attributes of 'data'"
         assert c.workers.forgotten == []
         del c.workers.scripts["data"]
         c.workers.script = has_operations
