@@ -138,7 +138,6 @@ def raw(daemon: Daemon, data: bytes) -> bytes:
 @pytest.mark.parametrize(
     "data",
     [
-        b"",
         b"\r\n\r\n",
         b"hello\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
