@@ -241,14 +241,22 @@ class Objects:
         if (staged is not None and staged.dirty) or volume.move_around(node.parent) is not None:
             return
         await self.place(inode)
-        await self.clear_key(volume.wanted_key(volume.node(inode)), inode)
-        node = volume.node(inode)
-        if node.is_detached or node.remote_key is not None:
+        node = volume.nodes.get(inode)  # None at each look: removed, and forgotten by the kernel
+        if node is None or node.is_detached:
+            return
+        await self.clear_key(volume.wanted_key(node), inode)
+        node = volume.nodes.get(inode)
+        if node is None or node.is_detached or node.remote_key is not None:
             return
         key = volume.wanted_key(node)
         async with volume.locks.holding(("key", key)):
-            node = volume.node(inode)
-            if node.is_detached or volume.wanted_key(node) != key or not node.attributes_dirty:
+            node = volume.nodes.get(inode)
+            if (
+                node is None
+                or node.is_detached
+                or volume.wanted_key(node) != key
+                or not node.attributes_dirty
+            ):
                 return
             metadata = self._own_metadata(node)
             if node.etag is None:
@@ -277,14 +285,17 @@ class Objects:
                 volume.journal.drop_deletes([key])
                 volume.journal.end_writes(key)
                 volume.changes.note_key(key)
-                current = volume.node(inode)
+                current = volume.nodes.get(inode)
                 columns: dict[str, object] = {
                     "etag": written.etag,
                     "remote_mtime_ns": written.mtime_ns,
                 }
-                if current.is_detached:
+                if current is None or current.is_detached:
                     volume.journal.add_delete(
-                        key, etag=written.etag, holder=inode, now_ns=volume.now_ns()
+                        key,
+                        etag=written.etag,
+                        holder=None if current is None else inode,
+                        now_ns=volume.now_ns(),
                     )
                     columns["remote_key"] = key
                 elif volume.wanted_key(current) != key:

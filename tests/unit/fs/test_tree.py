@@ -337,6 +337,22 @@ async def test_symbolic_links_are_objects(lab: Lab) -> None:
         assert await fs.read_target(node.id) == "some/where"
 
 
+async def test_a_link_removed_and_forgotten_while_it_is_sent_is_no_failure(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its row is gone by the time S3 answers; what S3 was given is deleted again."""
+    async with lab.mounted() as fs:
+        with lab.store.hold("put") as hold:
+            node = await lab.symlink("l", "some/where")
+            await hold.arrived()
+            await lab.unlink("l")
+            fs.syncer.forget(node.id)
+            hold.release()
+            await lab.settle()
+        assert lab.stored() == []
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+
+
 async def test_a_read_only_mount_refuses_every_change(lab: Lab) -> None:
     from tests.unit.fs.conftest import settings
 
