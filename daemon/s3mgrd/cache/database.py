@@ -42,6 +42,7 @@ class MountDatabase:
         self._connection = connection
         self._checkpointer = checkpointer
         self._depth = 0
+        self._rollbacks = 0
         self._written = 0
 
     def execute(self, query: str, arguments: Sequence[object] = ()) -> sqlite3.Cursor:
@@ -51,6 +52,11 @@ class MountDatabase:
             return self._connection.execute(query, arguments)
         except sqlite3.Error as error:
             raise _translated(error) from error
+
+    @property
+    def changes(self) -> int:
+        """A number that grows with every row changed through here, also in what was rolled back, and with every rollback."""
+        return self._connection.total_changes + self._rollbacks
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -68,6 +74,7 @@ class MountDatabase:
             yield self._connection
             self._connection.execute("COMMIT")
         except BaseException as error:
+            self._rollbacks += 1
             if self._connection.in_transaction:  # SQLite itself rolls back when the disk is full
                 self._connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):

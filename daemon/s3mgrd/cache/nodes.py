@@ -2,6 +2,9 @@
 
 A `Node` is a snapshot of one row: it does not follow later changes. Functions here are SQL and nothing else; what
 the columns mean stands in `s3mgrd.cache.schema`, what may change them in `s3mgrd.fs.namespace`.
+
+Rows asked for by number are remembered until anything in mount.db changes: a walk asks for the same few directories
+with every name, and a statement costs 10 µs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -73,8 +76,44 @@ class Node(NamedTuple):
         return self.name is None
 
 
+class Listed(NamedTuple):
+    """What a listing shows of a row; columns as in the schema."""
+
+    id: Inode
+    name: str
+    kind: int
+    size: int
+    mtime_ns: int
+    atime_ns: int | None
+    ctime_ns: int | None
+    mode: int | None
+    uid: int | None
+    gid: int | None
+    rdev: int
+    special: int
+    seen_ns: int
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether this is a directory."""
+        return self.kind == Kind.DIRECTORY
+
+    @property
+    def is_detached(self) -> bool:
+        """Never: it was found by its name."""
+        return False
+
+
 _COLUMNS = ", ".join(Node._fields)
 _SETTABLE = frozenset(Node._fields) - {"id"}
+_REMEMBERED: Final = 1024
+"""Rows."""
+_GET: Final = f"SELECT {_COLUMNS} FROM inodes WHERE id = ?"  # noqa: S608 - our own column list
+_FIND: Final = f"SELECT {_COLUMNS} FROM inodes WHERE parent = ? AND name = ?"  # noqa: S608
+_LISTED: Final = (
+    f"SELECT {', '.join(Listed._fields)} FROM inodes INDEXED BY inodes_by_parent "  # noqa: S608
+    "WHERE parent = ? AND name IS NOT NULL AND id > ? AND id <= ? ORDER BY id LIMIT ?"
+)
 
 
 class NodeTable:
@@ -83,18 +122,24 @@ class NodeTable:
     def __init__(self, database: MountDatabase) -> None:
         self._database = database
         self._execute = database.execute
+        self._rows: dict[int, Node | None] = {}
+        self._rows_as_of = -1
 
     def get(self, inode: int) -> Node | None:
         """Return the row of an inode number, None where it is not (or no longer) known."""
-        row = self._execute(f"SELECT {_COLUMNS} FROM inodes WHERE id = ?", (inode,)).fetchone()  # noqa: S608 - our own column list
-        return None if row is None else Node._make(row)
+        changes = self._database.changes
+        if changes != self._rows_as_of or len(self._rows) >= _REMEMBERED:
+            self._rows.clear()
+            self._rows_as_of = changes
+        elif inode in self._rows:
+            return self._rows[inode]
+        row = self._execute(_GET, (inode,)).fetchone()
+        node = self._rows[inode] = None if row is None else Node._make(row)
+        return node
 
     def find(self, parent: int, name: str) -> Node | None:
         """Return the row that *name* in *parent* leads to."""
-        row = self._execute(
-            f"SELECT {_COLUMNS} FROM inodes WHERE parent = ? AND name = ?",  # noqa: S608
-            (parent, name),
-        ).fetchone()
+        row = self._execute(_FIND, (parent, name)).fetchone()
         return None if row is None else Node._make(row)
 
     def children(
@@ -107,6 +152,13 @@ class NodeTable:
             (parent, after, up_to, limit),
         )
         return [Node._make(row) for row in rows]
+
+    def listed(
+        self, parent: int, *, after: int = 0, up_to: int = MAX_INODE, limit: int = 256
+    ) -> list[Listed]:
+        """Return as `children` what a listing shows, in half the time."""
+        rows = self._execute(_LISTED, (parent, after, up_to, limit))
+        return list(map(Listed._make, rows))
 
     def last_inode(self) -> int:
         """Return the highest inode number there is."""
