@@ -215,7 +215,8 @@ class Operations(pyfuse3.Operations):
         number = Inode(inode)
         if fields.update_size:
             await self._truncate(number, attr.st_size)
-            if fh is None:  # truncate(2) has no close() that could report
+            # truncate(2) has no close() that could report, and O_TRUNC with O_RDONLY none that looks for changes.
+            if fh is None or not read_handle(fh).writes:
                 await self.fs.commit(number)
         change = AttributeChange(
             mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
@@ -440,13 +441,16 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EROFS)
         if node.is_directory:
             raise FUSEError(errno.EISDIR)
-        if flags & os.O_TRUNC and writes and (self.fs.stages.size(node) or node.etag is not None):
+        if flags & os.O_TRUNC and (self.fs.stages.size(node) or node.etag is not None):
+            # FUSE_CREATE of a name that another writer was faster to make; O_TRUNC of a known file is a SETATTR.
             await self._truncate(node.id, 0)
             mode = self.fs.volume.mode(node)
             if without_privileges(mode) != mode:
                 await self.fs.tree.change_attributes(
                     node.id, AttributeChange(strips_privileges=True)
                 )
+            if not writes:
+                await self.fs.commit(node.id)
         if writes:
             self.fs.stages.opened(node.id)
         number = self._handles.make(node.id, writes=writes)

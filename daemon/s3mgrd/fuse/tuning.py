@@ -30,7 +30,6 @@ TIME_GRAN_NS: Final = 1
 
 CAPABILITIES: Final[dict[Cap, str]] = {
     Cap.ASYNC_READ: "several reads of one file at a time, in any order: readahead needs it",
-    Cap.ATOMIC_O_TRUNC: "O_TRUNC arrives with open: one request, and a whole overwrite is known as one",
     Cap.BIG_WRITES: "writes of more than a page per request",
     Cap.DO_READDIRPLUS: "a listing carries attributes, so `ls -l` asks nothing more. Not the AUTO variant: it makes "
     "the kernel mix in plain READDIR, which pyfuse3 does not handle",
@@ -52,6 +51,9 @@ CAPABILITIES: Final[dict[Cap, str]] = {
 =====================  ==========================================================================================
 POSIX_ACL              modes decide, checked by the kernel (`default_permissions`); S3 keeps no ACLs that map
 READDIRPLUS_AUTO       see DO_READDIRPLUS
+ATOMIC_O_TRUNC         the kernel would have the file emptied before it finds that it is being executed (ETXTBSY), and
+                       the program that runs would die of SIGBUS. A SETATTR after OPEN is one request more, and 0 bytes
+                       are known as a whole overwrite as well
 AUTO_INVAL_DATA        see EXPLICIT_INVAL_DATA
 NO_OPEN_SUPPORT        opens must arrive: close-to-open consistency and write handles hang on them
 POSIX_LOCKS, FLOCK     the kernel keeps locks itself, within one mount
