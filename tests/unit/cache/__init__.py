@@ -1,1 +1,1 @@
-"""Tests of mount.db."""
+"""Tests of the caches on disk."""
