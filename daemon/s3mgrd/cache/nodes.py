@@ -209,8 +209,14 @@ class NodeTable:
             db.execute("DELETE FROM inodes WHERE id = ?", (inode,))
 
     def detached(self, *, after: int = 0, limit: int = -1) -> list[Node]:
-        """Return rows without a name and with inode numbers above *after*; all of them by default."""
-        query = f"SELECT {_COLUMNS} FROM inodes WHERE name IS NULL AND id > ? ORDER BY id LIMIT ?"  # noqa: S608
+        """Return rows without a name and with inode numbers above *after*; all of them by default.
+
+        Those of conflict copies, which stay whoever holds them, are left out.
+        """
+        query = (
+            f"SELECT {_COLUMNS} FROM inodes WHERE name IS NULL AND id > ? "  # noqa: S608
+            "AND id NOT IN (SELECT inode FROM conflicts) ORDER BY id LIMIT ?"
+        )
         rows = self._execute(query, (after, limit))
         return [Node._make(row) for row in rows]
 

@@ -35,8 +35,16 @@ staged      One row per inode that has a staging file (journal/staging.py).
     base_etag        The version that unwritten ranges come from; NULL: they are zeros.
     base_size        Size of the base version, before any truncation that the staging file's log tells of.
     condition        What the upload must find: "match" base_etag, "absent", or "always".
-    conflict         1: another writer was first. Never tried again by itself.
+    conflict         1: never tried again by itself. With a name: S3 takes no such file. Without: another writer was first,
+                     and the data is (or, once discarded, was) a conflict copy; who has it open goes on with it alone.
     error, since_ns, tries, retry_ns   The last failure; error NULL: none.
+conflicts   Conflict copies: what an upload that another writer outran was to write. The data are the staging files of that
+            inode, and its row in staged stays with it; no other inode ever gets the number, which is the copy's id.
+    path             Where it was to be when it lost, relative to the mount.
+    reason           What the other had done: "replaced" the object, "removed" it, or made one where none may "exist".
+    winner_etag      What lay there then; NULL: nothing, or it could not be asked.
+    missing          Bytes of the version it started from that nobody has any more; they read as zeros when it is restored.
+    lost_ns          When it lost.
 uploads     A multipart upload begun for a staged file whose content has not changed since.
 abandoned   Multipart uploads that nobody will complete; S3 keeps their parts, and asks money for them, until told.
 deletes     Keys that shall vanish from S3. holder: an inode that may still be open; the key stays until it is
@@ -58,7 +66,7 @@ from sqlite_utils import Database, Migrations
 
 migrations = Migrations("s3mgr-mount")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x73336D67  # "s3mg"
 
 
@@ -177,3 +185,20 @@ def remember_writes(db: Database) -> None:
         """
     )
     db.conn.execute("CREATE INDEX writes_by_key ON writes (key)")
+
+
+@migrations()
+def keep_conflicts(db: Database) -> None:
+    """Add the table of conflict copies."""
+    db.conn.execute(
+        """
+        CREATE TABLE conflicts (
+            inode INTEGER PRIMARY KEY,
+            path TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            winner_etag TEXT,
+            missing INTEGER NOT NULL,
+            lost_ns INTEGER NOT NULL
+        )
+        """
+    )

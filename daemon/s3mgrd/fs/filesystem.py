@@ -10,6 +10,7 @@ import trio
 
 from s3mgrd.cache.nodes import ROOT, Inode, Kind, Marker, Node
 from s3mgrd.errors import Conflict
+from s3mgrd.fs.conflicts import Conflicts
 from s3mgrd.fs.health import Counters, Health
 from s3mgrd.fs.listing import Lister
 from s3mgrd.fs.metadata import Metadata
@@ -48,6 +49,15 @@ class FileSystem:
         self.stages = Stages(volume, kernel_holds)
         self.reader = Reader(volume, self.metadata, nursery, self._version_gone)
         self.objects = Objects(volume, self._own_metadata, kernel_holds)
+        self.conflicts = Conflicts(
+            volume,
+            self.stages,
+            self.metadata,
+            self.namespace,
+            self.tree,
+            kernel_holds,
+            self._wake,
+        )
         self.uploader = Uploader(
             volume,
             self.stages,
@@ -55,6 +65,7 @@ class FileSystem:
             clear_key=self.objects.clear_key,
             preserve=self.objects.preserve,
             settled=self.tree.settled,
+            conflicts=self.conflicts,
         )
         self.syncer = Syncer(
             volume, self.stages, self.uploader, self.objects, Mover(volume), kernel_holds
@@ -168,7 +179,9 @@ def adopt_database(volume: Volume, *, bucket: str, connection_id: str) -> bool:
     before = database.get_meta(BUCKET)
     with database.transaction() as db:
         if before not in (None, bucket):
-            if any(n for kind, n in journal.counts().items() if kind != "held"):
+            if journal.count_conflicts()[0] or any(
+                n for kind, n in journal.counts().items() if kind != "held"
+            ):
                 raise Conflict(
                     f"changes are kept under this name that belong to {before}, not to {bucket}",
                     hint="mount that bucket again under this name to upload them, or choose another name",
@@ -177,6 +190,7 @@ def adopt_database(volume: Volume, *, bucket: str, connection_id: str) -> bool:
                 "inodes",
                 "hidden",
                 "staged",
+                "conflicts",
                 "uploads",
                 "deletes",
                 "moves",

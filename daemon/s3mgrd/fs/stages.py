@@ -35,6 +35,8 @@ class Stage:
         self.file: Final = file
         self.base_etag = base_etag
         self.dirty = dirty
+        self.is_lost = False
+        """Another writer was first: these bytes are a conflict copy, and who has the file open goes on with them alone."""
         self.mtime_ns = mtime_ns
         """Of the last write; None: the row's mtime holds (nothing was written, or utimens came later)."""
 
@@ -57,6 +59,8 @@ class Stages:
             inode = Inode(row.inode)
             node = self._volume.nodes.get(inode)
             is_open = node is not None and node.is_detached and self._kernel_holds(inode)
+            if not is_open and self._volume.journal.conflict(inode) is not None:
+                continue  # a copy that nobody uses needs no descriptors
             if node is None or not (row.dirty or is_open):
                 self.remove(inode)
                 continue
@@ -72,12 +76,14 @@ class Stages:
         file = self._volume.staging.open(row.inode, row.base_size)
         written_ns = file.mtime_ns()
         is_later = node.ctime_ns is None or written_ns > node.ctime_ns
-        return Stage(
+        stage = Stage(
             file,
             base_etag=row.base_etag,
             dirty=bool(row.dirty),
             mtime_ns=written_ns if is_later and row.dirty else None,
         )
+        stage.is_lost = bool(row.conflict) and node.is_detached
+        return stage
 
     def get(self, inode: Inode) -> Stage | None:
         """Return the stage of a file, None where all is in S3."""
@@ -141,6 +147,66 @@ class Stages:
         self._volume.journal.drop_staged(inode)
         self._volume.staging.remove(inode)
 
+    # Conflict copies; the caller holds the inode's lock
+
+    def lose(self, inode: Inode) -> None:
+        """Note that another writer was first; `Journal.add_conflict` says so in the same transaction."""
+        stage = self._stages[inode]
+        stage.dirty, stage.is_lost = False, True
+        self._note_copy(inode, stage)
+
+    def put_away(self, inode: Inode) -> None:
+        """Close the files of a conflict copy that nobody has open any more; they stay."""
+        stage = self._stages.pop(inode, None)
+        if stage is not None:
+            self._note_copy(inode, stage)
+            stage.file.close()
+
+    def note_copy(self, inode: Inode) -> None:
+        """Take note of what was written to a conflict copy since."""
+        stage = self._stages.get(inode)
+        if stage is not None:
+            self._note_copy(inode, stage)
+
+    def _note_copy(self, inode: Inode, stage: Stage) -> None:
+        node = self._volume.node(inode)
+        columns = {"size": stage.file.size, "mtime_ns": self.mtime_ns(node)}
+        if (node.size, node.mtime_ns) != (stage.file.size, columns["mtime_ns"]):
+            self._volume.nodes.update(inode, **columns)
+
+    def find_again(self, inode: Inode) -> Stage:
+        """Return the stage of a conflict copy, loaded if nobody has it open.
+
+        Raises OSError: the staging files cannot be read.
+        """
+        stage = self._stages.get(inode)
+        if stage is None:
+            row = self._volume.journal.staged(inode)
+            if row is None:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            stage = self._stages[inode] = self._load(self._volume.node(inode), row)
+        return stage
+
+    def win_back(self, inode: Inode, stage: Stage) -> None:
+        """Make a conflict copy ordinary staged data again: new, without a base; what it lacks is zeros.
+
+        The caller's transaction gives the inode a name.
+        """
+        file = stage.file
+        for start, stop in list(file.extents.missing(0, min(file.base_size, file.size))):
+            file.record(start, stop - start)
+        file.truncate(file.size)  # so long must the file itself be, to be sent
+        file.rebase(0)
+        self._volume.journal.put_staged(
+            inode,
+            dirty=True,
+            base_etag=None,
+            base_size=0,
+            condition="absent",
+            now_ns=self._volume.now_ns(),
+        )
+        stage.base_etag, stage.dirty, stage.is_lost = None, True, False
+
     # Changing; the caller holds the inode's lock
 
     async def write(self, inode: Inode, offset: int, data: bytes) -> int:
@@ -175,6 +241,10 @@ class Stages:
                 self._volume.journal.set_condition(inode, "always")
             if self._volume.journal.upload(inode) is not None:
                 self._volume.journal.abandon_upload(inode)  # of content that is about to change
+            return stage
+        if stage is not None and stage.is_lost:
+            if self._volume.journal.conflict(inode) is None:  # discarded: nobody would ever see it
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
             return stage
         node = self._volume.node(inode)
         if node.kind != Kind.FILE:

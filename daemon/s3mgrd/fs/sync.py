@@ -165,6 +165,9 @@ class Syncer:
         node = self._volume.nodes.get(inode)
         if node is None or not node.is_detached or self._volume.locks.is_held(("inode", inode)):
             return
+        if self._volume.journal.conflict(inode) is not None:
+            self._stages.put_away(inode)
+            return
         with self._volume.database.transaction():
             self._stages.remove(inode)
             if self._volume.journal.release_deletes(inode):

@@ -16,6 +16,7 @@ import trio
 from s3mgrd.cache.nodes import Inode, Node
 from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, TooLarge
 from s3mgrd.fs import attributes
+from s3mgrd.fs.conflicts import Conflicts, Notice
 from s3mgrd.fs.reader import Reader, Superseded
 from s3mgrd.fs.stages import Stage, Stages
 from s3mgrd.fs.strays import find_unseen
@@ -50,6 +51,7 @@ class Uploader:
         clear_key: awaited before a key is written: makes the objects that lie there, but belong elsewhere, go first.
         preserve: awaited with the key locked: keeps what lies there for who still has it open under no name.
         settled: awaited with a directory's inode: waits for a rename around it that S3 has yet to follow.
+        conflicts: gets what loses against another writer.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Uploader:
         clear_key: Callable[[str, Inode], Awaitable[None]],
         preserve: Callable[[str], Awaitable[None]],
         settled: Callable[[Inode], Awaitable[None]],
+        conflicts: Conflicts,
     ) -> None:
         self._volume = volume
         self._stages = stages
@@ -68,6 +71,7 @@ class Uploader:
         self._clear_key = clear_key
         self._preserve = preserve
         self._settled = settled
+        self._conflicts = conflicts
 
     async def commit(self, inode: Inode) -> bool:
         """Upload a file if S3 lacks it; returns whether it had to be done.
@@ -75,37 +79,51 @@ class Uploader:
         Safe to cancel: the data stays staged and dirty.
 
         Raises:
-            PreconditionFailed: another writer was first; the data is kept and listed.
+            PreconditionFailed: another writer was first; the data is a conflict copy now.
             S3mgrError, OSError: the upload failed; the data is kept, listed, and tried again.
         """
+        notice: Notice | None = None
         async with self._volume.locks.holding(("inode", inode)):
-            stage = self._stages.get(inode)
-            row = self._volume.journal.staged(inode)
-            if stage is None or row is None or not stage.dirty:
-                return False
-            if row.conflict:
-                raise PreconditionFailed(row.error or "another writer changed the object first")
-            try:
-                await self._commit(inode, stage, row)
-            except (S3mgrError, OSError) as error:
-                self._note_failure(inode, row, error)
-                raise
+            while True:
+                stage = self._stages.get(inode)
+                row = self._volume.journal.staged(inode)
+                if stage is not None and stage.is_lost:
+                    self._stages.note_copy(inode)
+                    raise PreconditionFailed("another writer was first; this is a conflict copy")
+                if stage is None or row is None or not stage.dirty:
+                    return False
+                if row.conflict:
+                    raise TooLarge(row.error or "S3 takes no such file")
+                try:
+                    try:
+                        await self._commit(inode, stage)
+                    except PreconditionFailed as error:
+                        notice, lost = await self._conflicts.lose(inode, row), error
+                        if notice is None:
+                            continue  # removed or renamed meanwhile: there is another condition now, or none
+                except (S3mgrError, OSError) as error:
+                    self._note_failure(inode, row, error)
+                    raise
+                break
+        if notice is not None:
+            await self._conflicts.announce(notice)
+            raise lost
         self._stages.tidy(inode)
         return True
 
-    async def _commit(self, inode: Inode, stage: Stage, row: StagedRow) -> None:
+    async def _commit(self, inode: Inode, stage: Stage) -> None:
         volume = self._volume
         while True:
-            node = volume.node(inode)
-            if node.is_detached:
+            node, row = volume.node(inode), volume.journal.staged(inode)
+            if node.is_detached or row is None:
                 return
             await self._settled(node.parent)
             await self._fill(node, stage, row)
             key = volume.wanted_key(volume.node(inode))
             await self._clear_key(key, inode)
             async with volume.locks.holding(("key", key)):
-                node = volume.node(inode)
-                if node.is_detached or volume.wanted_key(node) != key:
+                node, row = volume.node(inode), volume.journal.staged(inode)
+                if node.is_detached or row is None or volume.wanted_key(node) != key:
                     continue  # renamed or removed while we waited
                 if any(
                     other.id != inode and other.name is not None
@@ -223,7 +241,7 @@ class Uploader:
 
     def _note_failure(self, inode: Inode, row: StagedRow, error: Exception) -> None:
         delay_s = min(FIRST_RETRY_S * 2**row.tries, LAST_RETRY_S)
-        is_final = isinstance(error, PreconditionFailed | TooLarge)
+        is_final = isinstance(error, TooLarge)
         detail = error.detail if isinstance(error, S3mgrError) else str(error)
         self._volume.journal.fail_staged(
             inode,

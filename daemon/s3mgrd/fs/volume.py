@@ -8,7 +8,7 @@ inode's lock (`Locks`) or by looking again afterwards (`Changes`).
 import errno
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -22,6 +22,10 @@ from s3mgrd.journal.tables import Journal
 from s3mgrd.s3.port import ObjectStore
 
 NS: Final = 1_000_000_000
+
+
+async def _tell_nobody(_: Sequence[tuple[Inode, str]]) -> None:
+    """Stand for a kernel that there is not."""
 
 
 @dataclass(slots=True)
@@ -151,6 +155,8 @@ class Volume:
     now_ns: Callable[[], int] = time.time_ns
     locks: Locks = field(default_factory=Locks)
     changes: Changes = field(default_factory=Changes)
+    expire_names: Callable[[Sequence[tuple[Inode, str]]], Awaitable[None]] = _tell_nobody
+    """Makes the kernel look names up again, each with its directory. May wait for requests in these: hold no lock."""
     moving: dict[int, trio.Event] = field(default_factory=dict)
     """Directories whose rename S3 has yet to follow, by inode; set when it has."""
 

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from s3mgrd.cache.database import MountDatabase
 
 ConditionKind = Literal["match", "absent", "always"]
+ConflictReason = Literal["replaced", "removed", "exists"]
 
 
 class StagedRow(NamedTuple):
@@ -24,6 +25,17 @@ class StagedRow(NamedTuple):
     since_ns: int
     tries: int
     retry_ns: int | None
+
+
+class ConflictRow(NamedTuple):
+    """One row of conflicts."""
+
+    inode: int
+    path: str
+    reason: ConflictReason
+    winner_etag: str | None
+    missing: int
+    lost_ns: int
 
 
 class UploadRow(NamedTuple):
@@ -144,6 +156,42 @@ class Journal:
         with self._database.transaction() as db:
             db.execute("DELETE FROM staged WHERE inode = ?", (inode,))
             self.abandon_upload(inode)
+
+    # Conflict copies
+
+    def add_conflict(self, row: ConflictRow) -> None:
+        """Turn the staged data of an inode, which is losing its name, into a conflict copy."""
+        with self._database.transaction() as db:
+            db.execute("INSERT INTO conflicts VALUES (?, ?, ?, ?, ?, ?)", row)
+            db.execute(
+                "UPDATE staged SET dirty = 0, conflict = 1, error = NULL, retry_ns = NULL WHERE inode = ?",
+                (row.inode,),
+            )
+            self.abandon_upload(row.inode)
+
+    def conflict(self, inode: int) -> ConflictRow | None:
+        """Return one conflict copy."""
+        row = self._execute("SELECT * FROM conflicts WHERE inode = ?", (inode,)).fetchone()
+        return None if row is None else ConflictRow._make(row)
+
+    def conflicts(self, *, after: int, limit: int) -> list[ConflictRow]:
+        """Return up to *limit* conflict copies with ids above *after*, in the order of these."""
+        rows = self._execute(
+            "SELECT * FROM conflicts WHERE inode > ? ORDER BY inode LIMIT ?", (after, limit)
+        )
+        return [ConflictRow._make(row) for row in rows]
+
+    def drop_conflict(self, inode: int) -> None:
+        """Forget that the staged data of an inode is a conflict copy."""
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM conflicts WHERE inode = ?", (inode,))
+
+    def count_conflicts(self) -> tuple[int, int]:
+        """Count the conflict copies, and their bytes."""
+        row = self._execute(
+            "SELECT count(*), coalesce(sum(size), 0) FROM conflicts LEFT JOIN inodes ON id = inode"
+        ).fetchone()
+        return int(row[0]), int(row[1])
 
     # Multipart uploads
 
@@ -336,7 +384,7 @@ class Journal:
     def discard(self) -> None:
         """Forget everything that S3 does not have. Only on the user's word."""
         with self._database.transaction() as db:
-            for table in ("staged", "uploads", "deletes", "moves", "moved", "writes"):
+            for table in ("staged", "conflicts", "uploads", "deletes", "moves", "moved", "writes"):
                 db.execute(f"DELETE FROM {table}")  # noqa: S608 - names from the line above
             db.execute("UPDATE inodes SET attributes_dirty = 0")
             db.execute("UPDATE inodes SET marker = 0 WHERE marker = 2")

@@ -53,6 +53,7 @@ class Lab:
     held: set[int] = field(default_factory=set)
     """Inodes the kernel holds."""
     repeats: int = 0
+    bucket: str = "bucket"
     fs: FileSystem = field(init=False)
     _database: MountDatabase = field(init=False)
 
@@ -74,7 +75,7 @@ class Lab:
             now_ns=lambda: self.now_ns,
         )
         try:
-            adopt_database(volume, bucket="bucket", connection_id=connection)
+            adopt_database(volume, bucket=self.bucket, connection_id=connection)
             async with trio.open_nursery() as nursery:
                 self.fs = FileSystem(volume, nursery, lambda inode: inode in self.held)
                 self.fs.recover()
