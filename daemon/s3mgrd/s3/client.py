@@ -34,6 +34,7 @@ from s3mgrd.s3.conditions import COMPLETE, COPY, PUT, Check, ConditionalWrites, 
 from s3mgrd.s3.copying import COPY_PART_BYTES, Copier
 from s3mgrd.s3.deleting import delete_batch
 from s3mgrd.s3.grants import LiveCredentials
+from s3mgrd.s3.headers import describing_params, placing_params
 from s3mgrd.s3.http import Exchange, NetworkBackend, Wiring
 from s3mgrd.s3.listing import UploadsPage, etag_of, parse_list_page, parse_uploads_page
 from s3mgrd.s3.metadata import encode_metadata
@@ -58,6 +59,7 @@ from s3mgrd.s3.port import (
 from s3mgrd.s3.reading import head_of, read_range
 from s3mgrd.s3.retry import CallFailed
 from s3mgrd.s3.settings import CredentialProvider, StoreSettings, is_aws
+from s3mgrd.s3.tags import Tags
 from s3mgrd.s3.tls import shared_context
 
 log = logging.getLogger("s3mgrd.s3")
@@ -130,6 +132,7 @@ class S3Store:
         self._conditions: Final = ConditionalWrites(
             calls.endpoint, known=is_aws(settings.endpoint_url), head=self.head
         )
+        self._tags: Final = Tags(calls, travel=is_aws(settings.endpoint_url))
         self.max_copy_bytes = max_copy_bytes
         self.copy_part_bytes = copy_part_bytes
 
@@ -226,18 +229,19 @@ class S3Store:
         *,
         metadata: Mapping[str, str],
         content_type: str | None = None,
+        like: ObjectHead | None = None,
         condition: Condition = ALWAYS,
     ) -> Written:
         """See the port."""
         upload = UploadBody(body, self._threads)
         if upload.length > MAX_PUT_BYTES:
             raise TooLarge(f"{upload.length} bytes are too many for one PUT")
-        encoded = encode_metadata(metadata)
+        described = await self._described(metadata, content_type, like)
 
         async def send(check: Check) -> Answer:
             return await self._calls.call(
                 PUT,
-                {"Metadata": encoded, "ContentType": content_type, **check},
+                {**described, **check},
                 key=key,
                 body=upload,
             )
@@ -274,19 +278,22 @@ class S3Store:
         metadata: Mapping[str, str] | None = None,
         replacing: Collection[str] | None = None,
         content_type: str | None = None,
+        source_head: ObjectHead | None = None,
         condition: Condition = ALWAYS,
     ) -> Written:
-        """See the port. What S3 keeps as headers of its own (caching, encoding, storage class) stays, too."""
+        """See the port."""
         copier = Copier(
             self._calls,
             self._conditions,
+            self._tags,
             self._bucket,
             source,
             target,
             size=source_size,
-            metadata=None if metadata is None else encode_metadata(metadata),
+            metadata=metadata,
             replacing=None if replacing is None else frozenset(replacing),
             content_type=content_type,
+            source_head=source_head,
             if_source_match=quoted(if_source_match),
         )
         by_parts = source_size > self.max_copy_bytes
@@ -301,18 +308,38 @@ class S3Store:
                 COMPLETE if by_parts else COPY, target, condition, send
             )
         except CallFailed as failure:
+            if isinstance(failure.error, NotFound):
+                raise await self._explain_head(failure, source) from failure
             raise failure.error from failure
 
     async def create_multipart(
-        self, key: str, *, metadata: Mapping[str, str], content_type: str | None = None
+        self,
+        key: str,
+        *,
+        metadata: Mapping[str, str],
+        content_type: str | None = None,
+        like: ObjectHead | None = None,
     ) -> str:
         """See the port. When an answer gets lost, an upload may stay behind unused; `list_multiparts` shows it."""
-        answer = await self._call(
-            "CreateMultipartUpload",
-            {"Metadata": encode_metadata(metadata), "ContentType": content_type},
-            key=key,
-        )
+        described = await self._described(metadata, content_type, like)
+        answer = await self._call("CreateMultipartUpload", described, key=key)
         return str(answer["UploadId"])
+
+    async def _described(
+        self, metadata: Mapping[str, str], content_type: str | None, like: ObjectHead | None
+    ) -> dict[str, object]:
+        """Make the parameters that say what a new version is besides its bytes."""
+        params: dict[str, object] = {
+            "Metadata": encode_metadata(metadata),
+            "ContentType": content_type,
+        }
+        if like is None:
+            return params
+        try:
+            tagging = await self._tags.of(like)
+        except CallFailed as failure:
+            raise failure.error from failure
+        return {**params, **describing_params(like), **placing_params(like), "Tagging": tagging}
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
         """See the port."""

@@ -1,9 +1,9 @@
 """Copies on the server: one CopyObject, or parts in parallel above its limit.
 
-CopyObject either copies all headers and metadata of the source or replaces all of them; a multipart copy starts
-from nothing. So that a changed mode does not cost an object its caching rules, its encoding or its storage class,
-we ask for the source's headers (one HEAD) whenever S3 would not copy them, and send them along. Tags are kept by
-CopyObject itself; a multipart copy reads and sets them.
+CopyObject either copies all headers and metadata of the source or replaces all of them, and forgets storage class,
+encryption and redirect either way; a multipart copy starts from nothing. So that a changed mode or name does not cost an
+object its caching rules or its key, what the source has (`s3mgrd.s3.headers`) is sent along: the caller knows it, or one
+HEAD tells. Tags are kept by CopyObject itself; a multipart copy reads and sets them (`s3mgrd.s3.tags`).
 
 Where a store is not known to heed the condition on the source, a HEAD checks it before, and after the parts. The first
 such copy finds out: it is sent with an ETag that nothing has. A store that refuses it heeds conditions and gets the right
@@ -11,49 +11,45 @@ one; a store that copies nevertheless has done what was wanted, since the HEAD h
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
-from urllib.parse import urlencode
 
 import trio
 
 from s3mgrd.errors import NotFound, PreconditionFailed
-from s3mgrd.s3.calls import Answer, Calls, Params
+from s3mgrd.s3.calls import Calls, Params
 from s3mgrd.s3.conditions import SOURCE, Check, ConditionalWrites, quoted
+from s3mgrd.s3.headers import describing_params, metadata_params, placing_params
 from s3mgrd.s3.listing import etag_of, time_ns
 from s3mgrd.s3.multipart import multipart_etag
-from s3mgrd.s3.port import MAX_PARTS, Part, Written
+from s3mgrd.s3.port import MAX_PARTS, ObjectHead, Part, Written
+from s3mgrd.s3.reading import head_of
 from s3mgrd.s3.retry import CallFailed
+from s3mgrd.s3.tags import Tags
 
 COPY_PART_BYTES: Final = 256 << 20
 """The server does the work, so parts are large; grows where 10,000 of them would not suffice."""
 NO_ETAG: Final = '"00000000000000000000000000000000"'
 ABORT_LIMIT_S: Final = 5.0
-KEPT_HEADERS: Final = (
-    "CacheControl",
-    "ContentDisposition",
-    "ContentEncoding",
-    "ContentLanguage",
-    "StorageClass",
-    "WebsiteRedirectLocation",
-)
 
 
 @dataclass(slots=True)
 class Copier:
-    """One copy. *metadata* (encoded) None keeps the source's metadata and type; *replacing* as in the port; ETags are quoted."""
+    """One copy; the arguments are those of the port, but for ETags, which are quoted."""
 
     calls: Calls
     conditions: ConditionalWrites
+    tags: Tags
     bucket: str
     source: str
     target: str
     size: int
-    metadata: dict[str, str] | None
+    metadata: Mapping[str, str] | None
     replacing: frozenset[str] | None
     content_type: str | None
+    source_head: ObjectHead | None
     if_source_match: str | None
 
     async def at_once(self, check: Check) -> Written:
@@ -62,13 +58,22 @@ class Copier:
         Raises:
             CallFailed: it failed.
         """
-        replaced: dict[str, object] = {}
+        checks = self.if_source_match is not None and self.conditions.support[SOURCE] != "supported"
+        head = self.source_head
+        if head is None or checks:
+            head = await self._ask_source()
+        replaced = placing_params(head)
+        if self.metadata is not None:
+            replaced |= {**self._described(head), "MetadataDirective": "REPLACE"}
+        tagging = await self.tags.lost_by_copy(head) if self.metadata is not None else None
+        written = await self._copy_checked(replaced, check, checks=checks)
+        if tagging is not None:
+            await self.tags.put(self.target, tagging)
+        return written
+
+    async def _copy_checked(self, replaced: Params, check: Check, *, checks: bool) -> Written:
+        """Send the CopyObject; *checks*: a HEAD has just said that the source is the version wanted."""
         support = self.conditions.support[SOURCE]
-        checks = self.if_source_match is not None and support != "supported"
-        if self.metadata is not None or checks:
-            head = await self._source_head()
-            if self.metadata is not None:
-                replaced = {**self._headers(head), "MetadataDirective": "REPLACE"}
         if checks and support == "unknown" and not any(check.values()):
             try:
                 written = await self._copy_object(NO_ETAG, replaced)
@@ -104,19 +109,22 @@ class Copier:
         Raises:
             CallFailed: a call failed.
         """
-        head = await self._source_head()
+        # Asked here also when the caller knows the head: one request more is nothing beside the parts, and tags change
+        # without another version.
+        head = await self._ask_source()
         # All parts must come from one version.
-        version = self.if_source_match or quoted(etag_of(head.get("ETag")))
+        version = self.if_source_match or quoted(head.etag)
+        tagging = await self.tags.of(head)
         created = await self.calls.call(
             "CreateMultipartUpload",
-            {"Tagging": await self._tagging(head), **self._headers(head)},
+            {"Tagging": tagging, **placing_params(head), **self._described(head)},
             key=self.target,
         )
         upload_id = str(created["UploadId"])
         try:
             parts = await self._copy_parts(upload_id, version, part_bytes)
             if self.conditions.support[SOURCE] != "supported":
-                await self._source_head(version)
+                await self._ask_source(version)
             listed = [{"PartNumber": p.number, "ETag": quoted(p.etag)} for p in parts]
             answer = await self.calls.call(
                 "CompleteMultipartUpload",
@@ -127,6 +135,8 @@ class Copier:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + ABORT_LIMIT_S):
                 await self._abort(upload_id)
             raise
+        if tagging is not None and not self.tags.travel:
+            await self.tags.put(self.target, tagging)
         return Written(etag_of(answer.get("ETag")) or multipart_etag(parts))
 
     async def _copy_parts(self, upload_id: str, version: str | None, part_bytes: int) -> list[Part]:
@@ -170,9 +180,9 @@ class Copier:
             # The copy's own failure is what matters; `list_multiparts` shows what is left.
             return
 
-    async def _source_head(self, version: str | None = None) -> Answer:
+    async def _ask_source(self, version: str | None = None) -> ObjectHead:
         try:
-            return await self.calls.call(
+            answer = await self.calls.call(
                 "HeadObject", {"IfMatch": version or self.if_source_match}, key=self.source
             )
         except CallFailed as failure:
@@ -180,29 +190,12 @@ class Copier:
                 error = NotFound(f"there is no object {self.source!r} in bucket {self.bucket!r}")
                 raise CallFailed(error, code="NoSuchKey", status=404) from failure
             raise
+        return head_of(self.source, answer, int(answer.get("ContentLength", 0)))
 
-    def _headers(self, head: Answer) -> dict[str, object]:
-        headers = {name: head[name] for name in KEPT_HEADERS if head.get(name)}
-        if head.get("ExpiresString"):
-            headers["Expires"] = head["ExpiresString"]
-        present = {k.lower(): v for k, v in head.get("Metadata", {}).items()}
-        if self.metadata is None:
-            headers["Metadata"] = present
-            headers["ContentType"] = head.get("ContentType")
-        elif self.replacing is None:
-            headers["Metadata"] = self.metadata
-            headers["ContentType"] = self.content_type
-        else:
-            kept = {k: v for k, v in present.items() if k not in self.replacing}
-            headers["Metadata"] = kept | self.metadata
-            headers["ContentType"] = self.content_type or head.get("ContentType")
-        return headers
-
-    async def _tagging(self, head: Answer) -> str | None:
-        if not head.get("TagCount"):
-            return None
-        answer = await self.calls.call("GetObjectTagging", key=self.source)
-        return urlencode([(tag["Key"], tag["Value"]) for tag in answer.get("TagSet", [])])
+    def _described(self, head: ObjectHead) -> dict[str, object]:
+        return describing_params(head) | metadata_params(
+            head, self.metadata, self.replacing, self.content_type
+        )
 
 
 def _ranges(size: int, part_bytes: int) -> Iterator[tuple[int, int, int]]:

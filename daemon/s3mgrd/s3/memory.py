@@ -122,6 +122,7 @@ class _Upload:
     metadata: dict[str, str]
     content_type: str | None
     started_ns: int
+    like: ObjectHead | None
     parts: dict[int, bytes] = field(default_factory=dict)
 
 
@@ -190,6 +191,7 @@ class MemoryStore:
         metadata: Mapping[str, str] | None = None,
         content_type: str | None = None,
         storage_class: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> ObjectHead:
         """Write an object as another tool would: at once and without counting."""
         etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -200,6 +202,7 @@ class MemoryStore:
             metadata or {},
             content_type or DEFAULT_CONTENT_TYPE,
             storage_class=storage_class,
+            headers=headers,
         )
 
     def remove(self, key: str) -> None:
@@ -292,6 +295,7 @@ class MemoryStore:
         *,
         metadata: Mapping[str, str],
         content_type: str | None = None,
+        like: ObjectHead | None = None,
         condition: Condition = ALWAYS,
     ) -> Written:
         """See the port. A body in a file is read when the write takes effect."""
@@ -302,7 +306,15 @@ class MemoryStore:
             self._check(key, condition)
             data = self._receive(body)
             etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
-            self._store(key, data, etag, metadata, content_type or DEFAULT_CONTENT_TYPE)
+            self._store(
+                key,
+                data,
+                etag,
+                metadata,
+                content_type or DEFAULT_CONTENT_TYPE,
+                storage_class=like.storage_class if like else None,
+                headers=like.headers if like else None,
+            )
             return Written(etag)
 
     async def delete(self, key: str) -> None:
@@ -327,9 +339,12 @@ class MemoryStore:
         metadata: Mapping[str, str] | None = None,
         replacing: Collection[str] | None = None,
         content_type: str | None = None,
+        source_head: ObjectHead | None = None,
         condition: Condition = ALWAYS,
     ) -> Written:
         """See the port."""
+        if source_head is None:
+            source_head = await self.head(source)
         async with self._call("copy", target):
             stored = self._find(source)
             if if_source_match is not None and stored.head.etag != if_source_match:
@@ -337,15 +352,14 @@ class MemoryStore:
             if source == target and metadata is None:
                 raise UserError("a copy onto itself must change something")
             self._check(target, condition)
-            head = stored.head
             if metadata is None:
-                metadata, content_type = head.metadata, head.content_type
+                metadata, content_type = stored.head.metadata, stored.head.content_type
             else:
                 encode_metadata(metadata)
                 if replacing is not None:
-                    kept = {k: v for k, v in head.metadata.items() if k not in replacing}
+                    kept = {k: v for k, v in source_head.metadata.items() if k not in replacing}
                     metadata = kept | dict(metadata)
-                    content_type = content_type or head.content_type
+                    content_type = content_type or source_head.content_type
             etag = hashlib.md5(stored.data, usedforsecurity=False).hexdigest()
             written = self._store(
                 target,
@@ -353,12 +367,18 @@ class MemoryStore:
                 etag,
                 metadata,
                 content_type or DEFAULT_CONTENT_TYPE,
-                storage_class=head.storage_class,
+                storage_class=source_head.storage_class,
+                headers=source_head.headers,
             )
             return Written(etag, written.mtime_ns)
 
     async def create_multipart(
-        self, key: str, *, metadata: Mapping[str, str], content_type: str | None = None
+        self,
+        key: str,
+        *,
+        metadata: Mapping[str, str],
+        content_type: str | None = None,
+        like: ObjectHead | None = None,
     ) -> str:
         """See the port."""
         async with self._call("create_multipart", key):
@@ -367,7 +387,7 @@ class MemoryStore:
             self._upload_count += 1
             upload_id = f"upload-{self._upload_count}"
             self._uploads[upload_id] = _Upload(
-                key, _lower(metadata), content_type or DEFAULT_CONTENT_TYPE, self.clock()
+                key, _lower(metadata), content_type or DEFAULT_CONTENT_TYPE, self.clock(), like
             )
             return upload_id
 
@@ -402,7 +422,15 @@ class MemoryStore:
             self._check(key, condition)
             etag = multipart_etag(parts)
             data = b"".join(upload.parts[part.number] for part in parts)
-            self._store(key, data, etag, upload.metadata, upload.content_type)
+            self._store(
+                key,
+                data,
+                etag,
+                upload.metadata,
+                upload.content_type,
+                storage_class=upload.like.storage_class if upload.like else None,
+                headers=upload.like.headers if upload.like else None,
+            )
             del self._uploads[upload_id]
             return Written(etag)
 
@@ -495,6 +523,7 @@ class MemoryStore:
         content_type: str | None,
         *,
         storage_class: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> ObjectHead:
         _check_key(key)
         head = ObjectHead(
@@ -505,6 +534,7 @@ class MemoryStore:
             metadata=_lower(metadata),
             content_type=content_type,
             storage_class=storage_class,
+            headers=dict(headers or {}),
         )
         if key not in self._objects:
             raw = _raw(key)

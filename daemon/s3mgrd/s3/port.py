@@ -38,7 +38,11 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class ObjectHead:
-    """What HEAD and GET say about one version. Metadata names are lower case, without ``x-amz-meta-``."""
+    """What HEAD and GET say about one version. Metadata names are lower case, without ``x-amz-meta-``.
+
+    `headers`: what else S3 keeps with the version, by lower-case header name: caching rules, encoding, encryption … (see
+    `s3mgrd.s3.headers`). Opaque to the file system, which may remember it and hand it back.
+    """
 
     key: str
     size: int
@@ -47,6 +51,7 @@ class ObjectHead:
     metadata: Mapping[str, str]
     content_type: str | None = None
     storage_class: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +207,13 @@ class ObjectStore(Protocol):
         *,
         metadata: Mapping[str, str],
         content_type: str | None = None,
+        like: ObjectHead | None = None,
         condition: Condition = ALWAYS,
     ) -> Written:
-        """Write one object with one request (at most `MAX_PUT_BYTES`). Raises `PreconditionFailed`, `TooLarge`."""
+        """Write one object with one request (at most `MAX_PUT_BYTES`). Raises `PreconditionFailed`, `TooLarge`.
+
+        *like* is the version that this one follows: it gets that one's headers, storage class and tags.
+        """
 
     async def delete(self, key: str) -> None:
         """Delete one key; a key that does not exist is a success, as in S3."""
@@ -222,14 +231,16 @@ class ObjectStore(Protocol):
         metadata: Mapping[str, str] | None = None,
         replacing: Collection[str] | None = None,
         content_type: str | None = None,
+        source_head: ObjectHead | None = None,
         condition: Condition = ALWAYS,
     ) -> Written:
         """Copy one object on the server; by parts above `MAX_COPY_BYTES`.
 
         *metadata* None keeps the source's metadata and content type. Otherwise both are replaced; with *replacing*, only
         the metadata of these names is (they go, also where *metadata* has them not), and the content type stays unless
-        one is given. What S3 keeps elsewhere (caching rules, storage class, tags) stays in any case. *source* and
-        *target* may be the same key when *metadata* is given.
+        one is given. What S3 keeps elsewhere (caching rules, storage class, encryption, tags) stays in any case; for that
+        S3 is asked what it has (one HEAD), unless *source_head* says it of this version. *source* and *target* may be the
+        same key when *metadata* is given.
 
         Raises:
             NotFound: no such source.
@@ -237,9 +248,14 @@ class ObjectStore(Protocol):
         """
 
     async def create_multipart(
-        self, key: str, *, metadata: Mapping[str, str], content_type: str | None = None
+        self,
+        key: str,
+        *,
+        metadata: Mapping[str, str],
+        content_type: str | None = None,
+        like: ObjectHead | None = None,
     ) -> str:
-        """Begin a multipart upload and return its id."""
+        """Begin a multipart upload and return its id. *like* as for `put`."""
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
         """Upload one part; the same number again replaces it. Raises `NotFound` when the upload is gone."""

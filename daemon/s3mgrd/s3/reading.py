@@ -7,6 +7,7 @@ from typing import Final
 from s3mgrd.errors import PreconditionFailed, Unsupported
 from s3mgrd.s3.calls import Answer
 from s3mgrd.s3.failures import NotS3, ShortBody
+from s3mgrd.s3.headers import headers_of
 from s3mgrd.s3.http import Exchange
 from s3mgrd.s3.listing import etag_of, time_ns
 from s3mgrd.s3.metadata import decode_metadata
@@ -26,6 +27,7 @@ def head_of(key: str, answer: Answer, size: int) -> ObjectHead:
         metadata=decode_metadata(answer.get("Metadata", {})),
         content_type=answer.get("ContentType"),
         storage_class=None if storage_class == "STANDARD" else storage_class,
+        headers=headers_of(answer),
     )
 
 
