@@ -191,6 +191,29 @@ class NodeTable:
             cursor = db.execute(query, (parent, name, int(kind), mtime_ns, *columns.values()))
         return Inode(int(cursor.lastrowid or 0))
 
+    def insert_many(
+        self,
+        parent: int,
+        kind: Kind,
+        entries: Sequence[tuple[str, int, int, str | None, int | None]],
+    ) -> Sequence[Inode]:
+        """Add rows for what a listing showed: (name, mtime_ns, size, etag, remote_mtime_ns); returns their inode numbers."""
+        if not entries:
+            return ()
+        with self._database.transaction() as db:
+            # The numbers are ours to choose, above all that ever were: AUTOINCREMENT keeps count of those.
+            seq = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'inodes'").fetchone()
+            first = 1 + (int(seq[0]) if seq is not None else 0)
+            db.executemany(
+                "INSERT INTO inodes (id, parent, name, kind, mtime_ns, size, etag, remote_mtime_ns) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (inode, parent, name, int(kind), mtime_ns, size, etag, remote_ns)
+                    for inode, (name, mtime_ns, size, etag, remote_ns) in enumerate(entries, first)
+                ],
+            )
+        return [Inode(first + i) for i in range(len(entries))]
+
     def update(self, inode: int, **columns: object) -> None:
         """Set columns of a row; nothing where the row is gone."""
         if not columns.keys() <= _SETTABLE:

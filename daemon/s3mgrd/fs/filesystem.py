@@ -43,7 +43,7 @@ class FileSystem:
         self.volume = volume
         self.kernel_holds = kernel_holds
         self.metadata = Metadata(volume, kernel_holds)
-        self.lister = Lister(volume, nursery, self.metadata.fetch)
+        self.lister = Lister(volume, nursery, self.metadata)
         self.namespace = Namespace(volume, self.lister, self.metadata)
         self.tree = Tree(volume, self.namespace, self._wake)
         self.stages = Stages(volume, kernel_holds)

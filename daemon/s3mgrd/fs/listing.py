@@ -1,92 +1,50 @@
 """Directories learned from S3: one listing for everyone who waits, merged page by page into mount.db.
 
-Concurrency: at most one listing of a directory is under way; it runs as a task of the lister's nursery, so
-that it goes on when the first who wanted it is gone. Pages are merged between two awaits. A page is the truth about
-the range of names it spans: what mount.db has in that range and the page has not is gone, unless it is ours alone
-(not uploaded yet, renamed, or changed after the listing began).
+Concurrency: at most one listing of a directory is under way; it runs as a task of the lister's nursery, so that it
+goes on when the first who wanted it is gone. A walk that passes a directory is the listing of it for whoever
+asks meanwhile (`s3mgrd.fs.walks`). The next page is asked for while one is merged and its attributes are fetched.
+
+A directory that turns out to be large is listed by several ranges of its names side by side: whoever lists a range
+gives the half that is farther away to another, as long as fewer than `PARALLEL` are at work. Where the names are is not
+known, so some halves are empty; their number is bounded by that of the pages.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Final
 
 import trio
 
-from s3mgrd.cache.nodes import ROOT, STALE_NS, Inode, Kind, Marker, Node
-from s3mgrd.fs import names
+from s3mgrd.cache.nodes import Inode, Node
+from s3mgrd.fs.arrivals import Listing
+from s3mgrd.fs.merging import Learned, Merger, Span, passes
+from s3mgrd.fs.metadata import Metadata
+from s3mgrd.fs.ranges import middle
+from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import NS, Volume
-from s3mgrd.s3.port import ListPage, ObjectInfo
+from s3mgrd.fs.walks import Walks
+from s3mgrd.s3.port import ListPage
 
 log = logging.getLogger(__name__)
 
-SHADOWED: Final = "shadowed by a directory of the same name"
 MAX_KNOWN: Final = 1000
 """A directory of which more names than these are known from single requests is not shown before it is listed."""
-
-
-@dataclass
-class Listing:
-    """A listing under way, and what its waiters need to know."""
-
-    directory: Inode
-    streams: bool
-    """Nothing that this listing may contradict was known before: entries may be shown while the rest arrives."""
-    changes_seen: int
-    known_up_to: Inode
-    """Entries with higher inode numbers come from this listing."""
-    shown_up_to: Inode = ROOT
-    """While it streams: entries with higher inode numbers lack attributes that must be known before they are shown."""
-    page: trio.Event = field(default_factory=trio.Event)
-    done: trio.Event = field(default_factory=trio.Event)
-    error: BaseException | None = None
-
-    async def next_page(self) -> None:
-        """Wait for one more page or the end. Raises what the listing failed with."""
-        await self.page.wait()
-        self.raise_failure()
-
-    async def finished(self) -> None:
-        """Wait for the end. Raises what the listing failed with."""
-        await self.done.wait()
-        self.raise_failure()
-
-    def announce(self) -> None:
-        """Wake everyone who waits for a page."""
-        self.page.set()
-        self.page = trio.Event()
-
-    def raise_failure(self) -> None:
-        """Raise what the listing failed with; nothing while it runs or when it succeeded."""
-        if self.error is not None:
-            raise self.error
-
-
-@dataclass
-class _Seen:
-    """What the pages so far said of names that a later page may settle."""
-
-    hidden: list[tuple[str, str]] = field(default_factory=list)
-    objects: dict[str, ObjectInfo] = field(default_factory=dict)
-    """Objects whose name a local directory has; shown after all if that directory is gone."""
-    marker: bool = False
-    is_uncertain: bool = False
-    position: str = ""
+PARALLEL: Final = 4
+SPLIT_AFTER: Final = 3
+"""Pages after which a directory counts as large."""
 
 
 class Lister:
-    """Lists directories of one volume. `fetch_attributes` is awaited with the files of each page before they are shown."""
+    """Lists directories of one volume."""
 
-    def __init__(
-        self,
-        volume: Volume,
-        nursery: trio.Nursery,
-        fetch_attributes: Callable[[Node, list[Inode]], Awaitable[None]],
-    ) -> None:
+    def __init__(self, volume: Volume, nursery: trio.Nursery, metadata: Metadata) -> None:
         self._volume = volume
         self._nursery = nursery
-        self._fetch_attributes = fetch_attributes
+        self._metadata = metadata
+        self.merger = Merger(volume)
         self._running: dict[Inode, Listing] = {}
+        self._walks = Walks(
+            volume, nursery, self.merger, metadata, self._running, self._deliver, self._list_alone
+        )
 
     def is_fresh(self, directory: Node) -> bool:
         """Whether the last complete listing may still be trusted."""
@@ -103,247 +61,162 @@ class Lister:
         """Begin a listing, or join the one under way."""
         listing = self._running.get(directory.id)
         if listing is None:
-            listing = Listing(
-                directory.id,
-                self._may_stream(directory),
-                self._volume.changes.begin(),
-                known_up_to=Inode(self._volume.nodes.last_inode()),
-            )
+            since = self._walks.inside_since(directory.id)
+            known_up_to = since or Inode(self._volume.nodes.last_inode())
+            listing = Listing(directory.id, self._may_stream(directory, known_up_to), known_up_to)
+            self._volume.changes.begin()
             self._running[directory.id] = listing
-            self._nursery.start_soon(self._run, listing)
+            if not self._walks.take(directory, listing):
+                self._list_alone(listing)
         return listing
 
-    def _may_stream(self, directory: Node) -> bool:
-        """Whether what is known of a directory may be shown before the listing has confirmed it."""
+    def note_read(self, directory: Inode) -> None:
+        """Note that a program begins to read a directory's entries."""
+        self._walks.note_read(directory)
+
+    def forget(self) -> None:
+        """Have nothing be trusted that S3 is telling now: somebody knows better."""
+        self.merger.outdate()
+
+    def _may_stream(self, directory: Node, up_to: Inode) -> bool:
+        """Whether the entries of a directory up to that inode may be shown before the listing has confirmed them."""
         if directory.listed_ns:
             return False
-        known = self._volume.nodes.children(directory.id, limit=MAX_KNOWN + 1)
+        known = self._volume.nodes.children(directory.id, up_to=up_to, limit=MAX_KNOWN + 1)
         oldest_ns = self._volume.now_ns() - int(self._volume.settings.metadata_ttl_s * NS)
         return len(known) <= MAX_KNOWN and all(
             node.seen_ns > oldest_ns or self._volume.is_ours_alone(node) for node in known
         )
 
+    def _deliver(self, listing: Listing, error: BaseException | None = None) -> None:
+        """End a listing: mount.db has the directory, or *error* says why not."""
+        listing.error = error
+        self._volume.changes.end()
+        del self._running[listing.directory]
+        listing.announce()
+        listing.done.set()
+
+    def _list_alone(self, listing: Listing) -> None:
+        self._walks.leave(listing.directory)
+        self._nursery.start_soon(self._run, listing)
+
     async def _run(self, listing: Listing) -> None:
         try:
             await self._list(listing)
         except Exception as error:  # noqa: BLE001 - handed to whoever waits; the table of errnos judges it
-            listing.error = error
             log.debug("listing of inode %d failed: %s", listing.directory, error)
-        finally:
-            self._volume.changes.end()
-            del self._running[listing.directory]
-            listing.announce()
-            listing.done.set()
+            self._deliver(listing, error)
+        except BaseException:
+            self._deliver(listing)
+            raise
+        else:
+            self._deliver(listing)
 
     async def _list(self, listing: Listing) -> None:
-        volume = self._volume
-        directory = volume.directory(listing.directory)
-        prefix = volume.prefix_in_s3(directory)
-        started_ns = volume.now_ns()
-        seen = _Seen()
-        token: str | None = None
-        while True:
-            page = await volume.store.list_page(prefix, delimited=True, token=token)
-            token = page.next_token
-            files = self._merge(directory, prefix, page, seen, listing, is_last=token is None)
-            if files:
-                await self._fetch_attributes(directory, files)
-            if token is None:
-                break
-            listing.shown_up_to = Inode(volume.nodes.last_inode())
-            listing.announce()
-        with volume.database.transaction():
-            volume.nodes.replace_hidden(
-                directory.id, [(names.printable(key), reason) for key, reason in seen.hidden]
-            )
-            self._settle_marker(directory.id, seen, listing)
-            volume.nodes.update(
-                directory.id, listed_ns=STALE_NS if seen.is_uncertain else started_ns
-            )
-
-    def _settle_marker(self, directory: Inode, seen: _Seen, listing: Listing) -> None:
-        node = self._volume.nodes.get(directory)
-        if node is None or (node.marker == Marker.WANTED and not seen.marker):
-            return
-        if node.name is not None and self._volume.changes.is_newer(
-            node.parent, node.name, listing.changes_seen
-        ):
-            return
-        marker = Marker.EXISTS if seen.marker else Marker.NONE
-        if node.marker != marker:
-            self._volume.nodes.update(directory, marker=int(marker))
-
-    # One page
-
-    def _merge(
-        self,
-        directory: Node,
-        prefix: str,
-        page: ListPage,
-        seen: _Seen,
-        listing: Listing,
-        *,
-        is_last: bool,
-    ) -> list[Inode]:
-        """Bring mount.db up to a page; return what nobody has asked the attributes of yet."""
-        volume = self._volume
-        files, directories, end = _sort(prefix, page, seen)
-        low, high = seen.position, None if is_last else end
-        seen.position = end
-        rows = self._rows(directory.id, low, high)
-        leaving = volume.leaving_below(prefix)
-
-        def is_ours(name: str) -> bool:
-            return volume.changes.is_newer(
-                directory.id, name, listing.changes_seen
-            ) or volume.changes.is_key_newer(prefix + name, listing.changes_seen)
-
-        without_attributes = []
-        with volume.database.transaction():
-            for name, info in files.items():
-                if info.key in leaving or is_ours(name):
-                    continue
-                inode = self._see_file(directory.id, name, rows.get(name), info, seen)
-                if inode is not None:
-                    without_attributes.append(inode)
-            for name in directories:
-                if not is_ours(name):
-                    inode = self._see_directory(directory.id, prefix, name, seen, leaving, listing)
-                    if inode is not None:
-                        without_attributes.append(inode)
-            for name, node in rows.items():
-                there = directories if node.is_directory else files
-                if name not in there and not is_ours(name) and _is_between(node, low, high):
-                    self._see_nothing(directory.id, name, node, seen)
-        return without_attributes
-
-    def _rows(self, directory: Inode, low: str, high: str | None) -> dict[str, Node]:
-        """Return every entry that may sort after *low* and up to *high*, and few more."""
-        low, high = names.bounds(low, high)
-        bare = low.removesuffix("/")
-        rows = {node.name: node for node in self._volume.nodes.range(directory, bare, high)}
-        for name in names.directories_sorting_after(bare):
-            node = self._volume.nodes.find(directory, name)
-            if node is not None:
-                rows[name] = node
-        return {name: node for name, node in rows.items() if name is not None}
-
-    def _see_file(
-        self, directory: Inode, name: str, node: Node | None, info: ObjectInfo, seen: _Seen
-    ) -> Inode | None:
-        """Take over an object; return its inode where its attributes are not known."""
-        if node is not None and node.is_directory:
-            seen.objects[name] = (
-                info  # whether the directory is still there, its own place in the order tells
-            )
-            return None
-        if node is None:
-            return self._add_file(directory, name, info)
-        if node.etag == info.etag and node.remote_key is None:
-            if node.remote_mtime_ns is None or node.remote_mtime_ns // NS != info.mtime_ns // NS:
-                self._see_touched(node, info)  # HEAD tells whole seconds only
-            return node.id if not node.attributes_known else None
-        if self._volume.is_ours_alone(node):
-            return None
-        self._volume.detach(node)
-        log.debug("inode %d: another version of %s appeared in S3", node.id, info.key)
-        return self._add_file(directory, name, info)
-
-    def _see_touched(self, node: Node, info: ObjectInfo) -> None:
-        """The same bytes with another date: their metadata may have been replaced."""
-        nodes = self._volume.nodes
-        if (
-            node.remote_mtime_ns is None or node.attributes_dirty
-        ):  # our own write, whose date S3 had not told
-            nodes.update(node.id, remote_mtime_ns=info.mtime_ns)
+        directory = self._volume.directory(listing.directory)
+        if directory.is_detached:
+            return  # whoever has it open sees it as it was; S3 has no place for it any more
+        if listing.begun is not None:
+            learned, span = listing.begun
         else:
-            nodes.update(
-                node.id, remote_mtime_ns=info.mtime_ns, mtime_ns=info.mtime_ns, attributes_known=0
+            prefix = self._volume.prefix_in_s3(directory)
+            learned, span = Learned(directory.id, prefix, self.merger.moment()), Span()
+        async with side_by_side() as nursery:
+            work = _OneDirectory(
+                self._volume, self._metadata, self.merger, listing, learned, nursery
             )
+            await work.run(span)
+        self.merger.complete(learned)
 
-    def _add_file(self, directory: Inode, name: str, info: ObjectInfo) -> Inode:
-        return self._volume.nodes.insert(
-            directory,
-            name,
-            Kind.FILE,
-            info.mtime_ns,
-            size=info.size,
-            etag=info.etag,
-            remote_mtime_ns=info.mtime_ns,
-            seen_ns=0,
+
+class _OneDirectory:
+    """The work on one directory: ranges of its names, each passed by a task of *nursery*."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        metadata: Metadata,
+        merger: Merger,
+        listing: Listing,
+        learned: Learned,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._volume = volume
+        self._metadata = metadata
+        self._merger = merger
+        self._listing = listing
+        self._learned = learned
+        self._nursery = nursery
+        self._running = 0
+        self._pages = 0
+        self._empty = 0
+        self._alphabet: set[str] = set()
+        self._unshown: set[Inode] = set()
+        """Of pages that are merged and lack attributes: the highest inode number before each."""
+
+    async def run(self, span: Span) -> None:
+        """Pass a range, and start tasks for what is split off."""
+        await self._pass(span)
+
+    async def _pass(self, span: Span) -> None:
+        self._running += 1
+        try:
+            page = await self._ask(span, None)
+            if not (page.objects or page.prefixes):
+                self._empty += 1
+            while not span.is_done:
+                page = await self._merge_and_ask(span, page)
+        finally:
+            self._running -= 1
+
+    async def _ask(self, span: Span, token: str | None) -> ListPage:
+        prefix = self._learned.prefix
+        first = prefix + span.position if span.position else None
+        return await self._volume.store.list_page(
+            prefix, delimited=True, token=token, start_after=None if token else first
         )
 
-    def _see_directory(
-        self,
-        directory: Inode,
-        prefix: str,
-        name: str,
-        seen: _Seen,
-        leaving: set[str],
-        listing: Listing,
-    ) -> Inode | None:
-        """Take over a common prefix; return its inode if it is new here."""
+    async def _merge_and_ask(self, span: Span, page: ListPage) -> ListPage:
+        """Merge a page while the next one of its range is on its way; returns that, or *page* where it was the last."""
+        following = page
+        async with side_by_side() as nursery:
+
+            async def ask() -> None:
+                nonlocal following
+                following = await self._ask(span, page.next_token)
+
+            is_last = page.next_token is None or passes(page, self._learned.prefix, span.stop)
+            if not is_last:
+                nursery.start_soon(ask)
+            await self._merge(span, page, is_last=is_last)
+        return following
+
+    async def _merge(self, span: Span, page: ListPage, *, is_last: bool) -> None:
         volume = self._volume
-        node = volume.nodes.find(directory, name)
-        if node is not None and not node.is_directory:
-            if volume.is_ours_alone(node):
-                return None
-            seen.hidden.append((volume.key_in_s3(node), SHADOWED))
-            volume.detach(node)
-            node = None
-        if node is not None:
-            info = seen.objects.pop(name, None)
-            if info is not None:
-                seen.hidden.append((info.key, SHADOWED))
-            return None
-        below = f"{prefix}{name}/"
-        if (
-            any(key.startswith(below) for key in leaving)
-            or volume.is_leaving(below, seen_from=prefix)
-            or volume.changes.is_newer_below(below, listing.changes_seen)
-        ):
-            # What S3 still shows below may be only what we are about to delete: ask again later.
-            seen.is_uncertain = True
-            return None
-        return volume.nodes.insert(directory, name, Kind.DIRECTORY, volume.now_ns())
+        before = Inode(volume.nodes.last_inode())
+        files = self._merger.merge(self._learned, span, page, is_last=is_last)
+        self._pages += 1
+        if not is_last:
+            self._share(span, page)
+        if files and self._metadata.may_want():
+            self._unshown.add(before)
+            directory = volume.nodes.get(self._learned.directory)
+            if directory is not None:
+                await self._metadata.fetch(directory, files)
+            self._unshown.remove(before)
+        last = Inode(volume.nodes.last_inode())
+        self._listing.shown_up_to = min(self._unshown, default=last)
+        self._listing.announce()
 
-    def _see_nothing(self, directory: Inode, name: str, node: Node, seen: _Seen) -> None:
-        """An entry that S3 no longer has, unless it is ours alone."""
-        if self._volume.is_ours_alone(node):
+    def _share(self, span: Span, page: ListPage) -> None:
+        """Give a part of what is left to another task, where that may pay."""
+        if self._pages < SPLIT_AFTER or self._running >= PARALLEL or self._empty > self._pages // 2:
             return
-        self._volume.detach(node)
-        info = seen.objects.pop(name, None)
-        if info is not None:
-            self._add_file(directory, name, info)
-
-
-def _sort(
-    prefix: str, page: ListPage, seen: _Seen
-) -> tuple[dict[str, ObjectInfo], dict[str, None], str]:
-    """Split a page into files and directories by name, and find the end of its range."""
-    files: dict[str, ObjectInfo] = {}
-    directories: dict[str, None] = {}
-    for info in page.objects:
-        name = info.key[len(prefix) :]
-        if not name:
-            seen.marker = True
-            if info.size:
-                seen.hidden.append((info.key, "directory marker with content"))
-        elif reason := names.why_hidden(name):
-            seen.hidden.append((info.key, reason))
-        else:
-            files[name] = info
-    for common in page.prefixes:
-        name = common[len(prefix) : -1]
-        if reason := names.why_hidden(name):
-            seen.hidden.append((common, reason))
-        else:
-            directories[name] = None
-    ends = [info.key[len(prefix) :] for info in page.objects[-1:]]
-    ends += [common[len(prefix) :] for common in page.prefixes[-1:]]
-    return files, directories, max(ends, default=seen.position)
-
-
-def _is_between(node: Node, low: str, high: str | None) -> bool:
-    place = names.sort_key(node.name or "", is_directory=node.is_directory)
-    return low < place and (high is None or place <= high)
+        skip = len(self._learned.prefix)
+        self._alphabet.update(*(info.key[skip:] for info in page.objects))
+        self._alphabet.update(*(common[skip:-1] for common in page.prefixes))
+        split = middle(span.position, span.stop, self._alphabet)
+        if split is not None:
+            other = Span(position=split, stop=span.stop)
+            span.stop = split
+            self._nursery.start_soon(self._pass, other)

@@ -49,6 +49,11 @@ def sort_key(name: str, *, is_directory: bool) -> str:
     return name + "/" if is_directory else name
 
 
+def order(place: str) -> bytes:
+    """Return what to compare places by: S3 sorts by bytes, and text with undecodable bytes does not sort like them."""
+    return place.encode("utf-8", "surrogateescape")
+
+
 def bounds(low: str, high: str | None) -> tuple[str, str | None]:
     """Widen a range of names so that its ends are text that SQLite can hold: keys need not be UTF-8."""
     low = _before_surrogate(low)

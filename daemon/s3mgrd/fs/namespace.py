@@ -134,6 +134,7 @@ class Namespace:
         """
         volume = self._volume
         self._absent.clear()
+        self._lister.forget()
         *above, last = [part for part in path.split("/") if part] or [""]
         around: Node | None = volume.node(ROOT)
         for part in above:
@@ -328,6 +329,7 @@ class Namespace:
         if after == 0:
             found = "hit" if self._lister.is_fresh(directory) else "miss"
             log.debug("cache %s: entries of inode %d", found, inode)
+            self._lister.note_read(inode)
         if listing is None and (
             not is_complete or (after == 0 and not self._lister.is_fresh(directory))
         ):
@@ -336,11 +338,14 @@ class Namespace:
             await listing.finished()
         while True:
             entries = self.entries_now(inode, after, limit)
+            if not entries and listing is not None and listing.done.is_set():
+                listing.raise_failure()
+                entries = self.entries_now(inode, after, limit)
+                listing = None
+            if not entries and listing is None:
+                self._lister.note_read(inode)  # what a walk does next, it does after the end
             if entries or listing is None:
                 return entries
-            if listing.done.is_set():
-                listing.raise_failure()
-                return self.entries_now(inode, after, limit)
             await listing.next_page()
 
     def entries_now(self, inode: Inode, after: int, limit: int) -> list[Entry]:

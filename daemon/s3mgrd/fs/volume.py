@@ -129,6 +129,14 @@ class Changes:
         if self._askers:
             self._keys[key] = self._sequence
 
+    def now(self) -> int:
+        """Return what `begin` would, for who has begun already and asks S3 once more."""
+        return self._sequence
+
+    def is_quiet(self, than: int) -> bool:
+        """Whether nothing at all changed after `begin` returned *than*."""
+        return self._sequence <= than
+
     def is_key_newer(self, key: str, than: int) -> bool:
         """Whether *key* changed in S3 by our doing after `begin` returned *than*."""
         return self._keys.get(key, -1) > than

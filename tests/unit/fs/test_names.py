@@ -79,10 +79,20 @@ async def test_a_page_may_end_anywhere(lab: Lab, monkeypatch: pytest.MonkeyPatch
             lab.store.insert(key, b"")
 
         async def small(
-            prefix: str, *, delimited: bool, token: str | None = None, page: int = page
+            prefix: str,
+            *,
+            delimited: bool,
+            token: str | None = None,
+            start_after: str | None = None,
+            page: int = page,
         ) -> ListPage:
             return await MemoryStore.list_page(
-                lab.store, prefix, delimited=delimited, token=token, max_keys=page
+                lab.store,
+                prefix,
+                delimited=delimited,
+                token=token,
+                start_after=start_after,
+                max_keys=page,
             )
 
         with monkeypatch.context() as patched:
