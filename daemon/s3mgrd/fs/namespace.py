@@ -8,7 +8,16 @@ import logging
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from s3mgrd.cache.nodes import MAX_INODE, ROOT, STALE_NS, Inode, Kind, Marker, Node
+from s3mgrd.cache.nodes import (
+    MAX_INODE,
+    ROOT,
+    STALE_NS,
+    Inode,
+    Kind,
+    Listed,
+    Marker,
+    Node,
+)
 from s3mgrd.errors import NotFound
 from s3mgrd.fs.listing import Lister
 from s3mgrd.fs.metadata import Metadata
@@ -29,7 +38,7 @@ MAX_ABSENT: Final = 65_536
 class Entry(NamedTuple):
     """One entry of a directory, and for how long the kernel may believe it."""
 
-    node: Node
+    node: Listed
     valid_s: float
 
 
@@ -359,15 +368,19 @@ class Namespace:
             if listing is None or not listing.streams:
                 return []
             listed_s, listed_after, up_to = ttl_s, listing.known_up_to, listing.shown_up_to
+        rows = self._volume.nodes.listed(inode, after=after, up_to=up_to, limit=limit)
+        later_ns = now_ns - int((ttl_s - listed_s) * NS)
         return [
-            Entry(
+            Entry(node, listed_s)
+            if node.seen_ns <= later_ns and node.id > listed_after
+            else Entry(
                 node,
                 max(
                     listed_s if node.id > listed_after else 0.0,
                     min(ttl_s - (now_ns - node.seen_ns) / NS, ttl_s),
                 ),
             )
-            for node in self._volume.nodes.children(inode, after=after, up_to=up_to, limit=limit)
+            for node in rows
         ]
 
     async def is_empty(self, directory: Node) -> bool:

@@ -18,22 +18,22 @@ from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
-from s3mgrd.cache.nodes import ROOT, Inode, Kind, Node
-from s3mgrd.fs import attributes
+from s3mgrd.cache.nodes import ROOT, Inode, Node
 from s3mgrd.fs.errnos import errno_of, is_expected
 from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.handles import Handles, read_handle
 from s3mgrd.fs.names import MAX_NAME_BYTES, decode_name
 from s3mgrd.fs.reader import Superseded
+from s3mgrd.fs.showing import BLOCK, Shower, absence, blank
 from s3mgrd.fs.tree import AttributeChange, Creator, Record, without_privileges
 
 log = logging.getLogger(__name__)
 
-BLOCK: Final = 4096
 CAPACITY_BLOCKS: Final = (
     1 << 38
 )  # 1 PiB: S3 has no size, and programs refuse to write where nothing is free
-READDIR_ROWS: Final = 256
+READDIR_ROWS: Final = 64
+"""Read at a time. A reply to a usual program holds about 200, and what was read beyond them was read in vain."""
 MAX_REREADS: Final = 8
 
 P = ParamSpec("P")
@@ -139,6 +139,7 @@ class Operations(pyfuse3.Operations):
         self.fs = fs
         self._ring = ring
         self._handles = Handles()
+        self._shower = Shower(fs.volume, fs.stages)
 
     def note_error(self, operation: str, error: Exception) -> None:
         """Log an error that a program sees, with its stack where nobody foresaw it or somebody debugs."""
@@ -155,47 +156,22 @@ class Operations(pyfuse3.Operations):
 
     # Attributes
 
-    def _entry(self, node: Node, valid_s: float) -> EntryAttributes:
-        volume = self.fs.volume
-        entry = EntryAttributes()
-        uid, gid = volume.owner(node)
-        size = self.fs.stages.size(node) if node.kind == Kind.FILE else node.size
-        mtime_ns = self.fs.stages.mtime_ns(node)
-        entry.st_ino = pyfuse3.InodeT(node.id)
-        entry.st_mode = pyfuse3.ModeT(attributes.type_bits(node) | volume.mode(node))
-        # 1 for directories says that nobody counts their subdirectories, as btrfs does.
-        entry.st_nlink = 0 if node.is_detached else 1
-        entry.st_uid, entry.st_gid = uid, gid
-        entry.st_rdev = node.rdev
-        entry.st_size = size
-        entry.st_blksize = BLOCK
-        entry.st_blocks = -(-size // 512)
-        entry.st_mtime_ns = mtime_ns
-        entry.st_atime_ns = node.atime_ns if node.atime_ns is not None else mtime_ns
-        entry.st_ctime_ns = max(mtime_ns, node.ctime_ns) if node.ctime_ns is not None else mtime_ns
-        entry.entry_timeout = entry.attr_timeout = valid_s
-        return entry
-
     def _entry_of(self, node: Node) -> EntryAttributes:
-        return self._entry(node, self.fs.namespace.valid_for_s(node))
+        return self._shower.entry(node, self.fs.namespace.valid_for_s(node))
 
     @_answer
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         """Find a name."""
-        node = await self.fs.namespace.lookup(Inode(parent_inode), decode_name(name))
+        parent, text = Inode(parent_inode), decode_name(name)
+        node = await self.fs.namespace.lookup(parent, text)
         if node is not None:
             return self._entry_of(node)
-        valid_s = self.fs.namespace.tell_absent(Inode(parent_inode), decode_name(name))
+        valid_s = self.fs.namespace.tell_absent(parent, text)
         if not valid_s:
             raise FUSEError(errno.ENOENT)
-        absent = (
-            EntryAttributes()
-        )  # inode 0 with a timeout: the kernel remembers that there is nothing
-        absent.st_ino = pyfuse3.InodeT(0)
-        absent.entry_timeout = valid_s
-        return absent
+        return absence(valid_s)
 
     @_answer
     async def getattr(self, inode: pyfuse3.InodeT, ctx: RequestContext) -> EntryAttributes:
@@ -512,13 +488,16 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         """Give entries, in the order of their inode numbers, which are also the positions."""
         inode = read_handle(fh).inode
-        namespace = self.fs.namespace
+        namespace, fill, reply = self.fs.namespace, self._shower.fill, pyfuse3.readdir_reply
+        shown = blank()
         entries = await namespace.entries(inode, start_id, READDIR_ROWS)
         while entries:
             for node, valid_s in entries:
-                name = (node.name or "").encode()
-                if not pyfuse3.readdir_reply(token, name, self._entry(node, valid_s), node.id):
+                fill(shown, node, valid_s)
+                if not reply(token, node.name.encode(), shown, node.id):
                     return
+            if len(entries) < READDIR_ROWS:
+                return  # the rest, if a listing brings more, is asked for next
             entries = namespace.entries_now(inode, entries[-1].node.id, READDIR_ROWS)
 
     @_answer

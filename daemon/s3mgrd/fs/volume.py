@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from s3mgrd.cache.database import MountDatabase
-from s3mgrd.cache.nodes import ROOT, STALE_NS, Inode, Kind, Marker, Node, NodeTable
+from s3mgrd.cache.nodes import ROOT, STALE_NS, Inode, Kind, Listed, Marker, Node, NodeTable
 from s3mgrd.journal.staging import StagingDirectory
 from s3mgrd.journal.tables import Journal
 from s3mgrd.s3.port import ObjectStore
@@ -316,7 +316,7 @@ class Volume:
 
     # How things look
 
-    def mode(self, node: Node) -> int:
+    def mode(self, node: Node | Listed) -> int:
         """Return the permission bits to show."""
         if node.mode is not None:
             return node.mode

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from s3mgrd.cache.database import MountDatabase, open_database
-from s3mgrd.cache.nodes import ROOT, Inode, Node, NodeTable
+from s3mgrd.cache.nodes import ROOT, Inode, Listed, Node, NodeTable
 from s3mgrd.fs.filesystem import FileSystem, adopt_database
 from s3mgrd.fs.tree import Creator
 from s3mgrd.fs.volume import NS, Settings, Volume
@@ -169,7 +169,7 @@ class Lab:
     async def ls(self, path: str = "") -> list[str]:
         """List a directory, in order; directories end in a slash."""
         inode = (await self.get(path)).id
-        found: list[Node] = []
+        found: list[Listed] = []
         while page := await self.fs.namespace.entries(inode, found[-1].id if found else 0, 3):
             found += [entry.node for entry in page]
         return sorted(f"{n.name}/" if n.is_directory else str(n.name) for n in found)
