@@ -10,37 +10,42 @@ to find them by path.
 import errno
 import os
 import sqlite3
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import trio
 from sqlite_utils import Database
 
+from s3mgrd.cache.damage import OPENINGS, SetAside, set_aside, why_distrusted
 from s3mgrd.cache.schema import APPLICATION_ID, SCHEMA_VERSION, migrations
+from s3mgrd.cache.witness import Witness
 from s3mgrd.errors import Corrupt
 
 CHECKPOINT_PAGES = 2000
 """Fold the log back when it has so many pages (8 MB)."""
+LOST_INODES = 1 << 20
+"""A log that a crash left may have a damaged end, which SQLite takes for its end. So many inode numbers are left out then:
+more than the log has room for between two checkpoints."""
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
-
-@dataclass(frozen=True, slots=True)
-class SetAside:
-    """A damaged mount.db that was moved out of the way: where to, and what was wrong with it."""
-
-    path: Path
-    reason: str
+Row = tuple[Any, ...]  # Any: SQLite's values are of several types
 
 
 class MountDatabase:
     """mount.db of one mount. Every sqlite3 error but "disk full" leaves as `Corrupt`; "disk full" as OSError(ENOSPC)."""
 
-    def __init__(self, connection: sqlite3.Connection, checkpointer: sqlite3.Connection) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, checkpointer: sqlite3.Connection, witness: Witness
+    ) -> None:
         self._connection = connection
         self._checkpointer = checkpointer
+        self._aside = trio.Lock()
+        self._witness = witness
+        self.damage = ""
+        """What was found to be wrong with the file while it was in use."""
+        self.damaged = trio.Event()
         self._depth = 0
         self._rollbacks = 0
         self._written = 0
@@ -51,7 +56,7 @@ class MountDatabase:
         try:
             return self._connection.execute(query, arguments)
         except sqlite3.Error as error:
-            raise _translated(error) from error
+            raise self._translated(error) from error
 
     @property
     def changes(self) -> int:
@@ -78,7 +83,7 @@ class MountDatabase:
             if self._connection.in_transaction:  # SQLite itself rolls back when the disk is full
                 self._connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):
-                raise _translated(error) from error
+                raise self._translated(error) from error
             raise
         finally:
             self._depth = 0
@@ -107,38 +112,80 @@ class MountDatabase:
     async def checkpoint(self) -> None:
         """Fold the log back into the file, in a thread; writers go on."""
         self._written = 0
-        await trio.to_thread.run_sync(_checkpoint, self._checkpointer)
+        await self.fetch_aside("PRAGMA wal_checkpoint(PASSIVE)")
+
+    async def fetch_aside(self, query: str, arguments: Sequence[object] = ()) -> list[Row]:
+        """Run a query that takes long in a thread, on a connection of its own, and return its rows; the loop goes on."""
+        async with self._aside:
+            try:
+                return await trio.to_thread.run_sync(
+                    lambda: self._checkpointer.execute(query, arguments).fetchall()
+                )
+            except sqlite3.Error as error:
+                raise self._translated(error) from error
 
     def close(self) -> None:
         """Fold the log back and close; what was written is safe either way."""
+        self._witness.closed()
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._checkpointer.close()
         self._connection.close()
+        self._witness.close()
 
+    # Trust
 
-def _translated(error: sqlite3.Error) -> OSError | Corrupt:
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return Corrupt(
-        f"mount.db cannot be used: {error}", hint="unmount, then mount again: it is checked then"
-    )
+    def note_opening(self, *, is_new: bool) -> None:
+        """Count this opening, here first, then at the witness; make inode numbers begin above all that were given."""
+        before = self._witness.before
+        last = 0
+        row = self.execute("SELECT seq FROM sqlite_sequence WHERE name = 'inodes'").fetchone()
+        if is_new:
+            last = self._witness.next_first_inode() - 1
+        elif row is not None:
+            was_cut_off = before is not None and before.state == "open"
+            last = int(row[0]) + (LOST_INODES if was_cut_off else 0)
+        openings = max(
+            int(self.get_meta(OPENINGS) or 0), 0 if before is None else before.openings
+        ) + 1  # fmt: skip
+        with self.transaction() as db:
+            db.execute("DELETE FROM sqlite_sequence WHERE name = 'inodes'")
+            db.execute("INSERT INTO sqlite_sequence VALUES ('inodes', ?)", (last,))
+            self.set_meta(OPENINGS, str(openings))
+        self._witness.opened(openings=openings, first_inode=last + 1)
 
+    def note(self, error: BaseException) -> None:
+        """Take note of an error that came out of here untranslated: rows are fetched from cursors by whoever asked."""
+        if isinstance(error, sqlite3.Error):
+            self._translated(error)
 
-def _checkpoint(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    def _translated(self, error: sqlite3.Error) -> OSError | Corrupt:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_FULL:
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if code in _DAMAGE and not self.damage:
+            self.damage = str(error)
+            self._witness.damaged(self.damage)
+            self.damaged.set()
+        return Corrupt(
+            f"mount.db cannot be used: {error}",
+            hint="unmount, then mount again: it is checked then",
+        )
 
 
 def open_database(path: Path) -> tuple[MountDatabase, SetAside | None]:
-    """Open or create mount.db; a damaged one is set aside beside it, never trusted and never deleted.
+    """Open or create mount.db; one that cannot be trusted is set aside, never deleted, and a new one made.
 
     Raises:
-        Corrupt: the file was written by a newer version of s3mgr; nothing was touched.
+        Corrupt: a newer version wrote the file, and it holds what S3 lacks; nothing was touched.
     """
-    aside = None
-    if path.exists():
-        reason = _damage(path)
-        if reason:
-            aside = SetAside(_set_aside(path), reason)
+    witness = Witness(path.with_name("mount.witness"))
+    try:
+        reason = why_distrusted(path, witness)
+    except Corrupt:
+        witness.close()
+        raise
+    aside = SetAside(set_aside(path), reason) if reason else None
+    is_new = not path.exists()
     main, checkpointer = _connect(path), _connect(path)
     if main.execute("PRAGMA application_id").fetchone()[0] == 0:
         main.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -147,7 +194,9 @@ def open_database(path: Path) -> tuple[MountDatabase, SetAside | None]:
     if main.in_transaction:
         main.execute("COMMIT")
     checkpointer.execute("SELECT count(*) FROM meta").fetchone()
-    return MountDatabase(main, checkpointer), aside
+    database = MountDatabase(main, checkpointer, witness)
+    database.note_opening(is_new=is_new)
+    return database, aside
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -159,43 +208,3 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA cache_size = -16384")  # KiB
     connection.execute("PRAGMA busy_timeout = 5000")
     return connection
-
-
-def _damage(path: Path) -> str:
-    """Say what is wrong with an existing file; empty: nothing."""
-    try:
-        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            application = connection.execute("PRAGMA application_id").fetchone()[0]
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if application != APPLICATION_ID:
-                # SQLite takes an empty file for a new database; ours is never empty once it was made.
-                return (
-                    "it is another program's database"
-                    if application
-                    else "it is cut off at its beginning"
-                )
-            if version > SCHEMA_VERSION:
-                raise Corrupt(
-                    f"{path} was written by a newer s3mgr (schema {version}, this one knows {SCHEMA_VERSION})",
-                    hint="install the newer version again, or unmount with it first so that nothing is left to upload",
-                )
-            verdict: Any = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-            return "" if verdict == "ok" else str(verdict)
-    except sqlite3.DatabaseError as error:
-        return str(error)
-
-
-def aside_name(path: Path) -> Path:
-    """Return a name beside *path* that nothing reads."""
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    return path.with_name(f"{path.name}.damaged-{stamp}")
-
-
-def _set_aside(path: Path) -> Path:
-    """Rename the database and its log to names that nothing reads."""
-    target = aside_name(path)
-    for suffix in ("-wal", "-shm", ""):
-        file = path.with_name(path.name + suffix)
-        if file.exists():
-            file.rename(target.with_name(target.name + suffix))
-    return target

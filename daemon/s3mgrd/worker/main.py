@@ -28,7 +28,8 @@ from s3mgr.schema import (
     MountStats,
 )
 from s3mgrd import logs
-from s3mgrd.cache.database import MountDatabase, SetAside, aside_name, open_database
+from s3mgrd.cache.damage import SetAside, free_name
+from s3mgrd.cache.database import MountDatabase, open_database
 from s3mgrd.cache.nodes import Inode, NodeTable
 from s3mgrd.errors import (
     BucketNotFound,
@@ -69,6 +70,9 @@ STATUS_INTERVAL_S: Final = 0.5
 CLOSE_LIMIT_S: Final = 10.0
 """Background work in the middle of a request gets so long to end when the worker stops."""
 
+EXIT_DAMAGED: Final = 65
+"""EX_DATAERR. Any status but 0 has the worker replaced."""
+
 
 @dataclass(frozen=True, slots=True)
 class Files:
@@ -82,26 +86,29 @@ class Files:
 def open_files(mount_dir: Path) -> Files:
     """Open mount.db and the staging directory.
 
-    When mount.db is damaged or gone, the staged data is set aside: without its journal nothing says what it is, and
-    nothing of it may be lost.
+    When mount.db cannot be trusted, the staged data is set aside with it: nothing of it may be lost.
 
     Raises:
-        Corrupt: mount.db is from a newer version.
+        Corrupt: mount.db is from a newer version, and holds changes.
     """
     path, staging = mount_dir / "mount.db", mount_dir / "staging"
     is_gone = not path.exists()
     database, damaged = open_database(path)
-    if is_gone and staging.exists() and any(staging.iterdir()):
-        damaged = SetAside(aside_name(path), "it was gone, and staged data was there")
-    if damaged is not None and staging.exists():
-        staging.rename(damaged.path.with_name(damaged.path.name.replace("mount.db", "staging")))
+    if staging.exists() and any(staging.iterdir()):
+        if is_gone and damaged is None:
+            damaged = SetAside(None, "it is gone, and staged data is there")
+        if damaged is not None:
+            staging.rename(free_name(staging))
     staging.mkdir(mode=0o700, exist_ok=True)
     fd = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     return Files(database, StagingDirectory(fd), damaged)
 
 
 def run_worker(listener: socket.socket, mount: str, mount_dir: Path, cache_dir: Path) -> None:
-    """Be the worker of *mount* until its supervisor says stop. The zygote's entry; see `worker.zygote.Entry`."""
+    """Be the worker of *mount* until its supervisor says stop. The zygote's entry; see `worker.zygote.Entry`.
+
+    Raises SystemExit(`EXIT_DAMAGED`): mount.db was found to be damaged; the next worker sets it aside.
+    """
     logs.setup("info", "text")
     failure: S3mgrError | None = None
     files: Files | None = None
@@ -112,6 +119,8 @@ def run_worker(listener: socket.socket, mount: str, mount_dir: Path, cache_dir: 
     renounce()
     worker = MountWorker(mount, files, failure)
     trio.run(worker.main, listener)
+    if files is not None and files.database.damage:
+        raise SystemExit(EXIT_DAMAGED)
 
 
 class _Forward(logging.Handler):
@@ -159,13 +168,33 @@ class MountWorker:
         self._server = ControlServer(listener, self._mount, self)
         handler = _Forward(self._server)
         logging.getLogger().addHandler(handler)
+        if self._files is not None and self._files.damaged is not None:
+            log.error(
+                "%s. The tree is read from S3 again. Changes of names and attributes that S3 had not got yet are lost; look at "
+                "the tree. Data that was not uploaded is beside it",
+                self._files.damaged,
+            )
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                if self._files is not None:
+                    nursery.start_soon(self._end_when_damaged, self._files, nursery.cancel_scope)
                 await self._server.run()
                 nursery.cancel_scope.cancel()
         finally:
             logging.getLogger().removeHandler(handler)
+
+    async def _end_when_damaged(self, files: Files, everything: trio.CancelScope) -> None:
+        """End as soon as mount.db turns out to be damaged: what it says may be wrong, so nothing may follow from it.
+
+        What is staged stays; requests that are not answered are answered by the next worker.
+        """
+        await files.database.damaged.wait()
+        log.error(
+            "mount.db is damaged (%s): this worker ends; the next one sets the file aside and reads the tree from S3 again",
+            files.database.damage,
+        )
+        everything.cancel()
 
     # Opening and closing
 
@@ -437,10 +466,7 @@ class MountWorker:
             return "changes-failed", f"changes are kept and tried again: {errors[0]}"
         damaged = self._files.damaged if self._files is not None else None
         if damaged is not None:
-            return (
-                "metadata-damaged",
-                f"mount.db was damaged ({damaged.reason}) and set aside as {damaged.path.name}",
-            )
+            return "metadata-damaged", str(damaged)
         return "", ""
 
 

@@ -22,6 +22,17 @@ START_NS = 1_800_000_000 * NS
 WHO = Creator(uid=1000, gid=1000, mode=0o644)
 
 
+def crash_database(database: MountDatabase) -> None:
+    """Leave the files as a killed worker does: the log is not folded back, as SQLite would when it closes."""
+    path = database.execute("PRAGMA database_list").fetchone()[2]
+    files = {Path(path + suffix): Path(path + suffix).read_bytes() for suffix in ("", "-wal")}
+    database._checkpointer.close()
+    database._connection.close()
+    database._witness.close()
+    for file, content in files.items():
+        file.write_bytes(content)
+
+
 def settings(**changes: object) -> Settings:
     """Return settings with small limits."""
     values: dict[str, object] = {
@@ -85,9 +96,7 @@ class Lab:
                 nursery.cancel_scope.cancel()
         finally:
             os.close(fd)
-            # Not `close`: a crash folds no log back.
-            database._checkpointer.close()
-            database._connection.close()
+            crash_database(database)
 
     def later(self, seconds: float) -> None:
         """Let time pass for listings and names."""
