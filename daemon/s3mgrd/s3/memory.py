@@ -243,7 +243,7 @@ class MemoryStore:
             # A token is the last name of the page before; all keys below a rolled-up one were told with it.
             after = base64.b64decode(token) if token else _raw(start_after or "")
             rolled = bool(token) and delimited and after.endswith(b"/") and after != wanted
-            first = bisect_right(self._order, after + b"\xff") if rolled else 0
+            first = bisect_left(self._order, _behind(after)) if rolled else 0
             if not rolled:
                 first = bisect_right(self._order, after) if after else 0
             first = max(first, bisect_left(self._order, wanted))
@@ -260,7 +260,7 @@ class MemoryStore:
                 if cut >= 0:
                     last = raw[: cut + 1]
                     prefixes.append(_text(last))
-                    first = bisect_right(self._order, last + b"\xff")
+                    first = bisect_left(self._order, _behind(last))
                     continue
                 last = raw
                 objects.append(_info(self._objects[_text(raw)].head))
@@ -541,6 +541,11 @@ class MemoryStore:
             self._order.insert(bisect_left(self._order, raw), raw)
         self._objects[key] = StoredObject(data, head)
         return replace(head)
+
+
+def _behind(common: bytes) -> bytes:
+    """Return what sorts first behind every key below a common prefix: "0" is the byte after the slash."""
+    return common[:-1] + b"0"
 
 
 def _raw(key: str) -> bytes:
