@@ -21,6 +21,7 @@ import msgspec
 from s3mgr.errors import BadAnswer, InvalidRequest, ProblemError
 from s3mgr.schema import (
     CacheReport,
+    ConflictList,
     Event,
     FlushReport,
     FlushRequest,
@@ -34,6 +35,8 @@ from s3mgr.schema import (
     MountStats,
     Operation,
     Problem,
+    RestoreConflictRequest,
+    RestoredConflict,
 )
 from s3mgr.transport import (
     HOST_VARIABLE,
@@ -51,6 +54,8 @@ T = TypeVar("T")
 
 # The daemon sends a comment every 15 s; three missed ones mean that it is gone.
 EVENT_SILENCE_S: Final = 45.0
+# A restore may have to ask a slow S3 whether the name is free.
+RESTORE_PATIENCE_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +222,34 @@ class Client:
             body=msgspec.json.encode(InvalidateRequest(path=path)),
         )
         return self.decode(answer.body, InvalidateReport)
+
+    def list_conflicts(
+        self, name: str, *, cursor: str | None = None, limit: int = 100
+    ) -> ConflictList:
+        """Get one page of the data that lost against other writers, and the totals."""
+        query = {"cursor": cursor, "limit": limit}
+        answer = self._call("GET", _mount(name, "conflicts"), query=query)
+        return self.decode(answer.body, ConflictList)
+
+    def restore_conflict(
+        self, name: str, conflict_id: int, *, path: str | None = None, partial: bool = False
+    ) -> RestoredConflict:
+        """Make a file of a conflict copy: at *path*, which must not exist, or beside the original."""
+        try:
+            body = msgspec.json.encode(RestoreConflictRequest(path=path, partial=partial))
+        except UnicodeEncodeError as exc:
+            raise InvalidRequest("the path is not valid UTF-8") from exc
+        answer = self._call(
+            "POST",
+            _mount(name, f"conflicts/{conflict_id}/restore"),
+            body=body,
+            patience_s=RESTORE_PATIENCE_S,
+        )
+        return self.decode(answer.body, RestoredConflict)
+
+    def discard_conflict(self, name: str, conflict_id: int) -> None:
+        """Throw a conflict copy away, for good."""
+        self._call("DELETE", _mount(name, f"conflicts/{conflict_id}"))
 
     def mount_stats(self, name: str) -> MountStats:
         """Get the counters of the mount's worker."""

@@ -12,6 +12,8 @@ import trio
 from s3mgr.schema import (
     CacheEntry,
     CacheReport,
+    ConflictCopy,
+    ConflictList,
     Event,
     EventType,
     FlushReport,
@@ -31,6 +33,7 @@ from s3mgr.schema import (
     OperationState,
     Problem,
     Readiness,
+    RestoredConflict,
 )
 from s3mgrd.errors import (
     Conflict,
@@ -59,6 +62,7 @@ class FakeService(MountService):
     def __init__(self) -> None:
         self.mounts: dict[str, Mount] = {}
         self.operations: dict[str, Operation] = {}
+        self.conflicts: list[ConflictCopy] = []
         self.failures: dict[str, BaseException] = {}
         self.calls: list[tuple[str, dict[str, Any]]] = []  # Any: whatever a method takes
         self.auto_end: OperationState | None = "succeeded"
@@ -230,6 +234,61 @@ class FakeService(MountService):
             items=[entry],
             cursor="next",
         )
+
+    async def list_conflicts(
+        self, who: Principal, name: str, *, cursor: str | None, limit: int
+    ) -> ConflictList:
+        await trio.lowlevel.checkpoint()
+        self._note("list_conflicts", who=who, name=name, cursor=cursor, limit=limit)
+        self._authorise(who, self._find(name))
+        left = [c for c in self.conflicts if c.id > int(cursor or 0)]
+        return ConflictList(
+            total=len(self.conflicts),
+            total_bytes=sum(c.size_bytes for c in self.conflicts),
+            items=left[:limit],
+            cursor=str(left[limit - 1].id) if 0 < limit < len(left) else None,
+        )
+
+    async def restore_conflict(
+        self, who: Principal, name: str, conflict_id: int, *, path: str | None, partial: bool
+    ) -> RestoredConflict:
+        await trio.lowlevel.checkpoint()
+        self._note(
+            "restore_conflict",
+            who=who,
+            name=name,
+            conflict_id=conflict_id,
+            path=path,
+            partial=partial,
+        )
+        self._authorise(who, self._find(name))
+        copy = self._take_conflict(conflict_id)
+        return RestoredConflict(path=path or f"{copy.path}.conflict", size_bytes=copy.size_bytes)
+
+    async def discard_conflict(self, who: Principal, name: str, conflict_id: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self._note("discard_conflict", who=who, name=name, conflict_id=conflict_id)
+        self._authorise(who, self._find(name))
+        self._take_conflict(conflict_id)
+
+    def add_conflict(self, conflict_id: int, path: str, **fields: Any) -> ConflictCopy:  # noqa: ANN401 - whatever a copy has
+        """Let an upload have lost."""
+        values: dict[str, Any] = {
+            "size_bytes": 3,
+            "mtime": EPOCH,
+            "lost_at": EPOCH,
+            "reason": "replaced",
+        }
+        copy = ConflictCopy(id=conflict_id, path=path, **(values | fields))
+        self.conflicts.append(copy)
+        return copy
+
+    def _take_conflict(self, conflict_id: int) -> ConflictCopy:
+        found = [c for c in self.conflicts if c.id == conflict_id]
+        if not found:
+            raise NotFound(f"there is no conflict copy {conflict_id}")
+        self.conflicts.remove(found[0])
+        return found[0]
 
     async def mount_logs(
         self, who: Principal, name: str, *, lines: int, offset: int | None

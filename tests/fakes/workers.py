@@ -150,7 +150,11 @@ class FakeWorker:
             case Configure():
                 self.configured = message
                 self.connection_id = message.connection_id
-                return Configured(journal_files=left[0], journal_bytes=left[1])
+                return Configured(
+                    journal_files=left[0],
+                    journal_bytes=left[1],
+                    conflicts=self.workers.conflicts.get(self.name, 0),
+                )
             case Serve():
                 self.serving = True
                 return Ok()
@@ -160,10 +164,16 @@ class FakeWorker:
                 else:
                     left = self.workers.dirty[self.name] = (0, 0)
                 return report(
-                    FlushReport(uploaded_files=0, remaining_files=left[0], remaining_bytes=left[1])
+                    FlushReport(
+                        uploaded_files=0,
+                        remaining_files=left[0],
+                        remaining_bytes=left[1],
+                        conflicts=self.workers.conflicts.get(self.name, 0),
+                    )
                 )
             case Discard():
                 self.workers.dirty[self.name] = (0, 0)
+                self.workers.conflicts.pop(self.name, None)
             case Stop():
                 if self.deaf_to_stop:
                     await trio.sleep_forever()
@@ -198,6 +208,7 @@ class FakeWorkers:
 
     Attributes:
         dirty: what the journal of each mount holds: files and bytes; survives workers.
+        conflicts: how many conflict copies each mount has.
         script, scripts: answers of every worker, of the workers of one mount.
         start_errors: raised by the next starts, in order.
         left_behind: workers of an earlier daemon, by mount.
@@ -206,6 +217,7 @@ class FakeWorkers:
     def __init__(self) -> None:
         self.started: list[FakeWorker] = []
         self.dirty: dict[str, tuple[int, int]] = {}
+        self.conflicts: dict[str, int] = {}
         self.script: Script | None = None
         self.scripts: dict[str, Script] = {}
         self.start_errors: list[S3mgrError] = []

@@ -20,12 +20,14 @@ import trio
 
 from s3mgr.schema import (
     CacheReport,
+    ConflictList,
     Credentials,
     FlushReport,
     InvalidateReport,
     LiveOptions,
     MountSpec,
     MountStats,
+    RestoredConflict,
 )
 from s3mgrd.errors import CredentialsRejected, NotFound
 from s3mgrd.fuse.abi import Opcode
@@ -171,6 +173,20 @@ class Service:
         if path == "defect":
             raise RuntimeError("a defect")
         raise NotFound(f"nothing cached below {path!r}", hint="look elsewhere")
+
+    async def conflicts(self, cursor: str | None, limit: int) -> ConflictList:
+        """Have none."""
+        return ConflictList(total=0, total_bytes=0)
+
+    async def restore_conflict(
+        self, conflict_id: int, path: str | None, *, partial: bool
+    ) -> RestoredConflict:
+        """Have none."""
+        raise NotFound("no such copy")
+
+    async def discard_conflict(self, conflict_id: int) -> None:
+        """Have none."""
+        raise NotFound("no such copy")
 
     async def flush(self, timeout_s: float) -> FlushReport:
         """Hang, if that much time was given."""

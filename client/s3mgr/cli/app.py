@@ -24,6 +24,7 @@ COMMANDS: Final = (
     "ls",
     "show",
     "cache",
+    "conflicts",
     "flush",
     "invalidate",
     "restart",

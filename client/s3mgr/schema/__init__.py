@@ -9,6 +9,13 @@ Conventions: snake_case; times are RFC 3339 UTC with ``Z``; durations end in ``_
 sizes end in ``_bytes`` (integers); file modes are octal strings.
 """
 
+from s3mgr.schema.conflicts import (
+    ConflictCopy,
+    ConflictList,
+    ConflictReason,
+    RestoreConflictRequest,
+    RestoredConflict,
+)
 from s3mgr.schema.events import Event, EventType
 from s3mgr.schema.mounts import (
     CacheEntry,
@@ -44,6 +51,9 @@ from s3mgr.schema.system import Info, KernelInfo, Readiness
 __all__ = [
     "CacheEntry",
     "CacheReport",
+    "ConflictCopy",
+    "ConflictList",
+    "ConflictReason",
     "Credentials",
     "Event",
     "EventType",
@@ -76,5 +86,7 @@ __all__ = [
     "ProblemType",
     "Progress",
     "Readiness",
+    "RestoreConflictRequest",
+    "RestoredConflict",
     "option_docs",
 ]

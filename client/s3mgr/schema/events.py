@@ -10,6 +10,7 @@ EventType = Literal[
     "mount.changed",
     "mount.removed",
     "mount.state",
+    "mount.conflict",
     "operation.changed",
     "daemon.stopping",
     "reset",

@@ -110,6 +110,8 @@ class MountStatus(Struct, frozen=True, kw_only=True):
     dirty_files: int = 0
     pending_operations: int = 0
     failed_uploads: list[FailedUpload] = field(default_factory=list)
+    conflicts: int = 0
+    conflict_bytes: int = 0
     conditional_writes: Literal["supported", "unsupported", "unknown"] = "unknown"
     log_tail: list[str] = field(default_factory=list)
 
@@ -148,6 +150,8 @@ class FlushReport(Struct, frozen=True, kw_only=True):
     remaining_bytes: int
     remaining_operations: int = 0
     failed_uploads: list[FailedUpload] = field(default_factory=list)
+    conflicts: int = 0
+    conflict_bytes: int = 0
 
 
 class InvalidateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -208,7 +212,10 @@ class OperationCount(Struct, frozen=True, kw_only=True):
 
 
 class MountStats(Struct, frozen=True, kw_only=True):
-    """Counters of one worker since it started."""
+    """Counters of one worker since it started.
+
+    `conflicts` copies are kept now; `conflicts_lost` uploads came second since the worker started.
+    """
 
     worker_pid: int
     uptime_s: float
@@ -222,6 +229,9 @@ class MountStats(Struct, frozen=True, kw_only=True):
     written_bytes: int = 0
     dirty_bytes: int = 0
     buffered_bytes: int = 0
+    conflicts: int = 0
+    conflict_bytes: int = 0
+    conflicts_lost: int = 0
 
 
 class LogTail(Struct, frozen=True, kw_only=True):

@@ -31,7 +31,10 @@ PATH_PARAMETERS: Final[dict[str, Json]] = {
         "description": "Name of a mount.",
         "schema": {"type": "string", "pattern": NAME_PATTERN},
     },
-    "id": {"description": "Id of an operation.", "schema": {"type": "string", "minLength": 1}},
+    "id": {
+        "description": "Id of an operation or of a conflict copy.",
+        "schema": {"type": "string", "minLength": 1},
+    },
 }
 
 REQUEST_HEADERS: Final[dict[str, str]] = {

@@ -25,6 +25,7 @@ T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
 
 MOUNT_NAME: Final = re.compile(NAME_PATTERN.rstrip("$"))
+CONFLICT_ID: Final = re.compile(r"[1-9][0-9]{0,17}")
 OPERATION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _ENTITY_TAG: Final = re.compile(r'(W/)?"([^"]*)"')
 _ENTITY_TAGS: Final = re.compile(rf"\s*{_ENTITY_TAG.pattern}(?:\s*,\s*{_ENTITY_TAG.pattern})*\s*")
@@ -69,7 +70,7 @@ class Call(Generic[Q, B]):
         env: what all requests share.
         who: the caller.
         method: the HTTP method.
-        path_args: the variable parts of the path; use `name` and `operation_id`.
+        path_args: the variable parts of the path; use `name`, `operation_id` and `conflict_id`.
         headers: the request's headers; names are in Title-Case, repeated ones joined by commas.
         query: the query parameters.
         body: the body; None where the route has none.
@@ -111,6 +112,18 @@ class Call(Generic[Q, B]):
         if not OPERATION_ID.fullmatch(operation_id):
             raise NotFound("There is no such operation.")
         return operation_id
+
+    @property
+    def conflict_id(self) -> int:
+        """The conflict copy's id in the path.
+
+        Raises:
+            NotFound: no copy can have that id.
+        """
+        conflict_id = self.path_args["id"]
+        if not CONFLICT_ID.fullmatch(conflict_id):
+            raise NotFound("There is no such conflict copy.")
+        return int(conflict_id)
 
     @property
     def service(self) -> MountService:

@@ -175,8 +175,8 @@ class Conflicts:
             )
         return row
 
-    async def restore(self, copy: int, path: str | None, *, partial: bool) -> str:
-        """Give a copy a name again; it is uploaded like every new file. Returns its path.
+    async def restore(self, copy: int, path: str | None, *, partial: bool) -> Notice:
+        """Give a copy a name again; it is uploaded like every new file.
 
         Args:
             copy: its id.
@@ -210,7 +210,12 @@ class Conflicts:
             # No checkpoint from here on.
             self.get(copy)
             directory = volume.directory(parent)
-            names.check_key(volume.wanted_key(directory) + name)
+            try:
+                names.check_key(volume.wanted_key(directory) + name)
+            except OSError as error:
+                raise UserError(
+                    f"{wanted!r} is too long", hint="restore under another name"
+                ) from error
             if volume.nodes.find(parent, name) is not None:
                 raise _exists(above, name)
             self._attach(inode, parent, name)
@@ -218,8 +223,10 @@ class Conflicts:
         await volume.expire_names([(parent, name)])
         self._wake()
         log.info("conflict copy %d is restored as %s", copy, restored)
-        self.tell(Notice("restored", inode, restored, volume.node(inode).size, row.reason))
-        return restored
+        size = self._stages.size(volume.node(inode))
+        notice = Notice("restored", inode, restored, size, row.reason)
+        self.tell(notice)
+        return notice
 
     def _attach(self, inode: Inode, parent: Inode, name: str) -> None:
         volume = self._volume

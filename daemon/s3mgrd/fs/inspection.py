@@ -6,13 +6,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
 
-from s3mgr.schema import CacheEntry, CacheReport, FailedUpload, MountStats, OperationCount
+from s3mgr.schema import (
+    CacheEntry,
+    CacheReport,
+    ConflictCopy,
+    ConflictList,
+    FailedUpload,
+    MountStats,
+    OperationCount,
+)
 from s3mgrd.cache.nodes import ROOT, STALE_NS, Kind, Node
 from s3mgrd.errors import NotFound, UserError
 from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.volume import NS
 from s3mgrd.s3.port import CallStats
 
+CONFLICT_PAGE_BYTES: Final = 16 << 10
+"""Bytes of paths in one page of conflict copies: a message to the supervisor has a limit."""
 MAX_FAILED: Final = 100
 """Failed uploads that are listed; more are counted only."""
 _KINDS: Final[Mapping[int, Literal["file", "directory", "symlink", "other"]]] = {
@@ -26,6 +36,7 @@ _KINDS: Final[Mapping[int, Literal["file", "directory", "symlink", "other"]]] = 
 def stats(fs: FileSystem, *, uptime_s: float) -> MountStats:
     """Count what one worker did."""
     store = fs.volume.store.stats
+    conflicts, conflict_bytes = fs.volume.journal.count_conflicts()
     return MountStats(
         worker_pid=os.getpid(),
         uptime_s=round(uptime_s, 3),
@@ -39,6 +50,9 @@ def stats(fs: FileSystem, *, uptime_s: float) -> MountStats:
         written_bytes=fs.counters.written_bytes,
         dirty_bytes=fs.stages.dirty_bytes()[1],
         buffered_bytes=fs.reader.held_bytes,
+        conflicts=conflicts,
+        conflict_bytes=conflict_bytes,
+        conflicts_lost=fs.conflicts.lost_total,
     )
 
 
@@ -73,6 +87,45 @@ def failed_uploads(fs: FileSystem) -> list[FailedUpload]:
     return found
 
 
+def conflict_list(fs: FileSystem, cursor: str | None, limit: int) -> ConflictList:
+    """List conflict copies, oldest first.
+
+    Raises:
+        UserError: *cursor* is none of ours.
+    """
+    journal = fs.volume.journal
+    rows = journal.conflicts(after=_position(cursor), limit=limit)
+    items: list[ConflictCopy] = []
+    room = CONFLICT_PAGE_BYTES
+    for row in rows:
+        room -= len(row.path.encode())
+        if items and room < 0:
+            break
+        node, staged = fs.volume.node(row.inode), journal.staged(row.inode)
+        items.append(
+            ConflictCopy(
+                id=row.inode,
+                path=row.path,
+                size_bytes=fs.stages.size(node),
+                mtime=_time(fs.stages.mtime_ns(node)),
+                lost_at=_time(row.lost_ns),
+                reason=row.reason,
+                base_etag=staged.base_etag if staged is not None else None,
+                winner_etag=row.winner_etag,
+                missing_bytes=row.missing,
+                is_open=fs.kernel_holds(node.id),
+            )
+        )
+    total, total_bytes = journal.count_conflicts()
+    is_last = len(items) == len(rows) < max(limit, 1)
+    return ConflictList(
+        total=total,
+        total_bytes=total_bytes,
+        items=items,
+        cursor=None if is_last or not items else str(items[-1].id),
+    )
+
+
 def cache_report(fs: FileSystem, path: str, cursor: str | None, limit: int) -> CacheReport:
     """Describe what is known: totals, and the entries of directory *path*, or the one entry of a file.
 
@@ -89,11 +142,10 @@ def cache_report(fs: FileSystem, path: str, cursor: str | None, limit: int) -> C
             f"nothing is known of {path!r}",
             hint="paths are relative to the mount; look at it once to learn of it",
         )
-    if cursor is not None and not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 19):
-        raise UserError(f"{cursor!r} is no cursor", hint="use the cursor of the last page")
+    after = _position(cursor)
     found = [node][:limit]
     if node.is_directory:
-        found = volume.nodes.children(node.id, after=int(cursor or 0), limit=limit)
+        found = volume.nodes.children(node.id, after=after, limit=limit)
     entries, listed = volume.nodes.count()
     return CacheReport(
         entries_total=entries - 1,  # the root has no name
@@ -128,6 +180,13 @@ def _entry(fs: FileSystem, node: Node) -> CacheEntry:
         cached_bytes=fs.reader.holds(node.id),
         staged_bytes=fs.stages.local_bytes(node.id),
     )
+
+
+def _position(cursor: str | None) -> int:
+    """Read the cursor of a page. Raises `UserError`."""
+    if cursor is not None and not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 19):
+        raise UserError(f"{cursor!r} is no cursor", hint="use the cursor of the last page")
+    return int(cursor or 0)
 
 
 def _counts(calls: Mapping[str, CallStats]) -> list[OperationCount]:

@@ -41,9 +41,7 @@ class Metadata:
     def may_want(self) -> bool:
         """Whether `fetch` might ask for anything: False spares going through entries for nothing."""
         policy = self._volume.settings.attributes
-        return policy == "full" or (
-            policy == "lazy" and (self._in_use or self._samples_left > 0)
-        )
+        return policy == "full" or (policy == "lazy" and (self._in_use or self._samples_left > 0))
 
     async def fetch(self, directory: Node, inodes: list[Inode]) -> None:
         """Ask for the metadata of those of *inodes* that the policy wants known before they are shown."""

@@ -23,7 +23,7 @@ from s3mgrd.mounts.ports import DescribeProblem, Kernel, Workers
 from s3mgrd.mounts.service import UnmountMode
 from s3mgrd.mounts.status import StatusKeeper
 from s3mgrd.mounts.store import MountRecord, Store
-from s3mgrd.worker.protocol import Reply, SupervisorRequest, WorkerEvent
+from s3mgrd.worker.protocol import ConflictEvent, Reply, SupervisorRequest, WorkerEvent
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class Surroundings:
     Attributes:
         changed: called when the mount's status changed; no checkpoint.
         forgotten: called when the mount is gone and its name is free; no checkpoint.
+        conflict: called with what becomes of a conflict copy of the mount; no checkpoint.
         jitter: returns a number in [0, 1).
     """
 
@@ -71,6 +72,7 @@ class Surroundings:
     describe: DescribeProblem
     changed: Callable[["MountCore"], None]
     forgotten: Callable[["MountCore"], None]
+    conflict: Callable[["MountCore", ConflictEvent], None]
     supervisor_uid: int
     jitter: Callable[[], float] = field(default=random.random)
 

@@ -49,6 +49,9 @@ class Reason(StrEnum):
     ASKED = "asked"  # an unmount was asked for and everything is in S3
     UNDRAINED = "undrained"  # data is left that S3 does not have; the next mount uploads it
     CANCELLED = "cancelled"  # the drain of an unmount was given up; data may be left in the journal
+    CONFLICTS_KEPT = (
+        "conflicts-kept"  # everything is in S3 but conflict copies, which keep the definition
+    )
     DISCARDED = "discarded"  # what S3 did not have was thrown away, as asked
 
 

@@ -21,6 +21,7 @@ import trio
 from s3mgr import __version__
 from s3mgr.schema import (
     CacheReport,
+    ConflictList,
     Event,
     FlushReport,
     Info,
@@ -33,6 +34,7 @@ from s3mgr.schema import (
     MountStats,
     Operation,
     Readiness,
+    RestoredConflict,
 )
 from s3mgrd.config import Config
 from s3mgrd.errors import Conflict, NotFound, NotMounted, Stopping, Unavailable
@@ -46,7 +48,17 @@ from s3mgrd.mounts.ports import DescribeProblem, Kernel, Workers
 from s3mgrd.mounts.reports import decode_report
 from s3mgrd.mounts.service import Principal, UnmountMode
 from s3mgrd.mounts.store import EventRecord, MountRecord, OperationRecord, Store
-from s3mgrd.worker.protocol import Flush, GetCache, GetStats, Invalidate, SupervisorRequest
+from s3mgrd.worker.protocol import (
+    ConflictEvent,
+    DiscardConflict,
+    Flush,
+    GetCache,
+    GetConflicts,
+    GetStats,
+    Invalidate,
+    RestoreConflict,
+    SupervisorRequest,
+)
 
 T = TypeVar("T")
 
@@ -125,6 +137,7 @@ class Manager:
             describe=describe,
             changed=self._mount_changed,
             forgotten=self._mount_forgotten,
+            conflict=self._mount_conflict,
             supervisor_uid=os.geteuid(),
         )
         self._declaring: Final = Declaring(
@@ -272,6 +285,20 @@ class Manager:
         self._actors.pop(actor.name, None)
         self._events.publish("mount.removed", actor.name, owner_uid=actor.record.owner_uid)
 
+    def _mount_conflict(self, actor: MountCore, event: ConflictEvent) -> None:
+        self._events.publish(
+            "mount.conflict",
+            actor.name,
+            owner_uid=actor.record.owner_uid,
+            data={
+                "action": event.action,
+                "id": event.id,
+                "path": event.path,
+                "size_bytes": event.size_bytes,
+                "reason": event.reason,
+            },
+        )
+
     def _announce(self, actor: MountActor, *, created: bool) -> None:
         self._events.publish(
             "mount.added" if created else "mount.changed",
@@ -381,6 +408,26 @@ class Manager:
         """Report one page of what is cached below *path*."""
         message = GetCache(path=path, cursor=cursor, limit=limit)
         return await self._ask(who, name, message, CacheReport)
+
+    async def list_conflicts(
+        self, who: Principal, name: str, *, cursor: str | None, limit: int
+    ) -> ConflictList:
+        """Report one page of the conflict copies."""
+        return await self._ask(who, name, GetConflicts(cursor=cursor, limit=limit), ConflictList)
+
+    async def restore_conflict(
+        self, who: Principal, name: str, conflict_id: int, *, path: str | None, partial: bool
+    ) -> RestoredConflict:
+        """Make a file of a conflict copy."""
+        message = RestoreConflict(id=conflict_id, path=path, partial=partial)
+        # The worker may have to ask S3 whether the name is free.
+        timeout_s = self._manage(who, name).record.spec.options.retry_deadline_s + ANSWER_GRACE_S
+        return await self._ask(who, name, message, RestoredConflict, timeout_s)
+
+    async def discard_conflict(self, who: Principal, name: str, conflict_id: int) -> None:
+        """Throw a conflict copy away."""
+        actor = self._manage(who, name)
+        await actor.ask(DiscardConflict(id=conflict_id), timeout_s=REPORT_TIMEOUT_S)
 
     async def mount_logs(
         self, who: Principal, name: str, *, lines: int, offset: int | None

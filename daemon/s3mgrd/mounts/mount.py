@@ -24,7 +24,7 @@ from s3mgrd.mounts.operations import RunningOperation
 from s3mgrd.mounts.session import describe_exit
 from s3mgrd.mounts.store import MountRecord
 from s3mgrd.mounts.unmounting import OUTSIDE, Unmounting
-from s3mgrd.worker.protocol import LogEvent, StatusEvent, WorkerEvent
+from s3mgrd.worker.protocol import ConflictEvent, LogEvent, StatusEvent, WorkerEvent
 
 log = logging.getLogger(__name__)
 
@@ -410,6 +410,8 @@ class MountActor(MountCore):
                 self.status_keeper.report(event)
                 self._unmounting.progress(event)
                 self._show_health(event)
+            case ConflictEvent():
+                self.around.conflict(self, event)
             case LogEvent(level=level, message=message):
                 log.log(
                     logging.getLevelNamesMapping()[level],

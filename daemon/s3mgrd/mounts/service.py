@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from s3mgr.schema import (
     CacheReport,
+    ConflictList,
     Event,
     FlushReport,
     Info,
@@ -23,6 +24,7 @@ from s3mgr.schema import (
     MountStats,
     Operation,
     Readiness,
+    RestoredConflict,
 )
 
 UnmountMode = Literal["clean", "lazy", "discard"]
@@ -98,6 +100,18 @@ class MountService(Protocol):
     async def mount_cache(
         self, who: Principal, name: str, *, path: str, cursor: str | None, limit: int
     ) -> CacheReport: ...
+
+    async def list_conflicts(
+        self, who: Principal, name: str, *, cursor: str | None, limit: int
+    ) -> ConflictList: ...
+
+    async def restore_conflict(
+        self, who: Principal, name: str, conflict_id: int, *, path: str | None, partial: bool
+    ) -> RestoredConflict:
+        """Make a file of a conflict copy. Raises `NotFound`, `Conflict` (the name exists, or bytes are missing), `UserError`."""
+
+    async def discard_conflict(self, who: Principal, name: str, conflict_id: int) -> None:
+        """Throw a conflict copy away. Raises `NotFound`."""
 
     async def mount_logs(
         self, who: Principal, name: str, *, lines: int, offset: int | None

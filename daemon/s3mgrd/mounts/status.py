@@ -82,6 +82,8 @@ class StatusKeeper:
             dirty_files=event.dirty_files,
             pending_operations=event.pending_operations,
             failed_uploads=event.failed_uploads,
+            conflicts=event.conflicts,
+            conflict_bytes=event.conflict_bytes,
             conditional_writes=event.conditional_writes,
         )
 
@@ -93,14 +95,26 @@ class StatusKeeper:
             dirty_files=report.remaining_files,
             pending_operations=report.remaining_operations,
             failed_uploads=report.failed_uploads,
+            conflicts=report.conflicts,
+            conflict_bytes=report.conflict_bytes,
         )
 
-    def left(self, *, dirty_bytes: int, dirty_files: int, operations: int) -> None:
-        """Note what is left in the journal when no worker runs any more."""
+    def left(
+        self,
+        *,
+        dirty_bytes: int,
+        dirty_files: int,
+        operations: int,
+        conflicts: int,
+        conflict_bytes: int,
+    ) -> None:
+        """Note what is left on the disk when no worker runs any more."""
         self._status = msgspec.structs.replace(
             self._status,
             dirty_bytes=dirty_bytes,
             dirty_files=dirty_files,
             pending_operations=operations,
             failed_uploads=self._status.failed_uploads if dirty_files else [],
+            conflicts=conflicts,
+            conflict_bytes=conflict_bytes,
         )

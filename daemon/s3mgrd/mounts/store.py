@@ -24,7 +24,8 @@ class MountRecord:
         privileged: an administrator declared it: its mountpoint may belong to anybody.
         provisional: created by a caller who waits; forgotten if its first attempt fails.
         forget: a DELETE is under way: forgotten as soon as nothing is left that S3 does not have.
-        may_be_dirty: a worker has served it since the last complete drain, so its journal may hold something.
+        may_be_dirty: a worker has served it since the last complete drain, so its journal may hold something, or it has
+            conflict copies.
         reason: why it is unmounted, a `machine.Reason`; empty otherwise.
         credentials: the keys that came with the request; None: anonymous, or the daemon finds some.
     """

@@ -37,12 +37,15 @@ PAUSE_MAX_S: Final = 60.0
 class Left:
     """What a drain could not get to S3. `error`: why nothing is known, or why it could not go on.
 
-    `operations` counts what is no file's data: names, attributes, deletes. They are as unsaved as data is.
+    `operations` counts what is no file's data: names, attributes, deletes. They are as unsaved as data is. `conflicts`
+    are copies that nothing can upload: they stay until the user decides, and so does the mount's definition.
     """
 
     files: int = 0
     size_bytes: int = 0
     operations: int = 0
+    conflicts: int = 0
+    conflict_bytes: int = 0
     error: S3mgrError | None = None
 
     @property
@@ -109,7 +112,7 @@ class Unmounting:
         elif goal.mode == "discard":
             await self._finish_discard(goal)
         elif left.is_nothing:
-            await self._finish_clean(goal)
+            await self._finish_clean(goal, left)
         else:
             await self._finish_dirty(goal, left)
 
@@ -246,7 +249,7 @@ class Unmounting:
                     # Without asking the bucket: an empty journal needs no S3.
                     found = await link.start_worker(connection_id=new_connection_id(), probe=False)
                 if not (found.journal_files or found.journal_operations):
-                    return Left()
+                    return Left(conflicts=found.conflicts, conflict_bytes=found.conflict_bytes)
             session = link.live_session
             if session is None:
                 return Left(error=Unavailable("the worker died"))
@@ -261,6 +264,8 @@ class Unmounting:
             files=report.remaining_files,
             size_bytes=report.remaining_bytes,
             operations=report.remaining_operations,
+            conflicts=report.conflicts,
+            conflict_bytes=report.conflict_bytes,
         )
 
     def _explain(self, left: Left) -> str:
@@ -271,15 +276,13 @@ class Unmounting:
     async def _finish_stop(self, left: Left) -> None:
         core = self._core
         if left.is_nothing:
-            await core.update_if_possible(may_be_dirty=False)
-            message = "everything is in S3"
+            await core.update_if_possible(may_be_dirty=left.conflicts > 0)
+            message = f"everything is in S3{_but_copies(left)}"
         elif left.error is None:
             message = f"{left} stay in the journal"
         else:
             message = f"what is left stays in the journal: {left.error.detail}"
-        core.status_keeper.left(
-            dirty_bytes=left.size_bytes, dirty_files=left.files, operations=left.operations
-        )
+        self._show_left(left)
         core.status_keeper.enter("unmounted", Reason.DAEMON_STOPPING, message)
         core.is_finishing = True
 
@@ -291,17 +294,24 @@ class Unmounting:
             left = Left(error=error)
             await self._finish_dirty(goal, left)
             return
-        await self._finish_clean(goal)
+        await self._finish_clean(goal, Left())
 
-    async def _finish_clean(self, goal: Goal) -> None:
+    async def _finish_clean(self, goal: Goal, left: Left) -> None:
         core = self._core
         if goal.outside or core.record.reason == Reason.UNMOUNTED_OUTSIDE:
             reason = Reason.UNMOUNTED_OUTSIDE
+        elif left.conflicts:
+            reason = Reason.CONFLICTS_KEPT
         else:
             reason = Reason.DISCARDED if goal.mode == "discard" else Reason.ASKED
-        await core.update_if_possible(may_be_dirty=False, reason=reason)
-        core.status_keeper.left(dirty_bytes=0, dirty_files=0, operations=0)
-        core.status_keeper.enter("unmounted", reason)
+        message = hint = ""
+        forget = core.record.forget
+        if left.conflicts:
+            message, forget = f"everything is in S3{_but_copies(left)}", False
+            hint = f"Mount it again to see them: s3mgr conflicts {core.name}"
+        await core.update_if_possible(may_be_dirty=left.conflicts > 0, forget=forget, reason=reason)
+        self._show_left(left)
+        core.status_keeper.enter("unmounted", reason, message, hint=hint)
         if core.goal is not goal:
             return  # asked for again just now; its operation has ended
         core.goal = Goal(kind="idle")
@@ -309,6 +319,15 @@ class Unmounting:
             await core.forget()
         if goal.operation is not None:
             goal.operation.succeed()
+
+    def _show_left(self, left: Left) -> None:
+        self._core.status_keeper.left(
+            dirty_bytes=left.size_bytes,
+            dirty_files=left.files,
+            operations=left.operations,
+            conflicts=left.conflicts,
+            conflict_bytes=left.conflict_bytes,
+        )
 
     async def _finish_dirty(self, goal: Goal, left: Left) -> None:
         core = self._core
@@ -322,9 +341,7 @@ class Unmounting:
             f"s3mgr unmount --discard {core.name}"
         )
         await core.update_if_possible(forget=False, reason=reason)
-        core.status_keeper.left(
-            dirty_bytes=left.size_bytes, dirty_files=left.files, operations=left.operations
-        )
+        self._show_left(left)
         core.status_keeper.enter("unmounted", reason, what, hint=hint)
         if core.goal is goal:
             core.goal = Goal(kind="idle")
@@ -336,6 +353,14 @@ class Unmounting:
             goal.operation.fail(
                 DirtyData(what, hint=hint, dirty_bytes=left.size_bytes, dirty_files=left.files)
             )
+
+
+def _but_copies(left: Left) -> str:
+    """Say what is kept although S3 has everything."""
+    if not left.conflicts:
+        return ""
+    copies = "1 conflict copy" if left.conflicts == 1 else f"{left.conflicts} conflict copies"
+    return f"; {copies} of what lost against other writers {'is' if left.conflicts == 1 else 'are'} kept here"
 
 
 def _counted(number: int, noun: str) -> str:

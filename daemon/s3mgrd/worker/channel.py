@@ -25,6 +25,7 @@ from s3mgrd.errors import Defect, InvalidSpec, S3mgrError, TooLarge, Unavailable
 from s3mgrd.worker.background import background_nursery
 from s3mgrd.worker.protocol import (
     MAX_MESSAGE_BYTES,
+    ConflictEvent,
     CredentialGrant,
     Descriptors,
     ErrorReply,
@@ -59,7 +60,7 @@ class MalformedPacket(Exception):
 
 
 class EventQueue:
-    """Events on their way: the newest status only, a bounded number of log events (oldest dropped), every end.
+    """Events on their way: the newest status only, a bounded number of log and conflict events (oldest dropped), every end.
 
     Args:
         status_interval_s: least time between two status events that are given out.
@@ -80,7 +81,7 @@ class EventQueue:
         else:
             self._others.append(event)
             if len(self._others) > MAX_QUEUED_EVENTS:
-                self._drop_oldest_log()
+                self._drop_oldest()
         self._changed.set()
 
     def put_back(self, event: WorkerEvent) -> None:
@@ -91,9 +92,9 @@ class EventQueue:
             self._status = event
         self._changed.set()
 
-    def _drop_oldest_log(self) -> None:
+    def _drop_oldest(self) -> None:
         for position, event in enumerate(self._others):
-            if isinstance(event, LogEvent):
+            if isinstance(event, LogEvent | ConflictEvent):
                 del self._others[position]
                 return
         self._others.popleft()

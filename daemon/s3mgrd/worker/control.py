@@ -16,11 +16,13 @@ import trio
 from s3mgr import __version__
 from s3mgr.schema import (
     CacheReport,
+    ConflictList,
     Credentials,
     FlushReport,
     InvalidateReport,
     LiveOptions,
     MountStats,
+    RestoredConflict,
 )
 from s3mgrd.errors import Conflict, NotMounted, Unavailable, Unsupported
 from s3mgrd.worker.channel import Body, Channel, EventQueue, Fds, close_all, open_channel
@@ -31,9 +33,11 @@ from s3mgrd.worker.protocol import (
     CredentialGrant,
     Descriptors,
     Discard,
+    DiscardConflict,
     Drain,
     Flush,
     GetCache,
+    GetConflicts,
     GetCredentials,
     GetDescriptors,
     GetStats,
@@ -43,6 +47,7 @@ from s3mgrd.worker.protocol import (
     Ok,
     Reply,
     Report,
+    RestoreConflict,
     Serve,
     SessionEnded,
     SetCredentials,
@@ -77,6 +82,17 @@ class WorkerService(Protocol):
 
     async def cache(self, path: str, cursor: str | None, limit: int) -> CacheReport:
         """Describe what is cached below *path*."""
+
+    async def conflicts(self, cursor: str | None, limit: int) -> ConflictList:
+        """List the conflict copies."""
+
+    async def restore_conflict(
+        self, conflict_id: int, path: str | None, *, partial: bool
+    ) -> RestoredConflict:
+        """Make a file of a conflict copy."""
+
+    async def discard_conflict(self, conflict_id: int) -> None:
+        """Throw a conflict copy away."""
 
     async def flush(self, timeout_s: float) -> FlushReport:
         """Upload what S3 does not have."""
@@ -227,6 +243,14 @@ class ControlServer:
                 return _report(await service.stats())
             case GetCache():
                 return _report(await service.cache(body.path, body.cursor, body.limit))
+            case GetConflicts():
+                return _report(await service.conflicts(body.cursor, body.limit))
+            case RestoreConflict():
+                return _report(
+                    await service.restore_conflict(body.id, body.path, partial=body.partial)
+                )
+            case DiscardConflict():
+                await service.discard_conflict(body.id)
             case Flush():
                 return _report(await service.flush(body.timeout_s))
             case Invalidate():

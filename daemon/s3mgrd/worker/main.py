@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,12 +20,14 @@ import trio
 
 from s3mgr.schema import (
     CacheReport,
+    ConflictList,
     Credentials,
     FailedUpload,
     FlushReport,
     InvalidateReport,
     LiveOptions,
     MountStats,
+    RestoredConflict,
 )
 from s3mgrd import logs
 from s3mgrd.cache.damage import SetAside, free_name
@@ -43,6 +45,7 @@ from s3mgrd.errors import (
     Unavailable,
 )
 from s3mgrd.fs import inspection
+from s3mgrd.fs.conflicts import Notice
 from s3mgrd.fs.filesystem import FileSystem, adopt_database
 from s3mgrd.fs.operations import Operations, ask_kernel_holds
 from s3mgrd.fs.sync import Left
@@ -57,6 +60,7 @@ from s3mgrd.worker.privileges import renounce
 from s3mgrd.worker.protocol import (
     Configure,
     Configured,
+    ConflictEvent,
     CredentialGrant,
     LogEvent,
     Serve,
@@ -224,6 +228,7 @@ class MountWorker:
                     files.staging,
                     _settings(message),
                 )
+                volume.expire_names = self._expire_names
                 spec = message.spec
                 self._is_resumed = adopt_database(
                     volume,
@@ -235,15 +240,19 @@ class MountWorker:
                     fs.recover()
                     self._fs, self._store = fs, store
                     nursery.start_soon(fs.syncer.run)
+                    fs.conflicts.tell = self._tell_conflict
                     nursery.start_soon(fs.health.watch)
                     nursery.start_soon(self._report_status)
                     fs.syncer.wake()
                     left = fs.syncer.left()
+                    conflicts, conflict_bytes = volume.journal.count_conflicts()
                     task_status.started(
                         Configured(
                             journal_files=left.files,
                             journal_bytes=left.bytes,
                             journal_operations=left.operations,
+                            conflicts=conflicts,
+                            conflict_bytes=conflict_bytes,
                         )
                     )
                     await self._stopping.wait()
@@ -331,6 +340,24 @@ class MountWorker:
         """Whether the kernel may hold an inode: asked while a session is up, otherwise as the last worker left it."""
         return ask_kernel_holds(inode) if self._fuse_fd is not None else self._is_resumed
 
+    async def _expire_names(self, names: Sequence[tuple[Inode, str]]) -> None:
+        """Make the kernel look names up again."""
+        if self._fuse_fd is not None:
+            known = [(parent, name.encode()) for parent, name in names]
+            await trio.to_thread.run_sync(session.expire_names, self._fuse_fd, known)
+
+    def _tell_conflict(self, notice: Notice) -> None:
+        self._server.emit(
+            ConflictEvent(
+                action=notice.action,
+                id=notice.id,
+                path=notice.path,
+                size_bytes=notice.size,
+                reason=notice.reason,
+            )
+        )
+        self._tell_status()
+
     def _file_system(self) -> FileSystem:
         if self._fs is None:
             raise NotMounted("this worker is not configured")
@@ -346,6 +373,22 @@ class MountWorker:
     async def cache(self, path: str, cursor: str | None, limit: int) -> CacheReport:
         """Describe what is known below *path*."""
         return inspection.cache_report(self._file_system(), path, cursor, limit)
+
+    async def conflicts(self, cursor: str | None, limit: int) -> ConflictList:
+        """List the conflict copies."""
+        return inspection.conflict_list(self._file_system(), cursor, limit)
+
+    async def restore_conflict(
+        self, conflict_id: int, path: str | None, *, partial: bool
+    ) -> RestoredConflict:
+        """Make a file of a conflict copy."""
+        fs = self._file_system()
+        notice = await fs.conflicts.restore(conflict_id, path, partial=partial)
+        return RestoredConflict(path=notice.path, size_bytes=notice.size)
+
+    async def discard_conflict(self, conflict_id: int) -> None:
+        """Throw a conflict copy away."""
+        await self._file_system().conflicts.discard(conflict_id)
 
     async def flush(self, timeout_s: float) -> FlushReport:
         """Upload what S3 does not have, for *timeout_s* at most."""
@@ -364,12 +407,15 @@ class MountWorker:
 
     def _flush_report(self, fs: FileSystem, before: Left) -> FlushReport:
         left = fs.syncer.left()
+        conflicts, conflict_bytes = fs.volume.journal.count_conflicts()
         return FlushReport(
             uploaded_files=max(0, before.files - left.files),
             remaining_files=left.files,
             remaining_bytes=left.bytes,
             remaining_operations=left.operations,
             failed_uploads=inspection.failed_uploads(fs),
+            conflicts=conflicts,
+            conflict_bytes=conflict_bytes,
         )
 
     async def discard(self) -> None:
@@ -385,9 +431,7 @@ class MountWorker:
             raise NotFound(
                 f"nothing is known of {path!r}", hint="paths are relative to the mount"
             ) from error
-        if self._fuse_fd is not None:
-            known = [(parent, name.encode()) for parent, name in names]
-            await trio.to_thread.run_sync(session.expire_names, self._fuse_fd, known)
+        await self._expire_names(names)
         return InvalidateReport(listings=listings, entries=len(names))
 
     async def set_options(self, options: LiveOptions) -> None:
@@ -439,6 +483,7 @@ class MountWorker:
         fs = self._file_system()
         left = fs.syncer.left()
         failed = inspection.failed_uploads(fs)
+        conflicts, conflict_bytes = fs.volume.journal.count_conflicts()
         reason, message = self._trouble(fs, failed)
         return StatusEvent(
             health="degraded" if reason else "ok",
@@ -448,6 +493,8 @@ class MountWorker:
             dirty_files=left.files,
             pending_operations=left.operations,
             failed_uploads=failed,
+            conflicts=conflicts,
+            conflict_bytes=conflict_bytes,
             conditional_writes=fs.volume.store.conditional_writes,
         )
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 from msgspec import Struct, field
 
-from s3mgr.schema import Credentials, FailedUpload, LiveOptions, MountSpec
+from s3mgr.schema import ConflictReason, Credentials, FailedUpload, LiveOptions, MountSpec
 
 PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 192 << 10  # the kernel's default send buffer is 208 KiB
@@ -85,6 +85,9 @@ class Configured(Struct, frozen=True, kw_only=True, tag="configured"):
     journal_bytes: int
     journal_operations: int = 0
     """Changes that are no file's data: names, attributes, deletes."""
+    conflicts: int = 0
+    conflict_bytes: int = 0
+    """Copies of data that lost against other writers: nothing is to be uploaded, and nothing thrown away."""
 
 
 class Serve(Struct, frozen=True, kw_only=True, tag="serve"):
@@ -116,6 +119,27 @@ class GetCache(Struct, frozen=True, kw_only=True, tag="get-cache"):
     path: str = ""
     cursor: str | None = None
     limit: int = 100
+
+
+class GetConflicts(Struct, frozen=True, kw_only=True, tag="get-conflicts"):
+    """One page of the conflict copies; answered by `ConflictList` in a `Report`."""
+
+    cursor: str | None = None
+    limit: int = 100
+
+
+class RestoreConflict(Struct, frozen=True, kw_only=True, tag="restore-conflict"):
+    """Make a file of a conflict copy; answered by `RestoredConflict` in a `Report`."""
+
+    id: int
+    path: str | None = None
+    partial: bool = False
+
+
+class DiscardConflict(Struct, frozen=True, kw_only=True, tag="discard-conflict"):
+    """Throw a conflict copy away. Only ever sent on the user's word."""
+
+    id: int
 
 
 class Flush(Struct, frozen=True, kw_only=True, tag="flush"):
@@ -203,7 +227,19 @@ class StatusEvent(Struct, frozen=True, kw_only=True, tag="status-event"):
     dirty_files: int = 0
     pending_operations: int = 0
     failed_uploads: list[FailedUpload] = field(default_factory=list)
+    conflicts: int = 0
+    conflict_bytes: int = 0
     conditional_writes: Literal["supported", "unsupported", "unknown"] = "unknown"
+
+
+class ConflictEvent(Struct, frozen=True, kw_only=True, tag="conflict-event"):
+    """What became of data that lost against another writer; see `s3mgr.schema.ConflictCopy`."""
+
+    action: Literal["kept", "restored", "discarded"]
+    id: int
+    path: str
+    size_bytes: int
+    reason: ConflictReason
 
 
 class SessionEnded(Struct, frozen=True, kw_only=True, tag="session-ended"):
@@ -223,6 +259,9 @@ SupervisorRequest = (
     | Serve
     | GetStats
     | GetCache
+    | GetConflicts
+    | RestoreConflict
+    | DiscardConflict
     | Flush
     | Invalidate
     | SetOptions
@@ -234,7 +273,7 @@ SupervisorRequest = (
 )
 WorkerRequest = GetCredentials
 Reply = HelloReply | Configured | Ok | Descriptors | Report | CredentialGrant | ErrorReply
-WorkerEvent = StatusEvent | SessionEnded | LogEvent
+WorkerEvent = StatusEvent | ConflictEvent | SessionEnded | LogEvent
 
 
 class Packet(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -302,6 +302,32 @@ async def test_stats_cache_and_logs_are_read(client: Client, service: FakeServic
     assert arguments(service, "mount_logs") == {"name": "logs", "lines": 3, "offset": 17}
 
 
+async def test_conflict_copies_are_listed_restored_and_discarded(
+    client: Client, service: FakeService
+) -> None:
+    service.add_mount("logs")
+    for number in (7, 8):
+        service.add_conflict(number, "a")
+    page = await client.get("/v1/mounts/logs/conflicts?limit=1")
+    assert (page.json["total"], page.json["cursor"]) == (2, "7")
+    assert page.json["items"][0]["reason"] == "replaced"
+    rest = await client.get("/v1/mounts/logs/conflicts?cursor=7")
+    assert [c["id"] for c in rest.json["items"]] == [8]
+    restored = await client.request("POST", "/v1/mounts/logs/conflicts/7/restore")
+    assert restored.json == {"path": "a.conflict", "size_bytes": 3}
+    assert arguments(service, "restore_conflict") == {
+        "name": "logs",
+        "conflict_id": 7,
+        "path": None,
+        "partial": False,
+    }
+    for path in ("7", "0", "x", "-1", "9" * 30):
+        gone = await client.request("DELETE", f"/v1/mounts/logs/conflicts/{path}")
+        assert gone.status == 404
+    done = await client.request("DELETE", "/v1/mounts/logs/conflicts/8")
+    assert (done.status, done.body) == (204, b"")
+
+
 async def test_operations_are_listed_read_waited_for_and_cancelled(
     client: Client, service: FakeService
 ) -> None:

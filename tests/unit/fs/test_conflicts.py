@@ -148,7 +148,7 @@ async def test_a_copy_survives_the_worker_and_the_mount(
         if is_open and connection == "first":
             with pytest.raises(PreconditionFailed):
                 await fs.commit(inode)
-        assert await fs.conflicts.restore(inode, "b", partial=False) == "b"
+        assert (await fs.conflicts.restore(inode, "b", partial=False)).path == "b"
         await lab.settle()
         assert lab.data("b") == (b"ours!" if is_open else b"ours")
         assert fs.volume.journal.count_conflicts() == (0, 0)
@@ -172,9 +172,8 @@ async def test_a_restored_copy_is_an_ordinary_file(lab: Lab) -> None:
         fs.conflicts.tell = notices.append
         inode = await lose(lab)
         lab.held.add(inode)
-        assert await fs.conflicts.restore(inode, None, partial=False) == (
-            "a.conflict-20270115T080000Z"
-        )
+        restored = await fs.conflicts.restore(inode, None, partial=False)
+        assert (restored.path, restored.size) == ("a.conflict-20270115T080000Z", 4)
         await fs.stages.write(inode, 4, b"!")
         await fs.commit(inode)
         assert lab.data("a.conflict-20270115T080000Z") == b"ours!"
@@ -188,7 +187,9 @@ async def test_a_restored_copy_is_an_ordinary_file(lab: Lab) -> None:
 async def test_copies_of_one_moment_get_names_of_their_own(lab: Lab) -> None:
     async with lab.mounted() as fs:
         one, two = await lose(lab), await lose(lab, data=b"longer", theirs=b"others")
-        names = [await fs.conflicts.restore(copy, None, partial=False) for copy in (one, two)]
+        names = [
+            (await fs.conflicts.restore(copy, None, partial=False)).path for copy in (one, two)
+        ]
         await lab.settle()
         assert [lab.data(name) for name in names] == [b"ours", b"longer"]
 
@@ -197,7 +198,7 @@ async def test_a_long_name_leaves_room_for_the_time(lab: Lab) -> None:
     name = "ä" * 127
     async with lab.mounted() as fs:
         copy = await lose(lab, name)
-        restored = await fs.conflicts.restore(copy, None, partial=False)
+        restored = (await fs.conflicts.restore(copy, None, partial=False)).path
         assert len(restored.encode()) <= 255
         assert restored.startswith("äää")
 

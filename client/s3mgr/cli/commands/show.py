@@ -64,6 +64,7 @@ def render_mount(mount: "Mount", *, color: bool) -> str:
         ("worker", _worker(mount)),
         ("retry", timestamp(status.retry_at) if status.retry_at is not None else ""),
         ("not in S3 yet", _dirty(mount)),
+        ("conflict copies", _conflicts(mount)),
         ("conditional writes", status.conditional_writes),
     ]
     text = render_table(
@@ -139,6 +140,14 @@ def _dirty(mount: "Mount") -> str:
     if status.pending_operations:
         parts.append(counted(status.pending_operations, "operation"))
     return ", ".join(parts) or "nothing"
+
+
+def _conflicts(mount: "Mount") -> str:
+    status = mount.status
+    if not status.conflicts:
+        return ""
+    size, files = human_size(status.conflict_bytes), counted(status.conflicts, "file")
+    return f"{size} in {files} (s3mgr conflicts {mount.name})"
 
 
 def _changed_options(mount: "Mount") -> list[str]:

@@ -135,12 +135,13 @@ def _confirm_discard(mounts: "list[Mount]", *, yes: bool) -> None:
         )
     for mount in mounts:
         size, files = mount.status.dirty_bytes, mount.status.dirty_files
-        click.echo(
-            printable(
-                f"'{mount.name}': S3 does not have {human_size(size)} in {counted(files, 'file')} yet"
-            ),
-            err=True,
+        text = (
+            f"'{mount.name}': S3 does not have {human_size(size)} in {counted(files, 'file')} yet"
         )
+        if conflicts := mount.status.conflicts:
+            copies = "1 conflict copy" if conflicts == 1 else f"{conflicts} conflict copies"
+            text += f", and there are {human_size(mount.status.conflict_bytes)} in {copies}"
+        click.echo(printable(text), err=True)
     click.confirm("Throw that away, and whatever is written meanwhile?", abort=True, err=True)
 
 
@@ -171,7 +172,7 @@ def _unmount(
             if exc.problem.slug != "dirty-data":
                 raise
             raise _left_behind(client, mount, exc) from exc
-    _tell(mount, operation, mode=mode, keep=keep)
+    _tell(client, mount, operation, mode=mode, keep=keep)
 
 
 def _left_behind(client: "Client", mount: "Mount", exc: ProblemError) -> CommandFailed:
@@ -201,8 +202,21 @@ def _left_behind(client: "Client", mount: "Mount", exc: ProblemError) -> Command
     )
 
 
+def _conflicts_kept(client: "Client", name: str) -> int:
+    """Count the conflict copies that keep a mount's definition although it is unmounted."""
+    try:
+        return client.get_mount(name).status.conflicts
+    except ProblemError:  # forgotten, as it should be
+        return 0
+
+
 def _tell(
-    mount: "Mount", operation: "Operation | None", *, mode: "UnmountMode", keep: bool
+    client: "Client",
+    mount: "Mount",
+    operation: "Operation | None",
+    *,
+    mode: "UnmountMode",
+    keep: bool,
 ) -> None:
     text = f"unmounted '{mount.name}' from {mount.spec.mountpoint}"
     progress = operation.progress if operation is not None else None
@@ -217,6 +231,10 @@ def _tell(
         text += f"; {amount} uploaded, everything is in S3"
     else:
         text += "; everything is in S3"
-    if keep:
+    kept = _conflicts_kept(client, mount.name) if mode != "discard" else 0
+    if kept:
+        copies = "1 conflict copy stays" if kept == 1 else f"{kept} conflict copies stay"
+        text += f", but {copies} here, and its definition with them (mount it again, then s3mgr conflicts {mount.name})"
+    elif keep:
         text += f"; its definition is kept (s3mgr show {mount.name})"
     say(text)

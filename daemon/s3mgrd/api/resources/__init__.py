@@ -2,13 +2,14 @@
 
 from typing import Final
 
-from s3mgrd.api.resources import actions, events, mounts, observation, operations, system
+from s3mgrd.api.resources import actions, conflicts, events, mounts, observation, operations, system
 from s3mgrd.api.routes import AnyRoute
 
 ROUTES: Final[tuple[AnyRoute, ...]] = (
     *mounts.ROUTES,
     *actions.ROUTES,
     *observation.ROUTES,
+    *conflicts.ROUTES,
     *operations.ROUTES,
     *events.ROUTES,
     *system.ROUTES,
