@@ -29,6 +29,12 @@ inodes      One row per inode number the kernel was ever told, and per name that
     marker           Directories: 0 no marker object known, 1 it exists, 2 it shall exist and does not yet.
     remote_prefix    Directories: where S3 has the contents, ending in "/"; NULL: where the path says. Not NULL: a
                      rename that S3 has yet to follow.
+xattrs      Extended attributes of inodes. name: with its "user."; value: bytes. Of a version in S3 they are those of its
+            metadata where attributes_known is 1, and newer than that where attributes_dirty is 1.
+described   What S3 keeps with the version that an inode is, besides mode, owner, times and xattrs: it goes along with each
+            copy. No row: not known.
+descriptions  The texts of described, each once (thousands of objects have the same type and encryption): JSON, written and
+            read by fs/descriptions.py. Gone with the last row that refers to it.
 hidden      Keys that cannot be shown, by directory, and why; they keep the directory from being empty.
 staged      One row per inode that has a staging file (journal/staging.py).
     dirty            1: S3 lacks what the staging file has.
@@ -66,7 +72,7 @@ from sqlite_utils import Database, Migrations
 
 migrations = Migrations("s3mgr-mount")
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 APPLICATION_ID = 0x73336D67  # "s3mg"
 
 
@@ -201,4 +207,44 @@ def keep_conflicts(db: Database) -> None:
             lost_ns INTEGER NOT NULL
         )
         """
+    )
+
+
+@migrations()
+def keep_extras(db: Database) -> None:
+    """Add the tables of extended attributes and of what S3 keeps with a version; what was learned without them is asked again."""
+    db.conn.execute(
+        """
+        CREATE TABLE xattrs (
+            inode INTEGER NOT NULL,
+            name TEXT NOT NULL,
+            value BLOB NOT NULL,
+            PRIMARY KEY (inode, name)
+        ) WITHOUT ROWID
+        """
+    )
+    db.conn.execute("CREATE TABLE descriptions (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE)")
+    db.conn.execute(
+        "CREATE TABLE described (inode INTEGER PRIMARY KEY, description INTEGER NOT NULL)"
+    )
+    db.conn.execute("CREATE INDEX described_by_description ON described (description)")
+    db.conn.execute(
+        """
+        CREATE TRIGGER inode_gone AFTER DELETE ON inodes BEGIN
+            DELETE FROM xattrs WHERE inode = OLD.id;
+            DELETE FROM described WHERE inode = OLD.id;
+        END
+        """
+    )
+    db.conn.execute(
+        """
+        CREATE TRIGGER description_unused AFTER DELETE ON described BEGIN
+            DELETE FROM descriptions WHERE id = OLD.description
+                AND NOT EXISTS (SELECT 1 FROM described WHERE description = OLD.description);
+        END
+        """
+    )
+    db.conn.execute(
+        "UPDATE inodes SET attributes_known = 0 WHERE attributes_dirty = 0 AND id > 1 "
+        "AND (etag IS NOT NULL OR kind = 2)"
     )

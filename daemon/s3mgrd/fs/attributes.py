@@ -3,23 +3,34 @@
 Names and formats are those of s3fs-fuse (its source, src/metaheader.cpp), so that both can use one bucket:
 ``mode`` is st_mode with type bits, decimal; ``uid``, ``gid`` decimal; ``mtime``, ``atime``, ``ctime`` seconds since
 the epoch with up to nine digits of fraction. rclone's ``mtime`` has the same form. A symbolic link is an object
-whose mode says so and whose body is the target. ``rdev`` is ours, for device nodes.
+whose mode says so and whose body is the target. ``rdev`` is ours, for device nodes. ``xattr`` keeps extended attributes
+(`s3mgrd.fs.xattr_header`).
+
+Times outside of the years 1677 to 2262 do not fit into 64 bits of nanoseconds and are clamped.
 """
 
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from s3mgrd.cache.nodes import Kind, Node
+from s3mgrd.fs import xattr_header
 
 NS: Final = 1_000_000_000
-OWN_NAMES: Final = frozenset({"mode", "uid", "gid", "mtime", "atime", "ctime", "rdev"})
+OWN_NAMES: Final = frozenset({"mode", "uid", "gid", "mtime", "atime", "ctime", "rdev", "xattr"})
 MAX_ID: Final = 0xFFFF_FFFE
+MAX_RDEV: Final = 0xFFFF_FFFF
+"""What Linux' 12 + 20 bits of a device number, and FUSE, can carry."""
+MAX_BYTES: Final = 127
+"""The most that mode, owner, times and device number can take in metadata, names included."""
+MAX_NS: Final = (1 << 63) - 1
+PASSIVE_NAMES: Final = frozenset({"atime", "ctime"})
+"""What goes along with a change and is none by itself."""
 DIRECTORY_TYPE: Final = "application/x-directory"
 
-_TIME = re.compile(r"^(-?)(\d{1,12})(?:\.(\d{1,9})\d*)?$", re.ASCII)
+_TIME = re.compile(r"^(-?)(\d{1,20})(?:\.(\d{1,9})\d*)?$", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +46,18 @@ class Attributes:
     atime_ns: int | None = None
     ctime_ns: int | None = None
     rdev: int = 0
+    xattrs: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
         """Whether the object carries no POSIX metadata."""
-        return self.mode is None and self.uid is None and self.gid is None and self.mtime_ns is None
+        return (
+            self.mode is None
+            and self.uid is None
+            and self.gid is None
+            and self.mtime_ns is None
+            and not self.xattrs
+        )
 
 
 def decode(metadata: Mapping[str, str]) -> Attributes:
@@ -58,11 +76,14 @@ def decode(metadata: Mapping[str, str]) -> Attributes:
         mtime_ns=_time(metadata.get("mtime")),
         atime_ns=_time(metadata.get("atime")),
         ctime_ns=_time(metadata.get("ctime")),
-        rdev=_number(metadata.get("rdev"), maximum=(1 << 64) - 1) or 0,
+        rdev=_number(metadata.get("rdev"), maximum=MAX_RDEV) or 0,
+        xattrs=xattr_header.decode(metadata.get("xattr", "")) or {},
     )
 
 
-def encode(node: Node, *, mode: int, uid: int, gid: int) -> dict[str, str]:
+def encode(
+    node: Node, *, mode: int, uid: int, gid: int, xattrs: Mapping[str, bytes]
+) -> dict[str, str]:
     """Write the attributes of *node* as metadata; *mode* (permission bits), *uid* and *gid* as shown."""
     metadata = {
         "mode": str(type_bits(node) | mode),
@@ -75,7 +96,21 @@ def encode(node: Node, *, mode: int, uid: int, gid: int) -> dict[str, str]:
         metadata["atime"] = _format_time(node.atime_ns)
     if node.rdev:
         metadata["rdev"] = str(node.rdev)
+    if xattrs:
+        metadata[xattr_header.NAME] = xattr_header.encode(xattrs)
     return metadata
+
+
+def differ(sent: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether metadata that was sent is out of date. A read (atime) alone is no reason to send again."""
+    return any(
+        sent.get(name) != now.get(name) for name in (sent.keys() | now.keys()) - PASSIVE_NAMES
+    )
+
+
+def clamped(time_ns: int) -> int:
+    """Return the time nearest to *time_ns* that can be kept."""
+    return max(-MAX_NS, min(time_ns, MAX_NS))
 
 
 def type_bits(node: Node) -> int:
@@ -110,8 +145,7 @@ def _time(text: str | None) -> int | None:
         return None
     sign, seconds, fraction = match.groups()
     nanoseconds = int(seconds) * NS + int((fraction or "").ljust(9, "0"))
-    # SQLite and struct timespec hold 64 bits: years beyond 2262 count as absent.
-    return None if nanoseconds >= 1 << 63 else (-nanoseconds if sign else nanoseconds)
+    return clamped(-nanoseconds if sign else nanoseconds)
 
 
 def _format_time(time_ns: int) -> str:

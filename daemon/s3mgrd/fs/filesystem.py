@@ -10,6 +10,7 @@ import trio
 
 from s3mgrd.cache.nodes import ROOT, Inode, Kind, Marker, Node
 from s3mgrd.errors import Conflict
+from s3mgrd.fs.attribute_changes import AttributeChanges
 from s3mgrd.fs.conflicts import Conflicts
 from s3mgrd.fs.health import Counters, Health
 from s3mgrd.fs.listing import Lister
@@ -46,9 +47,12 @@ class FileSystem:
         self.lister = Lister(volume, nursery, self.metadata)
         self.namespace = Namespace(volume, self.lister, self.metadata)
         self.tree = Tree(volume, self.namespace, self._wake)
+        self.attributes = AttributeChanges(
+            volume, self.namespace, self.metadata, self.tree, self._wake
+        )
         self.stages = Stages(volume, kernel_holds)
         self.reader = Reader(volume, self.metadata, nursery, self._version_gone)
-        self.objects = Objects(volume, self._own_metadata, kernel_holds)
+        self.objects = Objects(volume, self.metadata, kernel_holds)
         self.conflicts = Conflicts(
             volume,
             self.stages,
@@ -62,13 +66,19 @@ class FileSystem:
             volume,
             self.stages,
             self.reader,
+            self.metadata,
             clear_key=self.objects.clear_key,
             preserve=self.objects.preserve,
             settled=self.tree.settled,
             conflicts=self.conflicts,
         )
         self.syncer = Syncer(
-            volume, self.stages, self.uploader, self.objects, Mover(volume), kernel_holds
+            volume,
+            self.stages,
+            self.uploader,
+            self.objects,
+            Mover(volume, self.metadata),
+            kernel_holds,
         )
         self.health = Health(volume.store, volume.settings.prefix)
         self.counters = Counters()
@@ -152,9 +162,6 @@ class FileSystem:
 
     def _wake(self) -> None:
         self.syncer.wake()
-
-    def _own_metadata(self, node: Node) -> dict[str, str]:
-        return self.uploader.own_metadata(node)
 
     def _version_gone(self, node: Node) -> None:
         """A version vanished from S3 under an open file: the next look at its name shall ask."""

@@ -4,18 +4,20 @@ A listing does not tell an object's metadata, and a HEAD for every key is what m
 never asks. ``full`` asks for every object before it is shown, in parallel. ``lazy`` looks at one file of a directory,
 and asks for the others' before they are shown if that one carries POSIX metadata; it gives up looking when the
 first `SAMPLES` directories of a bucket had none, until some turns up (a GET tells it too). What a version's metadata
-says is remembered with it and never asked again.
+says is remembered with it and never asked again; so is what else S3 keeps with it (`s3mgrd.fs.descriptions`), because
+each copy has to say it again.
 """
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import trio
 
 from s3mgrd.cache.nodes import Inode, Kind, Node
-from s3mgrd.errors import Denied, NotFound
-from s3mgrd.fs import attributes
+from s3mgrd.errors import Denied, NotFound, PreconditionFailed
+from s3mgrd.fs import attributes, descriptions
 from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import Volume
 from s3mgrd.s3.port import ObjectHead
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 
 SAMPLES: Final = 8
 PARALLEL: Final = 64
+MAX_BARE: Final = 65_536
 USED: Final = "posix_metadata"
 """Name in meta: "yes" once an object with POSIX metadata was seen."""
 
@@ -36,6 +39,8 @@ class Metadata:
         self._kernel_holds = kernel_holds
         self._samples_left = SAMPLES
         self._carrying: set[Inode] = set()
+        self._bare: set[Inode] = set()
+        """Directories of which the file that was looked at carried nothing; forgotten when too many."""
         self._in_use = volume.database.get_meta(USED) == "yes"
 
     def may_want(self) -> bool:
@@ -74,9 +79,20 @@ class Metadata:
         await self._fetch_one(samples[0])
         sample = self._volume.nodes.get(samples[0])
         if sample is None or sample.mode is None:
+            if len(self._bare) >= MAX_BARE:
+                self._bare.clear()
+            self._bare.add(directory.id)
             return False
         self._carrying.add(directory.id)
         return True
+
+    async def show(self, node: Node) -> None:
+        """Ask for what `fetch` would ask for, for the sake of one name: its extended attributes are wanted."""
+        if node.attributes_known or node.attributes_dirty or node.is_detached:
+            return
+        if self._volume.settings.attributes == "lazy" and node.parent in self._bare:
+            return
+        await self.fetch(self._volume.node(node.parent), [node.id])
 
     async def know(self, inode: Inode) -> None:
         """Ask for one object's metadata, unless the policy is ``off``."""
@@ -103,6 +119,7 @@ class Metadata:
         if not found.is_empty:
             self.note_in_use()
         columns: dict[str, object] = {"attributes_known": 1}
+        text = descriptions.write(head)
         for name in ("mode", "uid", "gid", "mtime_ns", "atime_ns", "ctime_ns"):
             value = getattr(found, name)
             if value is not None:
@@ -118,12 +135,69 @@ class Metadata:
                     volume.detach(node)
                     inode = volume.nodes.insert(
                         node.parent, node.name, Kind.FILE, node.mtime_ns,
-                        size=node.size, etag=node.etag, remote_mtime_ns=node.remote_mtime_ns, seen_ns=node.seen_ns,
+                        size=node.size, etag=node.etag, remote_key=node.remote_key,
+                        remote_mtime_ns=node.remote_mtime_ns, seen_ns=node.seen_ns,
                     )  # fmt: skip
                     volume.nodes.update(inode, **columns)
+                    volume.extras.describe(inode, text)
                 return volume.node(inode)
-        volume.nodes.update(node.id, **columns)
+        with volume.database.transaction():
+            volume.nodes.update(node.id, **columns)
+            volume.extras.replace_xattrs(node.id, found.xattrs)
+            volume.extras.describe(node.id, text)
         return volume.node(node.id)
+
+    # What goes along with a copy
+
+    def own(self, node: Node) -> dict[str, str]:
+        """Return the metadata that keeps a node's attributes; none with ``attributes=off``."""
+        volume = self._volume
+        if volume.settings.attributes == "off":
+            return {}
+        uid, gid = volume.owner(node)
+        xattrs = volume.extras.xattrs(node.id)
+        return attributes.encode(node, mode=volume.mode(node), uid=uid, gid=gid, xattrs=xattrs)
+
+    def remembered(self, node: Node, key: str) -> ObjectHead | None:
+        """Return what S3 keeps, at *key*, with the version that *node* is; None: S3 has to be asked.
+
+        The metadata of the head are only what others put there.
+        """
+        if self._volume.settings.attributes == "off" or not (
+            node.attributes_known or node.attributes_dirty
+        ):
+            return None  # "off" treats all metadata as others', which is not remembered
+        text = self._volume.extras.description(node.id)
+        return None if text is None else descriptions.read(text, node, key)
+
+    async def head_of(self, node: Node, key: str) -> ObjectHead:
+        """As `remembered`, but ask S3 if need be, and remember the answer. *node* may be another one afterwards.
+
+        Raises:
+            NotFound: nothing lies at *key*.
+            PreconditionFailed: another version lies there than *node*.
+        """
+        head = self.remembered(node, key)
+        if head is not None:
+            return head
+        head = await self._volume.store.head(key)
+        if not node.is_directory and head.etag != node.etag:
+            raise PreconditionFailed(f"{key} was replaced")
+        current = self._volume.nodes.get(node.id)
+        if current is not None and not current.is_detached:
+            current = self.learn(current, head)
+            if current.attributes_known or current.attributes_dirty:
+                self._volume.extras.describe(current.id, descriptions.write(head))
+        return replace(head, metadata=self._others(head))
+
+    def _others(self, head: ObjectHead) -> dict[str, str]:
+        if self._volume.settings.attributes == "off":
+            return dict(head.metadata)  # nothing of it is ours then
+        return descriptions.others_metadata(head)
+
+    def note_written(self, inode: Inode, like: ObjectHead) -> None:
+        """Remember what a version that was just written was given besides its attributes; in its transaction."""
+        self._volume.extras.describe(inode, descriptions.write(like))
 
     async def _fetch_limited(self, inode: Inode, limiter: trio.CapacityLimiter) -> None:
         try:

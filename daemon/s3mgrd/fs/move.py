@@ -16,10 +16,11 @@ import trio
 
 from s3mgrd.cache.nodes import Marker, Node
 from s3mgrd.errors import NotFound, PreconditionFailed
+from s3mgrd.fs.metadata import Metadata
 from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import Volume
 from s3mgrd.journal.tables import MoveRow
-from s3mgrd.s3.port import ObjectInfo
+from s3mgrd.s3.port import ObjectHead, ObjectInfo
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,9 @@ MAX_PASSES: Final = 100
 class Mover:
     """Makes S3 follow directory renames of one volume."""
 
-    def __init__(self, volume: Volume) -> None:
+    def __init__(self, volume: Volume, metadata: Metadata) -> None:
         self._volume = volume
+        self._metadata = metadata
 
     async def follow(self, row: MoveRow) -> None:
         """Bring S3 to where the tree is. May be cancelled and repeated at any point.
@@ -78,9 +80,14 @@ class Mover:
         target = row.target + info.key[len(row.source) :]
         try:
             async with volume.locks.holding(("key", info.key), ("key", target)):
+                head = await self._head(info, target)
                 volume.journal.begin_write(target, size=info.size, etag=info.etag)
                 written = await volume.store.copy(
-                    info.key, target, source_size=info.size, if_source_match=info.etag
+                    info.key,
+                    target,
+                    source_size=info.size,
+                    if_source_match=info.etag,
+                    source_head=head,
                 )
                 with volume.database.transaction():
                     volume.journal.drop_deletes([target])
@@ -92,6 +99,13 @@ class Mover:
             log.debug("%s changed while it was being moved", info.key)
         finally:
             limiter.release_on_behalf_of(info.key)
+
+    async def _head(self, info: ObjectInfo, target: str) -> ObjectHead | None:
+        """Return what is known of an object or, where a name leads to it, remember it; None: the copy asks for itself."""
+        node = self._volume.named_at(target)
+        if node is None or (not node.is_directory and node.etag != info.etag):
+            return None
+        return await self._metadata.head_of(node, info.key)
 
     def _switch(self, row: MoveRow) -> None:
         volume = self._volume

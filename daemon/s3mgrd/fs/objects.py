@@ -7,28 +7,30 @@ takes note in one transaction that looks at the row again. All of them may be ca
 import logging
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 
 from s3mgrd.cache.nodes import Inode, Kind, Marker, Node
 from s3mgrd.errors import NotFound, PreconditionFailed
-from s3mgrd.fs import attributes
+from s3mgrd.fs import attributes, descriptions
+from s3mgrd.fs.metadata import Metadata
 from s3mgrd.fs.strays import PARKED, find_unseen
 from s3mgrd.fs.volume import Volume
-from s3mgrd.s3.port import Written
+from s3mgrd.s3.port import ObjectHead, Written
 
 log = logging.getLogger(__name__)
 
 
 class Objects:
-    """Brings single objects of one volume up to date. `own_metadata` makes the metadata of a node."""
+    """Brings single objects of one volume up to date."""
 
     def __init__(
         self,
         volume: Volume,
-        own_metadata: Callable[[Node], dict[str, str]],
+        metadata: Metadata,
         kernel_holds: Callable[[Inode], bool],
     ) -> None:
         self._volume = volume
-        self._own_metadata = own_metadata
+        self._metadata = metadata
         self._kernel_holds = kernel_holds
 
     # Renames
@@ -101,7 +103,11 @@ class Objects:
                 volume.journal.begin_write(kept, size=node.size, etag=node.etag)
                 try:
                     written = await volume.store.copy(
-                        key, kept, source_size=node.size, if_source_match=node.etag
+                        key,
+                        kept,
+                        source_size=node.size,
+                        if_source_match=node.etag,
+                        source_head=self._metadata.remembered(node, key),
                     )
                 except (NotFound, PreconditionFailed):
                     continue  # that version is gone already
@@ -122,7 +128,11 @@ class Objects:
                 return
             volume.journal.begin_write(parked, size=current.size, etag=current.etag)
             written = await volume.store.copy(
-                key, parked, source_size=current.size, if_source_match=current.etag
+                key,
+                parked,
+                source_size=current.size,
+                if_source_match=current.etag,
+                source_head=self._metadata.remembered(current, key),
             )
             with volume.database.transaction():
                 volume.journal.end_writes(parked)
@@ -133,18 +143,21 @@ class Objects:
         await self.preserve(target)
         # New attributes go with the same copy: rsync and others write, set attributes, and rename.
         describes = bool(node.attributes_dirty)
-        metadata = self._own_metadata(node) if describes else None
-        volume.journal.begin_write(
-            target, size=node.size, mtime=(metadata or {}).get("mtime"), etag=node.etag
-        )
+        own = self._metadata.own(node)
         try:
+            head = await self._metadata.head_of(node, source)
+            metadata = descriptions.merged(head.metadata, own) if describes else None
+            volume.journal.begin_write(
+                target, size=node.size, mtime=(metadata or {}).get("mtime"), etag=node.etag
+            )
             written = await volume.store.copy(
                 source,
                 target,
                 source_size=node.size,
                 if_source_match=node.etag,
+                source_head=head,
                 metadata=metadata,
-                replacing=attributes.OWN_NAMES if describes else None,
+                content_type=head.content_type if describes else None,
             )
         except (NotFound, PreconditionFailed):
             await self._source_changed(node, source)
@@ -167,7 +180,7 @@ class Objects:
                 remote_mtime_ns=written.mtime_ns,
                 attributes_dirty=int(
                     bool(current.attributes_dirty)
-                    and (not describes or _attributes(current) != _attributes(node))
+                    and (not describes or attributes.differ(own, self._metadata.own(current)))
                 ),
             )
             volume.journal.add_delete(source, etag=node.etag, holder=None, now_ns=now_ns)
@@ -205,11 +218,23 @@ class Objects:
             node = volume.nodes.get(inode)
             if node is None or node.is_detached or volume.wanted_key(node) != key:
                 return
-            metadata = self._own_metadata(node)
-            volume.journal.begin_write(key, size=0, mtime=metadata.get("mtime"))
-            written = await volume.store.put(
-                key, b"", metadata=metadata, content_type=attributes.DIRECTORY_TYPE
-            )
+            own = self._metadata.own(node)
+            like = await self._marker_before(node, key)
+            metadata = descriptions.merged(like.metadata, own)
+            volume.journal.begin_write(key, size=like.size, mtime=metadata.get("mtime"))
+            if like.size:
+                written = await volume.store.copy(
+                    key,
+                    key,
+                    source_size=like.size,
+                    source_head=like,
+                    metadata=metadata,
+                    content_type=like.content_type,
+                )
+            else:
+                written = await volume.store.put(
+                    key, b"", metadata=metadata, content_type=like.content_type, like=like
+                )
             with volume.database.transaction():
                 volume.journal.drop_deletes([key])
                 volume.journal.end_writes(key)
@@ -220,11 +245,19 @@ class Objects:
                         key, etag=written.etag, holder=None, now_ns=volume.now_ns()
                     )
                     return
-                is_changed = _attributes(current) != _attributes(node)
+                is_changed = attributes.differ(own, self._metadata.own(current))
                 volume.nodes.update(
                     inode, marker=int(Marker.EXISTS), attributes_dirty=int(is_changed)
                 )
+                self._metadata.note_written(inode, like)
                 volume.changes.note(current.parent, current.name or "")
+
+    async def _marker_before(self, node: Node, key: str) -> ObjectHead:
+        """Return what the marker that is about to be written replaces: others may have made it, even with content."""
+        if node.marker == Marker.EXISTS or not node.attributes_known:
+            with suppress(NotFound):
+                return await self._metadata.head_of(node, key)
+        return ObjectHead(key, 0, "", 0, {}, attributes.DIRECTORY_TYPE)
 
     # Attributes, and objects without staged data
 
@@ -258,28 +291,33 @@ class Objects:
                 or not node.attributes_dirty
             ):
                 return
-            metadata = self._own_metadata(node)
+            own = self._metadata.own(node)
             if node.etag is None:
                 body = (node.target or "").encode()
-                volume.journal.begin_write(key, size=len(body), mtime=metadata.get("mtime"))
-                written = await volume.store.put(key, body, metadata=metadata)
+                head = ObjectHead(key, len(body), "", 0, {})
+                volume.journal.begin_write(key, size=len(body), mtime=own.get("mtime"))
+                written = await volume.store.put(key, body, metadata=own)
             else:
-                volume.journal.begin_write(key, size=node.size, mtime=metadata.get("mtime"))
                 try:
+                    head = await self._metadata.head_of(node, key)
+                    metadata = descriptions.merged(head.metadata, own)
+                    volume.journal.begin_write(key, size=node.size, mtime=metadata.get("mtime"))
                     written = await volume.store.copy(
                         key,
                         key,
                         source_size=node.size,
                         if_source_match=node.etag,
+                        source_head=head,
                         metadata=metadata,
-                        replacing=attributes.OWN_NAMES,
+                        content_type=head.content_type,
                     )
                 except (NotFound, PreconditionFailed):
                     # A copy of ours that nobody saw succeed may have another ETag than what it copied.
                     found = await find_unseen(volume, key)
-                    if found is None or found.metadata.get("mtime") != metadata.get("mtime"):
+                    if found is None or found.metadata.get("mtime") != own.get("mtime"):
                         self._lost(node)
                         return
+                    head = found
                     written = Written(found.etag, found.mtime_ns)
             with volume.database.transaction():
                 volume.journal.drop_deletes([key])
@@ -301,8 +339,11 @@ class Objects:
                 elif volume.wanted_key(current) != key:
                     columns["remote_key"] = key
                 else:
-                    columns["attributes_dirty"] = int(_attributes(current) != _attributes(node))
+                    is_changed = attributes.differ(own, self._metadata.own(current))
+                    columns["attributes_dirty"] = int(is_changed)
                 volume.nodes.update(inode, **columns)
+                if current is not None:
+                    self._metadata.note_written(inode, head)
 
     def _lost(self, node: Node) -> None:
         """Somebody replaced the object: its new version has its own attributes."""
@@ -312,7 +353,3 @@ class Objects:
         )
         self._volume.nodes.update(node.id, attributes_dirty=0)
         self._volume.distrust(node.parent)
-
-
-def _attributes(node: Node) -> tuple[object, ...]:
-    return (node.mode, node.uid, node.gid, node.mtime_ns, node.atime_ns)

@@ -19,13 +19,14 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from s3mgrd.cache.nodes import ROOT, Inode, Node
+from s3mgrd.fs.attribute_changes import WAS_ABSENT, AttributeChange, without_privileges
 from s3mgrd.fs.errnos import errno_of, is_expected
 from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.handles import Handles, read_handle
 from s3mgrd.fs.names import MAX_NAME_BYTES, decode_name
 from s3mgrd.fs.reader import Superseded
 from s3mgrd.fs.showing import BLOCK, Shower, absence, blank
-from s3mgrd.fs.tree import AttributeChange, Creator, Record, without_privileges
+from s3mgrd.fs.tree import Creator, Record
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,9 @@ class RepeatRing(Protocol):
     ) -> Any:  # noqa: ANN401 - an Intent of the ring's own class, which `end` wants back
         """Note that a change is about to be made."""
 
+    def awaited(self, op: int, parent: int, name: bytes, thread: int) -> int | None:
+        """Return the number of a call that a worker which died had begun, and that has yet to be repeated."""
+
     def end(self, intent: Any) -> None:  # noqa: ANN401
         """Forget it once it is answered."""
 
@@ -82,6 +86,8 @@ class Opcode:
     MKDIR: Final = 9
     UNLINK: Final = 10
     RMDIR: Final = 11
+    SETXATTR: Final = 21
+    REMOVEXATTR: Final = 24
     CREATE: Final = 35
     RENAME2: Final = 45
 
@@ -128,7 +134,7 @@ def _brief(args: tuple[object, ...]) -> str:
 
 
 class Operations(pyfuse3.Operations):
-    """pyfuse3's handlers on a `FileSystem`. Extended attributes are not implemented: the kernel is told ENOSYS once."""
+    """pyfuse3's handlers on a `FileSystem`."""
 
     supports_dot_lookup = False
     enable_writeback_cache = False
@@ -212,7 +218,7 @@ class Operations(pyfuse3.Operations):
         if strips and without_privileges(mode) != mode:
             change = replace(change, strips_privileges=True)
         if change != AttributeChange():
-            await self.fs.tree.change_attributes(number, change)
+            await self.fs.attributes.change(number, change)
             stage = self.fs.stages.get(number)
             if stage is not None and change.mtime_ns is not None:
                 stage.mtime_ns = None
@@ -239,6 +245,41 @@ class Operations(pyfuse3.Operations):
         data.f_files = data.f_ffree = data.f_favail = 1 << 40
         data.f_namemax = MAX_NAME_BYTES
         return data
+
+    # Extended attributes
+
+    @_answer
+    async def setxattr(
+        self, inode: pyfuse3.InodeT, name: bytes, value: bytes, ctx: RequestContext
+    ) -> None:
+        """Set an extended attribute. pyfuse3 minds XATTR_CREATE and XATTR_REPLACE: it asks `getxattr` before."""
+        number = Inode(inode)
+        await self._once(
+            Opcode.SETXATTR, inode, name, ctx,
+            lambda record: self.fs.attributes.set_xattr(number, name, bytes(value), record),
+        )  # fmt: skip
+
+    @_answer
+    async def getxattr(self, inode: pyfuse3.InodeT, name: bytes, ctx: RequestContext) -> bytes:
+        """Show an extended attribute; to a repeated XATTR_CREATE, which is looked at first, as it was before that call."""
+        call = self._ring.awaited(Opcode.SETXATTR, inode, name, ctx.pid)
+        if call is not None and self.fs.volume.journal.call_result(call) == WAS_ABSENT:
+            raise FUSEError(errno.ENODATA)
+        return await self.fs.attributes.xattr(Inode(inode), name)
+
+    @_answer
+    async def listxattr(self, inode: pyfuse3.InodeT, ctx: RequestContext) -> list[bytes]:
+        """List extended attributes."""
+        return await self.fs.attributes.xattr_names(Inode(inode))
+
+    @_answer
+    async def removexattr(self, inode: pyfuse3.InodeT, name: bytes, ctx: RequestContext) -> None:
+        """Remove an extended attribute."""
+        number = Inode(inode)
+        await self._once(
+            Opcode.REMOVEXATTR, inode, name, ctx,
+            lambda record: self.fs.attributes.remove_xattr(number, name, record),
+        )  # fmt: skip
 
     # Names
 
@@ -422,9 +463,7 @@ class Operations(pyfuse3.Operations):
             await self._truncate(node.id, 0)
             mode = self.fs.volume.mode(node)
             if without_privileges(mode) != mode:
-                await self.fs.tree.change_attributes(
-                    node.id, AttributeChange(strips_privileges=True)
-                )
+                await self.fs.attributes.change(node.id, AttributeChange(strips_privileges=True))
             if not writes:
                 await self.fs.commit(node.id)
         if writes:

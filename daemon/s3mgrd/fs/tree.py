@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from s3mgrd.cache.nodes import ROOT, STALE_NS, Inode, Kind, Marker, Node
+from s3mgrd.cache.nodes import STALE_NS, Inode, Kind, Marker, Node
 from s3mgrd.errors import TimedOut
 from s3mgrd.fs import names
 from s3mgrd.fs.namespace import Namespace
@@ -36,27 +36,6 @@ class Creator:
     uid: int
     gid: int
     mode: int
-
-
-@dataclass(frozen=True, slots=True)
-class AttributeChange:
-    """What chmod, chown and utimens ask for; None: as it is.
-
-    `strips_privileges`: setuid and setgid go, because the owner or the content changed (HANDLE_KILLPRIV_V2 makes
-    that the file system's duty).
-    """
-
-    mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    atime_ns: int | None = None
-    mtime_ns: int | None = None
-    strips_privileges: bool = False
-
-
-def without_privileges(mode: int) -> int:
-    """Return permission bits without setuid, and without setgid where it is one (it means locking without x)."""
-    return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
 
 
 class Tree:
@@ -298,44 +277,16 @@ class Tree:
                 self._check_lengths(child, f"{key}/{child.name}")
             after = children[-1].id
 
-    # Attributes
-
-    async def change_attributes(self, inode: Inode, change: AttributeChange) -> Node:
-        """Do chmod, chown, utimens. S3 gets them with the next upload, or by a copy onto itself. Raises OSError: EROFS."""
-        self._writable()
-        node = self._volume.node(inode)
-        if not node.is_detached:
-            await self.settled(node.parent)
-        node = await self._namespace.with_attributes(inode)
-        columns: dict[str, object] = {"ctime_ns": self._volume.now_ns()}
-        for name in ("mode", "uid", "gid", "atime_ns", "mtime_ns"):
-            value = getattr(change, name)
-            if value is not None:
-                columns[name] = value
-        mode = change.mode if change.mode is not None else self._volume.mode(node)
-        if change.strips_privileges and not node.is_directory and without_privileges(mode) != mode:
-            columns["mode"] = without_privileges(mode)
-        if self._pushes_attributes(node):
-            columns["attributes_dirty"] = 1
-        self._volume.nodes.update(inode, **columns)
-        self._wake()
-        return self._volume.node(inode)
-
-    def _pushes_attributes(self, node: Node) -> bool:
-        if self._volume.settings.attributes == "off" or node.is_detached or node.id == ROOT:
-            return False
-        staged = self._volume.journal.staged(node.id)
-        return staged is None or not staged.dirty
-
     # Shared steps
 
-    def _writable(self) -> None:
+    def check_writable(self) -> None:
+        """Refuse on read-only mounts. Raises OSError(EROFS)."""
         if self._volume.settings.read_only:
             raise _os_error(errno.EROFS)
 
     async def _ready(self, parent: Inode, name: str) -> None:
         """Refuse on read-only mounts, and wait for a directory rename that S3 has yet to follow around *parent* or from *name*."""
-        self._writable()
+        self.check_writable()
         await self.settled(parent)
         while self._volume.moving:
             leaving = [

@@ -15,8 +15,9 @@ import trio
 
 from s3mgrd.cache.nodes import Inode, Node
 from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, TooLarge
-from s3mgrd.fs import attributes
+from s3mgrd.fs import attributes, descriptions
 from s3mgrd.fs.conflicts import Conflicts, Notice
+from s3mgrd.fs.metadata import Metadata
 from s3mgrd.fs.reader import Reader, Superseded
 from s3mgrd.fs.stages import Stage, Stages
 from s3mgrd.fs.strays import find_unseen
@@ -59,6 +60,7 @@ class Uploader:
         volume: Volume,
         stages: Stages,
         reader: Reader,
+        metadata: Metadata,
         *,
         clear_key: Callable[[str, Inode], Awaitable[None]],
         preserve: Callable[[str], Awaitable[None]],
@@ -68,6 +70,7 @@ class Uploader:
         self._volume = volume
         self._stages = stages
         self._reader = reader
+        self._metadata = metadata
         self._clear_key = clear_key
         self._preserve = preserve
         self._settled = settled
@@ -183,27 +186,38 @@ class Uploader:
         volume.nodes.update(node.id, mtime_ns=mtime_ns)
         node = volume.node(node.id)
         stage.mtime_ns = None
-        metadata, content_type = await self._metadata(node, key, row)
+        like = await self._like(node, key, row)
+        own = self._metadata.own(node)
+        metadata = descriptions.merged(like.metadata, own)
         if unseen is not None and self._is_this(unseen, node, key, stage, metadata):
-            self._take_note(node, key, stage, Written(unseen.etag, unseen.mtime_ns))
+            self._take_note(node, key, stage, Written(unseen.etag, unseen.mtime_ns), own, like)
             return
         volume.journal.begin_write(key, size=stage.file.size, mtime=metadata.get("mtime"))
         try:
-            written = await self._send(node, key, stage, metadata, content_type, condition)
+            written = await self._send(node, key, stage, metadata, like, condition)
         except PreconditionFailed:
             found = await self._find_ours(key, stage, metadata)
             if found is None:
                 raise
             written = found
-        self._take_note(node, key, stage, written)
+        self._take_note(node, key, stage, written, own, like)
 
-    def _take_note(self, sent: Node, key: str, stage: Stage, written: Written) -> None:
+    def _take_note(
+        self,
+        sent: Node,
+        key: str,
+        stage: Stage,
+        written: Written,
+        own: Mapping[str, str],
+        like: ObjectHead,
+    ) -> None:
+        """Make the version that S3 acknowledged, with the metadata *own* and *like*'s, that of the inode."""
         volume = self._volume
         now_ns = volume.now_ns()
         with volume.database.transaction():
             node = volume.node(sent.id)
             size = stage.file.size
-            is_changed = _shown(node) != _shown(sent)
+            is_changed = attributes.differ(own, self._metadata.own(node))
             volume.journal.drop_deletes([key])
             volume.journal.end_writes(key)
             columns: dict[str, object] = {
@@ -211,7 +225,7 @@ class Uploader:
                 "size": size,
                 "remote_mtime_ns": written.mtime_ns,
                 "attributes_known": 1,
-                "attributes_dirty": int(is_changed and volume.settings.attributes != "off"),
+                "attributes_dirty": int(is_changed),
                 "seen_ns": now_ns,
                 "remote_key": None,
             }
@@ -226,6 +240,7 @@ class Uploader:
                     columns["remote_key"] = key
                 volume.changes.note(node.parent, node.name or "")
             volume.nodes.update(node.id, **columns)
+            self._metadata.note_written(node.id, like)
             volume.journal.put_staged(
                 node.id,
                 dirty=False,
@@ -255,30 +270,15 @@ class Uploader:
 
     # Sending
 
-    async def _metadata(
-        self, node: Node, key: str, row: StagedRow
-    ) -> tuple[dict[str, str], str | None]:
-        """Return the metadata to send: ours, and of a version that is modified also what others put there."""
-        kept: dict[str, str] = {}
-        content_type = mimetypes.guess_type(node.name or "")[0]
+    async def _like(self, node: Node, key: str, row: StagedRow) -> ObjectHead:
+        """Return what to send besides bytes and attributes: of a version that is modified all that others put there."""
         if row.condition == "match" and node.etag is not None:
             try:
-                head = await self._volume.store.head(self._volume.key_in_s3(node))
-            except NotFound:
-                head = None
-            if head is not None:
-                kept = {n: v for n, v in head.metadata.items() if n not in attributes.OWN_NAMES}
-                content_type = head.content_type or content_type
-                if self._volume.settings.attributes == "off":
-                    kept = dict(head.metadata)
-        return kept | self.own_metadata(node), content_type
-
-    def own_metadata(self, node: Node) -> dict[str, str]:
-        """Return the metadata that keeps a node's attributes; none with ``attributes=off``."""
-        if self._volume.settings.attributes == "off":
-            return {}
-        uid, gid = self._volume.owner(node)
-        return attributes.encode(node, mode=self._volume.mode(node), uid=uid, gid=gid)
+                return await self._metadata.head_of(node, self._volume.key_in_s3(node))
+            except (NotFound, PreconditionFailed):
+                pass  # the condition of the write itself judges that
+        content_type = mimetypes.guess_type(node.name or "")[0]
+        return ObjectHead(key, 0, "", 0, {}, content_type)
 
     async def _send(
         self,
@@ -286,7 +286,7 @@ class Uploader:
         key: str,
         stage: Stage,
         metadata: dict[str, str],
-        content_type: str | None,
+        like: ObjectHead,
         condition: Condition,
     ) -> Written:
         size = stage.file.size
@@ -296,9 +296,14 @@ class Uploader:
         if size <= SINGLE_PUT_PARTS * part_size:
             body = FileSlice(stage.file.data_fd, 0, size) if size else b""
             return await self._volume.store.put(
-                key, body, metadata=metadata, content_type=content_type, condition=condition
+                key,
+                body,
+                metadata=metadata,
+                content_type=like.content_type,
+                like=like,
+                condition=condition,
             )
-        upload_id, parts = await self._begin(node.id, key, size, part_size, metadata, content_type)
+        upload_id, parts = await self._begin(node.id, key, size, part_size, metadata, like)
         await self._send_parts(key, upload_id, stage, size, part_size, parts)
         return await self._volume.store.complete_multipart(
             key, upload_id, [parts[number] for number in sorted(parts)], condition=condition
@@ -316,7 +321,7 @@ class Uploader:
         size: int,
         part_size: int,
         metadata: dict[str, str],
-        content_type: str | None,
+        like: ObjectHead,
     ) -> tuple[str, dict[int, Part]]:
         """Begin a multipart upload, or take up the one that was interrupted."""
         store, journal = self._volume.store, self._volume.journal
@@ -332,7 +337,9 @@ class Uploader:
                 }
         elif row is not None:
             journal.abandon_upload(inode)
-        upload_id = await store.create_multipart(key, metadata=metadata, content_type=content_type)
+        upload_id = await store.create_multipart(
+            key, metadata=metadata, content_type=like.content_type, like=like
+        )
         journal.put_upload(UploadRow(inode, key, upload_id, part_size, size))
         return upload_id, {}
 
@@ -398,10 +405,6 @@ def _has_own(head: ObjectHead, metadata: Mapping[str, str]) -> bool:
     """Whether an object has all attributes that we would give it, and there are any."""
     own = {n: v for n, v in metadata.items() if n in attributes.OWN_NAMES}
     return bool(own) and all(head.metadata.get(n) == v for n, v in own.items())
-
-
-def _shown(node: Node) -> tuple[object, ...]:
-    return (node.mode, node.uid, node.gid, node.mtime_ns, node.atime_ns)
 
 
 def _length(number: int, size: int, part_size: int) -> int:

@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from s3mgrd.cache.database import MountDatabase
+from s3mgrd.cache.extras import Extras
 from s3mgrd.cache.nodes import ROOT, STALE_NS, Inode, Kind, Listed, Marker, Node, NodeTable
 from s3mgrd.journal.staging import StagingDirectory
 from s3mgrd.journal.tables import Journal
@@ -167,6 +168,11 @@ class Volume:
     """Makes the kernel look names up again, each with its directory. May wait for requests in these: hold no lock."""
     moving: dict[int, trio.Event] = field(default_factory=dict)
     """Directories whose rename S3 has yet to follow, by inode; set when it has."""
+    extras: Extras = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Open what is kept beside the rows."""
+        self.extras = Extras(self.database)
 
     def node(self, inode: int) -> Node:
         """Return the row of an inode. Raises OSError(ESTALE): nothing is known of that number."""

@@ -81,10 +81,12 @@ NAME_OFFSET: Final = {
     Opcode.RMDIR: 0,
     Opcode.RENAME: RENAME_IN.size,
     Opcode.LINK: 8,
+    Opcode.SETXATTR: 8,
+    Opcode.REMOVEXATTR: 0,
     Opcode.CREATE: 16,
     Opcode.RENAME2: RENAME2_IN.size,
 }
-"""Where the name starts behind the header, for requests that change a directory."""
+"""Where the name starts behind the header, for requests that change a directory or an extended attribute."""
 
 
 class Cap(IntFlag):

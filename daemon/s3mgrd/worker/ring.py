@@ -179,6 +179,11 @@ class Ring:
         self._used[slot] = self._last
         return Intent(self._last, repeated=False, _slot=slot)
 
+    def awaited(self, op: int, parent: int, name: bytes, thread: int) -> int | None:
+        """Return the number of a call of the dead worker that has yet to be repeated, the arguments as for `begin`."""
+        slots = self._inherited.get(call_digest(op, parent, name, thread))
+        return self._used[slots[0]] if slots else None
+
     def end(self, intent: Intent) -> None:
         """Forget *intent* once the answer is written; the handler returns next, without a checkpoint."""
         if not self._ended:

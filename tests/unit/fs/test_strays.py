@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from s3mgrd.errors import Unavailable
-from s3mgrd.fs.tree import AttributeChange
+from s3mgrd.fs.attribute_changes import AttributeChange
 from tests.unit.fs.conftest import Lab
 
 
@@ -190,7 +190,7 @@ async def test_attributes_written_unseen_do_not_make_a_version_of_somebody_elses
     async with lab.mounted(sync=False):
         node = await lab.write("a", b"1")
         lab.held = {node.id}
-        await lab.fs.tree.change_attributes(node.id, AttributeChange(mode=0o600, mtime_ns=77))
+        await lab.fs.attributes.change(node.id, AttributeChange(mode=0o600, mtime_ns=77))
         with monkeypatch.context() as patch:
             patch.setattr(lab.store, "copy", copy_with_other_etag)
             with pytest.raises(Unavailable):

@@ -7,7 +7,8 @@ import pytest
 import trio
 
 from s3mgrd.errors import Unavailable
-from s3mgrd.fs.tree import RENAME_NOREPLACE, AttributeChange
+from s3mgrd.fs.attribute_changes import AttributeChange
+from s3mgrd.fs.tree import RENAME_NOREPLACE
 from tests.unit.fs.conftest import Lab
 
 
@@ -41,7 +42,7 @@ async def test_a_directory_looked_up_alone_has_its_attributes(lab: Lab) -> None:
     async with lab.mounted():
         node = await lab.mkdir("d")
         change = AttributeChange(mode=0o700, mtime_ns=123_456_789)
-        await lab.fs.tree.change_attributes(node.id, change)
+        await lab.fs.attributes.change(node.id, change)
         await lab.settle()
         (lab.directory / "other").mkdir()
     other = Lab(lab.directory / "other", lab.store)
@@ -297,7 +298,7 @@ async def test_a_local_directory_is_renamed_without_asking_s3(lab: Lab) -> None:
 async def test_attributes_are_kept_in_metadata_and_survive_losing_everything(lab: Lab) -> None:
     async with lab.mounted() as fs:
         node = await lab.write("a", b"hello")
-        await fs.tree.change_attributes(
+        await fs.attributes.change(
             node.id, AttributeChange(mode=0o600, uid=5, gid=6, mtime_ns=1_234_567_890_123_456_789)
         )
         await lab.settle()
@@ -316,8 +317,8 @@ async def test_a_changed_owner_takes_setuid_and_setgid_away(
 ) -> None:
     async with lab.mounted() as fs:
         node = await lab.write("a", b"hello")
-        await fs.tree.change_attributes(node.id, AttributeChange(mode=mode))
-        changed = await fs.tree.change_attributes(
+        await fs.attributes.change(node.id, AttributeChange(mode=mode))
+        changed = await fs.attributes.change(
             node.id, AttributeChange(uid=7, strips_privileges=True)
         )
         assert (changed.mode, changed.uid) == (after, 7)
