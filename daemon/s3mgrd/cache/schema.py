@@ -47,7 +47,8 @@ staged      One row per inode that has a staging file (journal/staging.py).
 conflicts   Conflict copies: what an upload that another writer outran was to write. The data are the staging files of that
             inode, and its row in staged stays with it; no other inode ever gets the number, which is the copy's id.
     path             Where it was to be when it lost, relative to the mount.
-    reason           What the other had done: "replaced" the object, "removed" it, or made one where none may "exist".
+    reason           What the other had done: "replaced" the object, "removed" it, or made one where none may "exist";
+                     "recovered": mount.db was lost, and with it what the data was to become (fs/recovery.py).
     winner_etag      What lay there then; NULL: nothing, or it could not be asked.
     missing          Bytes of the version it started from that nobody has any more; they read as zeros when it is restored.
     lost_ns          When it lost.

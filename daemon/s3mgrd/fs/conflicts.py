@@ -263,6 +263,7 @@ class Conflicts:
             size = volume.node(inode).size
             with volume.database.transaction():
                 volume.journal.drop_conflict(inode)
+                volume.staging.describe(inode, None)
                 if not self._kernel_holds(inode):
                     self._stages.remove(inode)
                     volume.nodes.drop(inode)

@@ -19,6 +19,7 @@ from s3mgrd.fs.move import Mover
 from s3mgrd.fs.namespace import Namespace
 from s3mgrd.fs.objects import Objects
 from s3mgrd.fs.reader import Reader
+from s3mgrd.fs.recovery import Recovery
 from s3mgrd.fs.stages import Stages
 from s3mgrd.fs.sync import Syncer
 from s3mgrd.fs.tree import Tree
@@ -51,6 +52,7 @@ class FileSystem:
             volume, self.namespace, self.metadata, self.tree, self._wake
         )
         self.stages = Stages(volume, kernel_holds)
+        self.recovery = Recovery(volume)
         self.reader = Reader(volume, self.metadata, nursery, self._version_gone)
         self.objects = Objects(volume, self.metadata, kernel_holds)
         self.conflicts = Conflicts(
@@ -83,8 +85,13 @@ class FileSystem:
         self.health = Health(volume.store, volume.settings.prefix)
         self.counters = Counters()
 
-    def recover(self) -> None:
-        """Take over what mount.db and the staging directory hold; before the first request."""
+    def recover(self, *, is_database_lost: bool = False) -> None:
+        """Take over what mount.db and the staging directory hold; before the first request.
+
+        Args:
+            is_database_lost: mount.db could not be trusted, and another has taken its place.
+        """
+        self.recovery.save(is_database_lost=is_database_lost)
         for move in self.volume.journal.moves():
             self.volume.moving[move.inode] = trio.Event()
         self.stages.recover()
@@ -153,6 +160,8 @@ class FileSystem:
 
     def discard(self) -> None:
         """Throw away everything that S3 does not have. Only on the user's word."""
+        for inode in self.volume.staging.inodes():
+            self.volume.staging.describe(inode, None)
         self.volume.journal.discard()
         for inode in self.volume.staging.inodes():
             self.stages.remove(Inode(inode))

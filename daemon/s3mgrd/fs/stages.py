@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from s3mgrd.cache.nodes import Inode, Kind, Node
+from s3mgrd.fs.recovery import note_purpose
 from s3mgrd.fs.volume import Volume
 from s3mgrd.journal.staging import StagedFile
 from s3mgrd.journal.tables import ConditionKind, StagedRow
@@ -52,10 +53,7 @@ class Stages:
 
     def recover(self) -> None:
         """Take over what the last worker left: dirty files stay, the rest is removed."""
-        rows = {row.inode: row for row in self._volume.journal.all_staged()}
-        for inode in self._volume.staging.inodes() - rows.keys():
-            self._volume.staging.remove(inode)
-        for row in rows.values():
+        for row in self._volume.journal.all_staged():
             inode = Inode(row.inode)
             node = self._volume.nodes.get(inode)
             is_open = node is not None and node.is_detached and self._kernel_holds(inode)
@@ -144,8 +142,9 @@ class Stages:
         stage = self._stages.pop(inode, None)
         if stage is not None:
             stage.file.close()
-        self._volume.journal.drop_staged(inode)
+        # In this order: files without a row would be saved by the next worker as if mount.db had lost it.
         self._volume.staging.remove(inode)
+        self._volume.journal.drop_staged(inode)
 
     # Conflict copies; the caller holds the inode's lock
 
@@ -205,6 +204,7 @@ class Stages:
             condition="absent",
             now_ns=self._volume.now_ns(),
         )
+        note_purpose(self._volume, inode)
         stage.base_etag, stage.dirty, stage.is_lost = None, True, False
 
     # Changing; the caller holds the inode's lock
@@ -263,5 +263,6 @@ class Stages:
             condition=condition,
             now_ns=self._volume.now_ns(),
         )
+        note_purpose(self._volume, inode)
         stage.dirty = not node.is_detached
         return stage

@@ -20,6 +20,7 @@ from s3mgrd.cache.nodes import STALE_NS, Inode, Kind, Marker, Node
 from s3mgrd.errors import TimedOut
 from s3mgrd.fs import names
 from s3mgrd.fs.namespace import Namespace
+from s3mgrd.fs.recovery import note_purpose
 from s3mgrd.fs.volume import Volume
 from s3mgrd.journal.tables import MoveRow
 
@@ -75,6 +76,7 @@ class Tree:
                 now_ns=self._volume.now_ns(),
             )
             self._volume.staging.create(inode, 0).close()
+            note_purpose(self._volume, inode)
             record(inode)
         return self._volume.node(inode)
 
@@ -231,6 +233,7 @@ class Tree:
         if staged is not None and staged.dirty:
             # The condition was about the old name; under the new one rename() already decided who wins.
             volume.journal.set_condition(node.id, "always")
+            note_purpose(volume, node.id)
 
     def _move_directory(self, node: Node, new_parent: Inode, new_name: str) -> None:
         volume = self._volume
@@ -356,6 +359,7 @@ class Tree:
                 volume.key_in_s3(node), etag=node.etag, holder=node.id, now_ns=volume.now_ns()
             )
         volume.journal.clean_staged(node.id)
+        volume.staging.describe(node.id, None)
         volume.detach(node)
 
     def _remove_directory(self, node: Node) -> None:

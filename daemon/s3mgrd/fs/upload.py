@@ -250,6 +250,7 @@ class Uploader:
                 now_ns=now_ns,
             )
             volume.journal.drop_upload(node.id)
+            volume.staging.describe(node.id, None)
         stage.dirty = False
         stage.base_etag = written.etag
         stage.file.rebase(size)

@@ -6,7 +6,9 @@ and its record is in the second; both are then in the kernel's hands and outlive
 for that, fsync() waits for S3).
 
 Log format, ours: records of 16 bytes, two unsigned 64-bit little-endian numbers. (offset, length) is a write;
-(size, 2**64-1) is a truncation to *size*. A torn record at the end was never acknowledged and is ignored.
+(size, 2**64-1) is a truncation to *size*; (n, 2**64-2) is followed by a `Description` in n bytes of JSON, padded to whole
+records, and n = 0 says that S3 need not get the data (any more). A torn record at the end was never acknowledged and is
+ignored. The last description counts: with it, what was not uploaded can be told and saved when mount.db is lost.
 
 The content of a staged file of *size* bytes: what the records cover comes from the staging file; other bytes below
 `base_size` come from the base version in S3; the rest is zeros, which the sparse staging file has too.
@@ -15,13 +17,36 @@ The content of a staged file of *size* bytes: what the records cover comes from 
 import errno
 import os
 import struct
+from contextlib import suppress
 from typing import Final, NamedTuple
+from weakref import WeakValueDictionary
+
+import msgspec
 
 from s3mgrd.journal.extents import Extents
 
 _RECORD: Final = struct.Struct("<QQ")
 _TRUNCATE: Final = (1 << 64) - 1
+_DESCRIPTION: Final = (1 << 64) - 2
+_MAX_DESCRIPTION_BYTES: Final = 64 << 10
 _LOG_READ_BYTES: Final = 1 << 20
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    """What staged data was to become; true when it was written, whatever was renamed around it since.
+
+    Attributes:
+        path: relative to the mount.
+        base_key: where S3 had the version that unwritten ranges come from; None: there is none.
+        base_etag: which version that was.
+        condition: what the upload must find.
+    """
+
+    path: str
+    base_key: str | None
+    base_etag: str | None
+    base_size: int
+    condition: str
 
 
 class Piece(NamedTuple):
@@ -45,19 +70,42 @@ class StagedFile:
         self.base_size = base_size
         self.size = base_size
         self.extents = Extents()
+        self.description: Description | None = None
+        """What the data was to become; None: S3 need not get it, or nothing was ever said."""
+        self.is_described = False
+        self.is_closed = False
 
     def replay(self) -> None:
         """Read the log: afterwards size and extents are as they were acknowledged."""
         while chunk := os.pread(self._log_fd, _LOG_READ_BYTES, self._log_end):
-            whole = len(chunk) - len(chunk) % _RECORD.size
-            if not whole:
+            used = self._replay_chunk(chunk)
+            if not used:
                 return
-            for first, second in _RECORD.iter_unpack(chunk[:whole]):
-                if second == _TRUNCATE:
-                    self._apply_truncate(first)
-                else:
-                    self._apply_write(first, first + second)
-            self._log_end += whole
+            self._log_end += used
+
+    def _replay_chunk(self, chunk: bytes) -> int:
+        """Apply the records that are whole; return how many bytes these have."""
+        position = 0
+        while position + _RECORD.size <= len(chunk):
+            first, second = _RECORD.unpack_from(chunk, position)
+            after = position + _RECORD.size
+            if second == _TRUNCATE:
+                self._apply_truncate(first)
+            elif second == _DESCRIPTION:
+                payload = chunk[after : after + first]
+                if first > _MAX_DESCRIPTION_BYTES or len(payload) < first:
+                    break  # its end is in the next chunk, or was never written
+                self._apply_description(payload)
+                after += _padded(first)
+            else:
+                self._apply_write(first, first + second)
+            position = after
+        return position
+
+    @property
+    def has_records(self) -> bool:
+        """Whether the log says anything."""
+        return self._log_end > 0
 
     def put(self, offset: int, data: bytes | memoryview) -> None:
         """Write bytes that do not count yet; the one method that may run in a thread beside the loop."""
@@ -76,6 +124,13 @@ class StagedFile:
         os.ftruncate(self.data_fd, size)
         self._append(size, _TRUNCATE)
         self._apply_truncate(size)
+
+    def describe(self, description: Description | None) -> None:
+        """Note what the data is to become; None: S3 need not get it (any more)."""
+        payload = b"" if description is None else msgspec.json.encode(description)
+        if payload or self.description is not None or not self.is_described:
+            self._append(len(payload), _DESCRIPTION, payload.ljust(_padded(len(payload)), b" "))
+        self.description, self.is_described = description, True
 
     def pieces(self, start: int, stop: int) -> list[Piece]:
         """Split a read of [start, stop) by where its bytes are; clipped to the size."""
@@ -111,6 +166,7 @@ class StagedFile:
 
     def close(self) -> None:
         """Close the descriptors; the files stay."""
+        self.is_closed = True
         os.close(self.data_fd)
         os.close(self._log_fd)
 
@@ -123,12 +179,25 @@ class StagedFile:
         self.base_size = min(self.base_size, size)
         self.size = size
 
-    def _append(self, first: int, second: int) -> None:
+    def _apply_description(self, payload: bytes) -> None:
+        self.is_described = True
+        try:
+            self.description = msgspec.json.decode(payload, type=Description) if payload else None
+        except msgspec.MsgspecError:  # damaged like the database may be: the data is still ours
+            self.description, self.is_described = None, False
+
+    def _append(self, first: int, second: int, payload: bytes = b"") -> None:
         # At a position of ours, not O_APPEND: half a record that a full disk left is overwritten by the next.
-        written = os.pwrite(self._log_fd, _RECORD.pack(first, second), self._log_end)
-        if written != _RECORD.size:
+        record = _RECORD.pack(first, second) + payload
+        written = os.pwrite(self._log_fd, record, self._log_end)
+        if written != len(record):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._log_end += written
+
+
+def _padded(length: int) -> int:
+    """Round up to whole records."""
+    return -(-length // _RECORD.size) * _RECORD.size
 
 
 class StagingDirectory:
@@ -136,6 +205,7 @@ class StagingDirectory:
 
     def __init__(self, directory_fd: int) -> None:
         self._fd = directory_fd
+        self._open_files: WeakValueDictionary[int, StagedFile] = WeakValueDictionary()
 
     def create(self, inode: int, base_size: int) -> StagedFile:
         """Make empty staging files for an inode; what an earlier life left under that number is emptied."""
@@ -151,6 +221,26 @@ class StagingDirectory:
             raise
         return staged
 
+    def adopt(self, inode: int, base_size: int) -> StagedFile:
+        """As `open`, for files that no journal speaks of. Data without any record is taken for written, all of it."""
+        staged = self._open(inode, base_size, os.O_CREAT)
+        try:
+            staged.replay()
+            size = os.fstat(staged.data_fd).st_size
+            if size and not staged.has_records:
+                staged.record(0, size)
+        except OSError:
+            staged.close()
+            raise
+        return staged
+
+    def link(self, inode: int, other: int) -> None:
+        """Let the files of *inode* be those of *other*, too."""
+        for ending in (".log", ""):  # what has data has a log
+            os.link(
+                f"{inode}{ending}", f"{other}{ending}", src_dir_fd=self._fd, dst_dir_fd=self._fd
+            )
+
     def remove(self, inode: int) -> None:
         """Delete the files of an inode; missing ones are fine."""
         for name in (str(inode), f"{inode}.log"):
@@ -158,6 +248,22 @@ class StagingDirectory:
                 os.unlink(name, dir_fd=self._fd)
             except FileNotFoundError:
                 continue
+
+    def describe(self, inode: int, description: Description | None) -> None:
+        """Note what the data of an inode is to become (`StagedFile.describe`), if it has any.
+
+        Where the disk does not take the note, an older one stands: it only matters if mount.db is lost, too.
+        """
+        with suppress(OSError):
+            file = self._open_files.get(inode)
+            if file is not None and not file.is_closed:
+                file.describe(description)
+                return
+            file = self.open(inode, 0)
+            try:
+                file.describe(description)
+            finally:
+                file.close()
 
     def inodes(self) -> set[int]:
         """Return the inode numbers that have a staging file."""
@@ -175,4 +281,5 @@ class StagingDirectory:
         except OSError:
             os.close(data_fd)
             raise
-        return StagedFile(data_fd, log_fd, base_size)
+        self._open_files[inode] = file = StagedFile(data_fd, log_fd, base_size)
+        return file

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from s3mgrd.cache.database import MountDatabase
 
 ConditionKind = Literal["match", "absent", "always"]
-ConflictReason = Literal["replaced", "removed", "exists"]
+ConflictReason = Literal["replaced", "removed", "exists", "recovered"]
 
 
 class StagedRow(NamedTuple):
@@ -185,6 +185,11 @@ class Journal:
         """Forget that the staged data of an inode is a conflict copy."""
         with self._database.transaction() as db:
             db.execute("DELETE FROM conflicts WHERE inode = ?", (inode,))
+
+    def set_missing(self, inode: int, missing: int) -> None:
+        """Note how many bytes a conflict copy lacks."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE conflicts SET missing = ? WHERE inode = ?", (missing, inode))
 
     def count_conflicts(self) -> tuple[int, int]:
         """Count the conflict copies, and their bytes."""

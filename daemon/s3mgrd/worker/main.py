@@ -30,7 +30,7 @@ from s3mgr.schema import (
     RestoredConflict,
 )
 from s3mgrd import logs
-from s3mgrd.cache.damage import SetAside, free_name
+from s3mgrd.cache.damage import SetAside
 from s3mgrd.cache.database import MountDatabase, open_database
 from s3mgrd.cache.nodes import Inode, NodeTable
 from s3mgrd.errors import (
@@ -90,7 +90,7 @@ class Files:
 def open_files(mount_dir: Path) -> Files:
     """Open mount.db and the staging directory.
 
-    When mount.db cannot be trusted, the staged data is set aside with it: nothing of it may be lost.
+    When mount.db cannot be trusted, another takes its place. Staged data stays where it is: its files say what they are.
 
     Raises:
         Corrupt: mount.db is from a newer version, and holds changes.
@@ -98,11 +98,8 @@ def open_files(mount_dir: Path) -> Files:
     path, staging = mount_dir / "mount.db", mount_dir / "staging"
     is_gone = not path.exists()
     database, damaged = open_database(path)
-    if staging.exists() and any(staging.iterdir()):
-        if is_gone and damaged is None:
-            damaged = SetAside(None, "it is gone, and staged data is there")
-        if damaged is not None:
-            staging.rename(free_name(staging))
+    if is_gone and damaged is None and staging.exists() and any(staging.iterdir()):
+        damaged = SetAside(None, "it is gone, and staged data is there")
     staging.mkdir(mode=0o700, exist_ok=True)
     fd = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     return Files(database, StagingDirectory(fd), damaged)
@@ -175,8 +172,9 @@ class MountWorker:
         if self._files is not None and self._files.damaged is not None:
             log.error(
                 "%s. The tree is read from S3 again. Changes of names and attributes that S3 had not got yet are lost; look at "
-                "the tree. Data that was not uploaded is beside it",
+                "the tree. Data that was not uploaded is in 's3mgr conflicts %s'",
                 self._files.damaged,
+                self._mount,
             )
         try:
             async with trio.open_nursery() as nursery:
@@ -237,7 +235,8 @@ class MountWorker:
                 )
                 async with trio.open_nursery() as nursery:
                     fs = FileSystem(volume, nursery, self._kernel_holds)
-                    fs.recover()
+                    fs.recover(is_database_lost=files.damaged is not None)
+                    nursery.start_soon(fs.recovery.complete)
                     self._fs, self._store = fs, store
                     nursery.start_soon(fs.syncer.run)
                     fs.conflicts.tell = self._tell_conflict

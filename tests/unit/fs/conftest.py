@@ -70,7 +70,7 @@ class Lab:
 
     @asynccontextmanager
     async def mounted(
-        self, connection: str = "first", *, sync: bool = True
+        self, connection: str = "first", *, sync: bool = True, is_database_lost: bool = False
     ) -> AsyncIterator[FileSystem]:
         """Open the file system; leaving is a crash: nothing is closed in order."""
         (self.directory / "staging").mkdir(exist_ok=True)
@@ -89,7 +89,7 @@ class Lab:
             adopt_database(volume, bucket=self.bucket, connection_id=connection)
             async with trio.open_nursery() as nursery:
                 self.fs = FileSystem(volume, nursery, lambda inode: inode in self.held)
-                self.fs.recover()
+                self.fs.recover(is_database_lost=is_database_lost)
                 if sync:
                     nursery.start_soon(self.fs.syncer.run)
                 yield self.fs
