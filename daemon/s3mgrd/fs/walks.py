@@ -314,6 +314,8 @@ class Walk:
                 prefix = info.key[: end + 1]
                 top.prefixes.append(prefix)
                 top = Frame(prefix, info.key[start:end], above=top)
+                if self._start_after.startswith(prefix):
+                    self._leave_gap(top)
                 stack.append(top)
                 touched.append(top)
                 start = end + 1
