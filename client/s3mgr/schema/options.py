@@ -119,6 +119,15 @@ class MountOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             description="Most memory for data that is being read ahead or uploaded.",
         ),
     ] = 128 * MIB
+    cache_size_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 50,
+            description="Most disk space for the cache of data that was read, in the daemon's cache directory; a twentieth of "
+            "that file system stays free in any case. 0: no such cache.",
+        ),
+    ] = 10 * GIB
     attributes: Annotated[
         Attributes,
         Meta(
@@ -147,6 +156,7 @@ class LiveOptions(
     retry_deadline_s: Annotated[float, Meta(ge=0, le=3600)] | UnsetType = UNSET
     concurrency: Annotated[int, Meta(ge=1, le=256)] | UnsetType = UNSET
     memory_limit_bytes: Annotated[int, Meta(ge=32 * MIB, le=64 * GIB)] | UnsetType = UNSET
+    cache_size_bytes: Annotated[int, Meta(ge=0, le=1 << 50)] | UnsetType = UNSET
     debug: bool | UnsetType = UNSET
 
 

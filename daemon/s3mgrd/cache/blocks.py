@@ -189,6 +189,11 @@ class BlockCache:
         finally:
             self._waiting_bytes -= len(data)
 
+    async def written(self) -> None:
+        """Wait until all that was given to `keep` before is on disk, or is not going to be."""
+        async with self._writing:  # a trio.Lock is fair
+            return
+
     async def _keep(self, inode: int, etag: str, start: int, data: memoryview, size: int) -> None:
         number, views = start // BLOCK_BYTES, []
         for begin in range(0, len(data), BLOCK_BYTES):

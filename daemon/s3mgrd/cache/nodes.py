@@ -160,6 +160,14 @@ class NodeTable:
         rows = self._execute(_LISTED, (parent, after, up_to, limit))
         return list(map(Listed._make, rows))
 
+    def following(self, parent: int, name: str, *, limit: int) -> list[Node]:
+        """Return up to *limit* entries of a directory with names after *name*, in that order."""
+        rows = self._execute(
+            f"SELECT {_COLUMNS} FROM inodes WHERE parent = ? AND name > ? ORDER BY name LIMIT ?",  # noqa: S608
+            (parent, name, limit),
+        )
+        return [Node._make(row) for row in rows]
+
     def last_inode(self) -> int:
         """Return the highest inode number there is."""
         return int(self._execute("SELECT max(id) FROM inodes").fetchone()[0] or 0)

@@ -18,6 +18,7 @@ from s3mgrd.fs.metadata import Metadata
 from s3mgrd.fs.move import Mover
 from s3mgrd.fs.namespace import Namespace
 from s3mgrd.fs.objects import Objects
+from s3mgrd.fs.prefetch import Prefetcher
 from s3mgrd.fs.reader import Reader
 from s3mgrd.fs.recovery import Recovery
 from s3mgrd.fs.stages import Stages
@@ -54,6 +55,9 @@ class FileSystem:
         self.stages = Stages(volume, kernel_holds)
         self.recovery = Recovery(volume)
         self.reader = Reader(volume, self.metadata, nursery, self._version_gone)
+        self.prefetcher = Prefetcher(
+            volume, self.reader, lambda inode: self.stages.get(inode) is not None
+        )
         self.objects = Objects(volume, self.metadata, kernel_holds)
         self.conflicts = Conflicts(
             volume,
@@ -112,13 +116,15 @@ class FileSystem:
                 return b""
             return await self.reader.read(node, node.etag, node.size, offset, length, handle=handle)
         file = stage.file
+        row = self.volume.journal.staged(inode)
+        base_size = row.base_size if row is not None else node.size
         parts: list[bytes | memoryview] = []
         for piece in file.pieces(offset, offset + length):
             if piece.is_base and stage.base_etag is not None:
                 size = piece.stop - piece.start
                 parts.append(
                     await self.reader.read(
-                        node, stage.base_etag, piece.stop, piece.start, size, handle=handle
+                        node, stage.base_etag, base_size, piece.start, size, handle=handle
                     )
                 )
             else:

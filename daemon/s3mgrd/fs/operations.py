@@ -468,6 +468,8 @@ class Operations(pyfuse3.Operations):
                 await self.fs.commit(node.id)
         if writes:
             self.fs.stages.opened(node.id)
+        else:
+            self.fs.prefetcher.opened(node)
         number = self._handles.make(node.id, writes=writes)
         # An inode is one version, so the kernel's pages of it are good for as long as it knows the inode.
         return FileInfo(fh=pyfuse3.FileHandleT(number), keep_cache=True)

@@ -1,15 +1,20 @@
-"""Reads of versions in S3: ranged GETs with If-Match, read ahead while a handle reads in order.
+"""Reads of versions in S3: ranged GETs with If-Match, read ahead while a handle reads in some order.
 
 A version's bytes are held in segments: ranges that are being fetched or are here. Readers of one version share them.
-The window of a handle grows while it reads in order and is lost when it jumps; several requests of a window
-are in flight at once, because one connection alone does not fill a network. The kernel keeps the pages it was
-given, so a segment that was read to its end is the first to go.
+What a handle will want next is told by `s3mgrd.fs.patterns`; several requests of a window are in flight at once, because one
+connection alone does not fill a network. What was fetched goes to the block cache on disk (`s3mgrd.cache.blocks`), and is
+looked for there first. The kernel keeps the pages it was given, so a segment that was read to its end is the first to go.
+
+Random reads fetch the blocks they touch and no more. An object that fits the block cache several times over and is read at
+random again and again is fetched whole in the background, `FILL_CREDIT` bytes for each such read: soon no read waits, and
+what is fetched in vain is bounded by how often somebody read.
 
 Memory: `Reader.held_bytes` is what all segments hold or will hold. Reading ahead stops at the limit; what a
 program waits for is fetched always (the kernel bounds it: max_background requests of 1 MiB).
 
 Concurrency: state changes between awaits only. A fetch is a task of the reader's nursery, so that it goes on
-when the read that wanted it is interrupted; it is cancelled when the last handle of its version is closed.
+when the read that wanted it is interrupted. What was read ahead of a version is cancelled when its last handle is closed; what is
+here stays for `LINGER_S`, because many programs open a file again for each read.
 """
 
 import errno
@@ -22,20 +27,25 @@ from typing import Final
 
 import trio
 
+from s3mgrd.cache.blockindex import BLOCK_BYTES
 from s3mgrd.cache.nodes import Inode, Node
-from s3mgrd.errors import NotFound, PreconditionFailed
+from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError
 from s3mgrd.fs.metadata import Metadata
+from s3mgrd.fs.patterns import Stream
 from s3mgrd.fs.volume import Volume
 
 log = logging.getLogger(__name__)
 
 MIB: Final = 1 << 20
-FIRST_WINDOW: Final = 1 * MIB
-MAX_WINDOW: Final = 64 * MIB
-MIN_SEGMENT: Final = 1 * MIB
-MAX_SEGMENT: Final = 8 * MIB
-NEARBY: Final = 8 * MIB
-"""How far from where a handle is a read still counts as in order: the kernel sends parallel requests in any order."""
+LINGER_S: Final = 5.0
+FILL_AFTER: Final = 16
+"""Random reads of a version before it may be fetched whole; more of them for objects of over `FILL_AFTER` * `FILL_PER_READ`."""
+FILL_PER_READ: Final = 16 * MIB
+FILL_CREDIT: Final = 8 * MIB
+FILL_STEP: Final = 4 * MIB
+FILL_TASKS: Final = 4
+FILL_SHARE: Final = 4
+"""An object larger than one part in so many of the block cache is not fetched whole."""
 
 
 class Superseded(Exception):
@@ -48,13 +58,15 @@ class Segment:
 
     start: int
     stop: int
-    data: bytes | None = None
+    data: bytes | memoryview | None = None
     error: Exception | None = None
     ready: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     waiters: int = 0
     used_at: int = 0
     is_consumed: bool = False
+    is_guess: bool = False
+    """Nobody asked for it yet: a small file that will probably be opened."""
 
     @property
     def size(self) -> int:
@@ -69,12 +81,22 @@ class _Version:
     starts: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     handles: int = 0
+    random_reads: int = 0
+    credit: int = 0
+    """Bytes that may be fetched in the background."""
+    filled: int = 0
+    """Everything below was looked at for that."""
+    fillers: int = 0
 
     def find(self, position: int) -> Segment | None:
         index = bisect_right(self.starts, position) - 1
         if index >= 0 and self.segments[index].stop > position:
             return self.segments[index]
         return None
+
+    def previous_stop(self, position: int) -> int:
+        index = bisect_right(self.starts, position) - 1
+        return self.segments[index].stop if index >= 0 else 0
 
     def next_start(self, position: int) -> int | None:
         index = bisect_right(self.starts, position)
@@ -89,15 +111,6 @@ class _Version:
         index = bisect_right(self.starts, segment.start) - 1
         if 0 <= index < len(self.segments) and self.segments[index] is segment:
             del self.starts[index], self.segments[index]
-
-
-@dataclass(eq=False, slots=True)
-class _Stream:
-    """How one handle reads."""
-
-    position: int = 0
-    window: int = 0
-    is_new: bool = True
 
 
 VersionKey = tuple[Inode, str]
@@ -118,7 +131,10 @@ class Reader:
         self._nursery = nursery
         self._version_gone = version_gone
         self._versions: dict[VersionKey, _Version] = {}
-        self._streams: dict[tuple[int, VersionKey], _Stream] = {}
+        self._streams: dict[tuple[int, VersionKey], Stream] = {}
+        self._idle: dict[VersionKey, float] = {}
+        """Versions that nobody has open, and when they are dropped; soonest first."""
+        self._prefetching = trio.CapacityLimiter(1)
         self._clock = 0
         self.held_bytes = 0
         self.hits = 0
@@ -140,19 +156,36 @@ class Reader:
         key: VersionKey = (node.id, etag)
         version = self._version(key)
         stream = self._stream(handle, key)
-        self._follow(stream, offset, stop)
+        in_order = stream.follow(offset, stop, limit=self._window_limit())
         wanted = self._cover(node, key, version, offset, stop, size)
-        self._read_ahead(node, key, version, stream, stop, size)
+        if in_order:
+            self._read_ahead(node, key, version, stream, stop, size)
+        else:
+            self._fill(node, key, version, size)
         return await self._collect(version, wanted, offset, stop)
 
+    def prefetch(self, node: Node) -> bool:
+        """Fetch a whole small file before anybody asks; whether there is memory for it."""
+        if node.etag is None:
+            return True
+        key: VersionKey = (node.id, node.etag)
+        blocks = self._volume.blocks
+        if key in self._versions or (blocks and blocks.has(*key, 0, node.size)):
+            return True
+        if not self._make_room(node.size):
+            return False
+        self._fetch(node, key, self._version(key), 0, node.size, node.size, is_guess=True)
+        self._linger(key)
+        return True
+
     def close(self, handle: int) -> None:
-        """Forget how a handle read; the last one of a version frees what was read ahead of it."""
+        """Forget how a handle read; with the last one of a version goes what was being read ahead of it."""
         for stream_key in [k for k in self._streams if k[0] == handle]:
             del self._streams[stream_key]
             version = self._versions[stream_key[1]]
             version.handles -= 1
             if not version.handles:
-                self._drop_version(stream_key[1])
+                self._linger(stream_key[1])
 
     def holds(self, inode: Inode) -> int:
         """Count the bytes held of an inode's versions."""
@@ -170,45 +203,65 @@ class Reader:
             version = self._versions[key] = _Version()
         return version
 
-    def _stream(self, handle: int, key: VersionKey) -> _Stream:
+    def _stream(self, handle: int, key: VersionKey) -> Stream:
         stream = self._streams.get((handle, key))
         if stream is None:
-            stream = self._streams[handle, key] = _Stream()
+            stream = self._streams[handle, key] = Stream()
             self._versions[key].handles += 1
+            self._idle.pop(key, None)
         return stream
+
+    # Versions that nobody has open
+
+    def _linger(self, key: VersionKey) -> None:
+        """Keep what is here of a version for a while."""
+        version = self._versions[key]
+        for segment in list(version.segments):
+            if segment.data is None and not segment.waiters and not segment.is_guess:
+                segment.scope.cancel()
+                self._evict(version, segment)
+        is_watched = bool(self._idle)
+        self._idle.pop(key, None)
+        self._idle[key] = trio.current_time() + LINGER_S
+        if not is_watched:
+            self._nursery.start_soon(self._drop_idle)
+
+    async def _drop_idle(self) -> None:
+        while self._idle:
+            key, due = next(iter(self._idle.items()))
+            await trio.sleep_until(due)
+            if self._idle.get(key) == due:
+                del self._idle[key]
+                self._drop_version(key)
 
     # Reading ahead
 
-    def _follow(self, stream: _Stream, offset: int, stop: int) -> None:
-        """Note where a handle reads and adapt its window."""
-        in_order = abs(offset - stream.position) <= NEARBY and (not stream.is_new or offset == 0)
-        if not in_order:
-            stream.window = 0
-            stream.position = stop
-        elif stop > stream.position:
-            limit = self._volume.settings.memory_limit_bytes // (2 * max(1, len(self._streams)))
-            stream.window = min(
-                max(2 * stream.window, FIRST_WINDOW), MAX_WINDOW, max(limit, FIRST_WINDOW)
-            )
-            stream.position = stop
-        stream.is_new = False
+    def _window_limit(self) -> int:
+        return self._volume.settings.memory_limit_bytes // (2 * max(1, len(self._streams)))
 
     def _read_ahead(
-        self, node: Node, key: VersionKey, version: _Version, stream: _Stream, start: int, size: int
+        self, node: Node, key: VersionKey, version: _Version, stream: Stream, stop: int, size: int
     ) -> None:
-        end = min(start + stream.window, size)
-        step = max(MIN_SEGMENT, min(stream.window // 4, MAX_SEGMENT))
-        while start < end:
-            segment = version.find(start)
-            if segment is not None:
-                start = segment.stop
-                continue
-            following = version.next_start(start)
-            stop = min(start + step, size if following is None else following)
-            if not self._make_room(stop - start):
-                return
-            self._fetch(node, key, version, start, stop)
-            start = stop
+        for start, end in stream.ahead(stop, size):
+            position, end = self._rounded(start, end, size)
+            while position < end:
+                segment = version.find(position)
+                if segment is not None:
+                    position = segment.stop
+                    continue
+                following = version.next_start(position)
+                until = end if following is None else min(end, following)
+                if not self._make_room(until - position):
+                    return
+                self._fetch(node, key, version, position, until, size)
+                position = until
+
+    def _rounded(self, start: int, stop: int, size: int) -> tuple[int, int]:
+        """Widen a range to whole blocks where they can be kept: one request is one block at least."""
+        if self._volume.blocks is None:
+            return start, stop
+        start -= start % BLOCK_BYTES
+        return start, min(stop + -stop % BLOCK_BYTES, size)
 
     def _cover(
         self, node: Node, key: VersionKey, version: _Version, start: int, stop: int, size: int
@@ -220,10 +273,9 @@ class Reader:
             if segment is None:
                 self.misses += 1
                 log.debug("cache miss: inode %d at %d", node.id, start)
-                following = version.next_start(start)
-                end = min(stop, size if following is None else following)
-                self._make_room(end - start)
-                segment = self._fetch(node, key, version, start, end)
+                begin, end = self._gap(version, *self._rounded(start, stop, size), start)
+                self._make_room(end - begin)
+                segment = self._fetch(node, key, version, begin, end, size)
             else:
                 self.hits += 1
                 log.debug("cache hit: inode %d at %d", node.id, start)
@@ -231,6 +283,12 @@ class Reader:
             wanted.append(segment)
             start = segment.stop
         return wanted
+
+    def _gap(self, version: _Version, start: int, stop: int, position: int) -> tuple[int, int]:
+        """Return what of [start, stop) around *position* no segment has."""
+        following = version.next_start(position)
+        before = version.previous_stop(position)
+        return max(start, before), stop if following is None else min(stop, following)
 
     async def _collect(
         self, version: _Version, wanted: list[Segment], offset: int, stop: int
@@ -255,6 +313,40 @@ class Reader:
                 segment.waiters -= 1
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    # Fetching whole objects that are read at random
+
+    def _fill(self, node: Node, key: VersionKey, version: _Version, size: int) -> None:
+        """Note a random read; fetch more of the object in the background where that will pay."""
+        blocks = self._volume.blocks
+        version.random_reads += 1
+        if (
+            blocks is None
+            or size > blocks.limit_bytes // FILL_SHARE
+            or version.random_reads < max(FILL_AFTER, size // FILL_PER_READ)
+        ):
+            return
+        version.credit = min(version.credit + FILL_CREDIT, size)
+        if version.fillers < FILL_TASKS and version.filled < size:
+            version.fillers += 1
+            self._nursery.start_soon(self._fill_some, node, key, version, size)
+
+    async def _fill_some(self, node: Node, key: VersionKey, version: _Version, size: int) -> None:
+        blocks = self._volume.blocks
+        try:
+            while blocks is not None and version.credit > 0 and version.filled < size:
+                start = version.filled
+                stop = version.filled = min(start + FILL_STEP, size)
+                if blocks.has(*key, start, stop):
+                    continue
+                version.credit -= stop - start
+                data = await self._get_from_s3(node, key[1], start, stop)
+                await blocks.keep(*key, start, memoryview(data), size)
+        except (S3mgrError, OSError, Superseded) as error:
+            log.debug("inode %d is not fetched whole: %s", node.id, error)
+            version.filled = size
+        finally:
+            version.fillers -= 1
+
     # Memory
 
     def _make_room(self, size: int) -> bool:
@@ -272,7 +364,7 @@ class Reader:
         for is_fresh, _, _, version, segment in idle:
             if self.held_bytes + size <= limit:
                 break
-            if is_fresh and segment.used_at == 0:
+            if is_fresh and segment.used_at == 0 and version.handles:
                 continue  # read ahead and not read yet: taking it away would fetch it twice
             self._evict(version, segment)
         return self.held_bytes + size <= limit
@@ -282,33 +374,77 @@ class Reader:
         self.held_bytes -= segment.size
 
     def _drop_version(self, key: VersionKey) -> None:
-        for segment in self._versions.pop(key).segments:
+        version = self._versions.pop(key)
+        for segment in list(version.segments):
             if segment.data is None:
                 segment.scope.cancel()
-            self.held_bytes -= segment.size
+            self._evict(version, segment)
 
     # Fetching
 
     def _fetch(
-        self, node: Node, key: VersionKey, version: _Version, start: int, stop: int
+        self,
+        node: Node,
+        key: VersionKey,
+        version: _Version,
+        start: int,
+        stop: int,
+        size: int,
+        *,
+        is_guess: bool = False,
     ) -> Segment:
-        segment = Segment(start, stop)
+        segment = Segment(start, stop, is_guess=is_guess)
         version.add(segment)
         self.held_bytes += segment.size
-        self._nursery.start_soon(self._run, node, key, version, segment)
+        self._nursery.start_soon(self._run, node, key, version, segment, size)
         return segment
 
-    async def _run(self, node: Node, key: VersionKey, version: _Version, segment: Segment) -> None:
+    async def _run(
+        self, node: Node, key: VersionKey, version: _Version, segment: Segment, size: int
+    ) -> None:
         with segment.scope:
             try:
-                segment.data = await self._get(node, key[1], segment.start, segment.stop)
+                if segment.is_guess:
+                    # Guesses leave half of the transfers to those who wait.
+                    self._prefetching.total_tokens = max(1, self._volume.settings.concurrency // 2)
+                    async with self._prefetching:
+                        segment.data = await self._get(node, key, segment, size)
+                else:
+                    segment.data = await self._get(node, key, segment, size)
             except Exception as error:  # noqa: BLE001 - handed to whoever waits; the table of errnos judges it
                 segment.error = error
                 if segment in version.segments:
                     self._evict(version, segment)
         segment.ready.set()
 
-    async def _get(self, node: Node, etag: str, start: int, stop: int) -> bytes:
+    async def _get(
+        self, node: Node, key: VersionKey, segment: Segment, size: int
+    ) -> bytes | memoryview:
+        """Fetch a range: what the block cache has of its beginning from there, the rest from S3."""
+        blocks, start = self._volume.blocks, segment.start
+        parts: list[bytes | memoryview] = []
+        while blocks is not None and start < segment.stop:
+            found = blocks.find(*key, start, segment.stop)
+            data = await blocks.read(found, start, segment.stop) if found is not None else None
+            if data is None:
+                break
+            blocks.hits += 1
+            parts.append(data)
+            start += len(data)
+        if start < segment.stop:
+            fetched = await self._get_from_s3(node, key[1], start, segment.stop)
+            parts.append(fetched)
+            if blocks is not None:
+                blocks.misses += 1
+                skipped = -start % BLOCK_BYTES
+                kept = memoryview(fetched)[skipped:]
+                if len(kept) and blocks.wants(len(kept)):
+                    self._nursery.start_soon(blocks.keep, *key, start + skipped, kept, size)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _get_from_s3(
+        self, node: Node, etag: str, start: int, stop: int
+    ) -> bytes | memoryview:
         """Fetch a range of a version, following the object when it is moved meanwhile."""
         key = self._volume.key_in_s3(node)
         while True:

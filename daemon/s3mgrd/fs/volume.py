@@ -15,6 +15,7 @@ from typing import Final
 
 import trio
 
+from s3mgrd.cache.blocks import BlockCache
 from s3mgrd.cache.database import MountDatabase
 from s3mgrd.cache.extras import Extras
 from s3mgrd.cache.nodes import ROOT, STALE_NS, Inode, Kind, Listed, Marker, Node, NodeTable
@@ -161,6 +162,8 @@ class Volume:
     journal: Journal
     staging: StagingDirectory
     settings: Settings
+    blocks: BlockCache | None = None
+    """None: there is no disk to cache data on."""
     now_ns: Callable[[], int] = time.time_ns
     locks: Locks = field(default_factory=Locks)
     changes: Changes = field(default_factory=Changes)

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import time
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from s3mgr.schema import (
     RestoredConflict,
 )
 from s3mgrd import logs
+from s3mgrd.cache.blocks import BlockCache, open_block_cache
 from s3mgrd.cache.damage import SetAside
 from s3mgrd.cache.database import MountDatabase, open_database
 from s3mgrd.cache.nodes import Inode, NodeTable
@@ -71,6 +73,8 @@ from s3mgrd.worker.ring import Ring
 log = logging.getLogger(__name__)
 
 STATUS_INTERVAL_S: Final = 0.5
+IDENTITY: Final = "identity"
+"""In mount.db's meta: whose inode numbers the block cache means."""
 CLOSE_LIMIT_S: Final = 10.0
 """Background work in the middle of a request gets so long to end when the worker stops."""
 
@@ -105,6 +109,15 @@ def open_files(mount_dir: Path) -> Files:
     return Files(database, StagingDirectory(fd), damaged)
 
 
+def open_blocks(database: MountDatabase, cache_dir: Path) -> BlockCache | None:
+    """Open the block cache; how much it may hold is in the spec, which is not known yet."""
+    identity = database.get_meta(IDENTITY)
+    if identity is None:
+        identity = str(uuid.uuid4())
+        database.set_meta(IDENTITY, identity)
+    return open_block_cache(cache_dir, owner=identity, limit_bytes=0)
+
+
 def run_worker(listener: socket.socket, mount: str, mount_dir: Path, cache_dir: Path) -> None:
     """Be the worker of *mount* until its supervisor says stop. The zygote's entry; see `worker.zygote.Entry`.
 
@@ -113,12 +126,14 @@ def run_worker(listener: socket.socket, mount: str, mount_dir: Path, cache_dir: 
     logs.setup("info", "text")
     failure: S3mgrError | None = None
     files: Files | None = None
+    blocks: BlockCache | None = None
     try:
         files = open_files(mount_dir)
+        blocks = open_blocks(files.database, cache_dir)
     except S3mgrError as error:
         failure = error
     renounce()
-    worker = MountWorker(mount, files, failure)
+    worker = MountWorker(mount, files, blocks, failure)
     trio.run(worker.main, listener)
     if files is not None and files.database.damage:
         raise SystemExit(EXIT_DAMAGED)
@@ -148,9 +163,16 @@ class MountWorker:
     use them from tasks of their own.
     """
 
-    def __init__(self, mount: str, files: Files | None, failure: S3mgrError | None) -> None:
+    def __init__(
+        self,
+        mount: str,
+        files: Files | None,
+        blocks: BlockCache | None,
+        failure: S3mgrError | None,
+    ) -> None:
         self._mount = mount
         self._files = files
+        self._blocks = blocks
         self._failure = failure
         self._started = time.monotonic()
         self._fs: FileSystem | None = None
@@ -225,7 +247,10 @@ class MountWorker:
                     Journal(files.database),
                     files.staging,
                     _settings(message),
+                    self._blocks,
                 )
+                if self._blocks is not None:
+                    await self._blocks.set_limit(message.spec.options.cache_size_bytes)
                 volume.expire_names = self._expire_names
                 spec = message.spec
                 self._is_resumed = adopt_database(
@@ -261,6 +286,8 @@ class MountWorker:
             if self._stopping.is_set():
                 files.staging.close()
                 files.database.close()
+                if self._blocks is not None:
+                    self._blocks.close()
                 self._closed.set()
 
     @asynccontextmanager
@@ -450,6 +477,8 @@ class MountWorker:
         if store is not None:
             store.set_retry_deadline(settings.retry_deadline_s)
             store.set_concurrency(settings.concurrency)
+        if isinstance(options.cache_size_bytes, int) and self._blocks is not None:
+            await self._blocks.set_limit(options.cache_size_bytes)
         if isinstance(options.debug, bool):
             _set_debug(options.debug)
 

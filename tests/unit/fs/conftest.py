@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from s3mgrd.cache.blocks import BlockCache
 from s3mgrd.cache.database import MountDatabase, open_database
 from s3mgrd.cache.nodes import ROOT, Inode, Listed, Node, NodeTable
 from s3mgrd.fs.filesystem import FileSystem, adopt_database
@@ -63,6 +64,7 @@ class Lab:
     settings: Settings = field(default_factory=settings)
     held: set[int] = field(default_factory=set)
     """Inodes the kernel holds."""
+    blocks: BlockCache | None = None
     repeats: int = 0
     bucket: str = "bucket"
     fs: FileSystem = field(init=False)
@@ -83,6 +85,7 @@ class Lab:
             Journal(database),
             StagingDirectory(fd),
             self.settings,
+            self.blocks,
             now_ns=lambda: self.now_ns,
         )
         try:

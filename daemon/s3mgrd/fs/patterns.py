@@ -1,0 +1,94 @@
+"""How a handle reads, and what it will probably want next.
+
+Three orders are recognised: forwards, backwards, and in equal strides. The kernel sends the parts of what a program
+reads in parallel and so in any order; what comes within `NEARBY` of where a handle is counts as forwards. Anything
+else is random, and nothing is read ahead of it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+MIB: Final = 1 << 20
+FIRST_WINDOW: Final = 1 * MIB
+MAX_WINDOW: Final = 64 * MIB
+MIN_STEP: Final = 1 * MIB
+MAX_STEP: Final = 8 * MIB
+"""One request of a window; several are in flight at once."""
+NEARBY: Final = 8 * MIB
+SURE: Final = 2
+"""So many equal strides in a row, and the next ones are believed."""
+MAX_STRIDES: Final = 32
+
+
+@dataclass(eq=False, slots=True)
+class Stream:
+    """How one handle reads one version."""
+
+    position: int = 0
+    window: int = 0
+    is_new: bool = True
+    start: int = 0
+    length: int = 0
+    stride: int = 0
+    strides: int = 0
+    """How many times in a row the handle has moved by `stride`."""
+
+    def follow(self, offset: int, stop: int, *, limit: int) -> bool:
+        """Note a read of [offset, stop) and adapt the window, to *limit* bytes at most; whether the read is in some order."""
+        step = offset - self.start
+        self._note_stride(step, offset, stop)
+        is_forward = abs(offset - self.position) <= NEARBY and (not self.is_new or offset == 0)
+        self.is_new = False
+        if not is_forward:
+            self.position = stop
+            self.window = 0
+        elif stop > self.position:
+            self.position = stop
+            self.window = self._grown(limit)
+        if self.strides >= SURE:
+            self.window = min((stop - offset) << min(self.strides, 20), MAX_WINDOW, limit)
+            return True
+        return is_forward
+
+    def _note_stride(self, step: int, offset: int, stop: int) -> None:
+        is_equal = step == self.stride and not self.is_new
+        self.strides = self.strides + 1 if is_equal and (step < 0 or step > NEARBY) else 0
+        self.start, self.length, self.stride = offset, stop - offset, step
+
+    def _grown(self, limit: int) -> int:
+        return min(max(2 * self.window, FIRST_WINDOW), MAX_WINDOW, max(limit, FIRST_WINDOW))
+
+    def ahead(self, stop: int, size: int) -> Iterator[tuple[int, int]]:
+        """Yield the ranges to read ahead of a read that ended at *stop*, nearest first, within [0, size)."""
+        if self.strides < SURE:
+            yield from self._forwards(stop, size)
+        elif self.stride < 0 and -self.stride <= self.length:
+            yield from self._backwards()
+        else:
+            yield from self._strides(size)
+
+    def _forwards(self, stop: int, size: int) -> Iterator[tuple[int, int]]:
+        end = min(stop + self.window, size)
+        step = max(MIN_STEP, min(self.window // 4, MAX_STEP))
+        while stop < end:
+            # Up to the next multiple: handles that read the same version want the same ranges.
+            following = min((stop // step + 1) * step, size)
+            yield stop, following
+            stop = following
+
+    def _backwards(self) -> Iterator[tuple[int, int]]:
+        step = max(MIN_STEP, min(self.window // 4, MAX_STEP))
+        stop, end = self.start, max(0, self.start - self.window)
+        while stop > end:
+            start = max(end, stop - step)
+            yield start, stop
+            stop = start
+
+    def _strides(self, size: int) -> Iterator[tuple[int, int]]:
+        count = min(max(1, self.window // max(1, self.length)), MAX_STRIDES)
+        for number in range(1, count + 1):
+            start = self.start + number * self.stride
+            if not 0 <= start < size:
+                return
+            yield start, min(start + self.length, size)
