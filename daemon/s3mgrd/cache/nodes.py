@@ -230,6 +230,15 @@ class NodeTable:
         with self._database.transaction() as db:
             db.execute(f"UPDATE inodes SET {assignments} WHERE id = ?", (*columns.values(), inode))  # noqa: S608
 
+    def forget_seen(self, parent: int, *, after: int, up_to: int) -> None:
+        """Forget when the entries of a directory with after < inode number <= up_to were asked for one by one."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE inodes INDEXED BY inodes_by_parent SET seen_ns = 0 "
+                "WHERE parent = ? AND name IS NOT NULL AND id > ? AND id <= ? AND seen_ns > 0",
+                (parent, after, up_to),
+            )
+
     def detach(self, inode: int) -> None:
         """Take the name away; the row stays for whoever holds the inode."""
         self.update(inode, name=None)

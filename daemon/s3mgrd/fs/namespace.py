@@ -3,9 +3,8 @@
 Changes of names are in `s3mgrd.fs.changes`.
 """
 
-import errno
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from s3mgrd.cache.nodes import (
@@ -130,70 +129,40 @@ class Namespace:
         ttl_s = self._volume.settings.metadata_ttl_s
         return max(0.0, min(ttl_s - (now_ns - directory.listed_ns) / NS, ttl_s))
 
-    # Forgetting
+    # Forgetting; see `s3mgrd.fs.forgetting`
 
-    def forget(self, path: str) -> tuple[int, list[tuple[Inode, str]]]:
-        """Make the next look at *path* and everything below ask S3.
-
-        Returns:
-            How many listings were forgotten, and the names that were: each with its directory.
-
-        Raises:
-            FileNotFoundError: nothing is known of the directory that *path* is in.
-        """
-        volume = self._volume
+    def outdate(self) -> None:
+        """Have nothing be trusted that S3 is telling now: somebody knows better."""
         self._absent.clear()
         self._lister.forget()
-        *above, last = [part for part in path.split("/") if part] or [""]
-        around: Node | None = volume.node(ROOT)
-        for part in above:
-            around = volume.nodes.find(around.id, part) if around else None
-        if around is None or not around.is_directory:
-            raise FileNotFoundError(errno.ENOENT, f"nothing is known of {path!r}")
-        node = volume.nodes.find(around.id, last) if last else around
-        names: list[tuple[Inode, str]] = []
-        listings = 0
-        with volume.database.transaction():
-            if last:
-                names.append((around.id, last))
-                self._told_absent.pop((around.id, last), None)
-                volume.distrust(around.id)
-            if node is not None:
-                volume.nodes.update(node.id, seen_ns=0)
-            if node is not None and node.is_directory:
-                directories = set()
-                for directory in self._directories_from(node):
-                    directories.add(directory.id)
-                    listings += directory.listed_ns > STALE_NS
-                    names += self._forget_names(directory)
-                absent = [told for told in self._told_absent if told[0] in directories]
-                for told in absent:
-                    del self._told_absent[told]
-                names += absent
-        return listings, names
 
-    def _directories_from(self, node: Node) -> Iterator[Node]:
-        """Yield a directory and every one below it, each before those inside it."""
-        waiting = [node]
-        while waiting:
-            directory = waiting.pop()
-            yield directory
-            after = 0
-            while children := self._volume.nodes.children(directory.id, after=after):
-                waiting += [child for child in children if child.is_directory]
-                after = children[-1].id
+    def forget_absent(
+        self, directories: Collection[Inode], name: str | None = None
+    ) -> list[tuple[Inode, str]]:
+        """Forget which names (or that one name) are not in *directories*; returns those that the kernel was told of."""
+        told = [
+            absent
+            for absent in self._told_absent
+            if absent[0] in directories and name in (None, absent[1])
+        ]
+        for absent in told:
+            del self._told_absent[absent]
+        return told
 
-    def _forget_names(self, directory: Node) -> list[tuple[Inode, str]]:
-        self._volume.distrust(directory.id)
-        names = []
-        after = 0
-        while children := self._volume.nodes.children(directory.id, after=after):
-            for child in children:
-                names.append((directory.id, child.name or ""))
-                if child.seen_ns:
-                    self._volume.nodes.update(child.id, seen_ns=0)
-            after = children[-1].id
-        return names
+    def absent(self, directory: Inode) -> dict[str, int]:
+        """Return the names that are known not to be in a directory, with the time (ns) until which that is believed."""
+        now_ns = self._volume.now_ns()
+        found: dict[str, int] = {}
+        for known in (self._absent, self._told_absent):
+            for (parent, name), end_ns in known.items():
+                if parent == directory and end_ns > now_ns:
+                    found[name] = max(end_ns, found.get(name, 0))
+        return found
+
+    def count_absent(self) -> int:
+        """Count the names that are known not to be anywhere."""
+        now_ns = self._volume.now_ns()
+        return sum(end_ns > now_ns for end_ns in (self._absent | self._told_absent).values())
 
     def _is_known(self, directory: Node, name: str, node: Node | None) -> bool:
         """Whether mount.db's answer for *name* may be given without asking S3."""

@@ -38,7 +38,11 @@ RENAME2_IN: Final = struct.Struct("=QII")
 """fuse_rename2_in: newdir, flags, padding."""
 NOTIFY_ENTRY: Final = struct.Struct("=QII")
 """fuse_notify_inval_entry_out: parent, namelen, flags."""
+NOTIFY_INODE: Final = struct.Struct("=Qqq")
+"""fuse_notify_inval_inode_out: ino, off (negative: attributes only), len (0: to the end)."""
 
+NOTIFY_INVAL_INODE: Final = 2
+"""Notification that attributes and content of an inode can no longer be believed."""
 NOTIFY_INVAL_ENTRY: Final = 3
 """Notification that a name can no longer be believed."""
 EXPIRE_ONLY: Final = 1
@@ -201,6 +205,15 @@ def notify_expire_entry(parent: int, name: bytes) -> bytes:
     """
     body = NOTIFY_ENTRY.pack(parent, len(name), EXPIRE_ONLY) + name + b"\0"
     return OUT_HEADER.pack(OUT_HEADER.size + len(body), NOTIFY_INVAL_ENTRY, 0) + body
+
+
+def notify_inval_inode(inode: int, *, pages: bool) -> bytes:
+    """Make the notification that the attributes of an inode must be asked for again, and with *pages* its content.
+
+    A directory's pages are its entries.
+    """
+    body = NOTIFY_INODE.pack(inode, 0 if pages else -1, 0)
+    return OUT_HEADER.pack(OUT_HEADER.size + len(body), NOTIFY_INVAL_INODE, 0) + body
 
 
 def parse_forgets(message: bytes | memoryview) -> list[tuple[int, int]]:

@@ -41,7 +41,6 @@ from s3mgrd.errors import (
     CredentialsRejected,
     Defect,
     Denied,
-    NotFound,
     NotMounted,
     S3mgrError,
     Unavailable,
@@ -49,6 +48,7 @@ from s3mgrd.errors import (
 from s3mgrd.fs import inspection
 from s3mgrd.fs.conflicts import Notice
 from s3mgrd.fs.filesystem import FileSystem, adopt_database
+from s3mgrd.fs.forgetting import Forgetter
 from s3mgrd.fs.operations import Operations, ask_kernel_holds
 from s3mgrd.fs.sync import Left
 from s3mgrd.fs.volume import Settings, Volume
@@ -372,6 +372,11 @@ class MountWorker:
             known = [(parent, name.encode()) for parent, name in names]
             await trio.to_thread.run_sync(session.expire_names, self._fuse_fd, known)
 
+    async def _invalidate_inodes(self, inodes: Sequence[tuple[Inode, bool]]) -> None:
+        """Make the kernel ask for inodes again."""
+        if self._fuse_fd is not None:
+            await trio.to_thread.run_sync(session.invalidate_inodes, self._fuse_fd, inodes)
+
     def _tell_conflict(self, notice: Notice) -> None:
         self._server.emit(
             ConflictEvent(
@@ -451,14 +456,14 @@ class MountWorker:
     async def invalidate(self, path: str) -> InvalidateReport:
         """Make the next look at *path* and below ask S3, past the kernel's caches too."""
         fs = self._file_system()
-        try:
-            listings, names = fs.namespace.forget(path)
-        except FileNotFoundError as error:
-            raise NotFound(
-                f"nothing is known of {path!r}", hint="paths are relative to the mount"
-            ) from error
-        await self._expire_names(names)
-        return InvalidateReport(listings=listings, entries=len(names))
+        forgetter = Forgetter(
+            fs.volume,
+            fs.namespace,
+            tell_names=self._expire_names,
+            tell_inodes=self._invalidate_inodes,
+        )
+        done = await forgetter.forget(path)
+        return InvalidateReport(listings=done.listings, entries=done.names)
 
     async def set_options(self, options: LiveOptions) -> None:
         """Change live options now."""

@@ -102,6 +102,21 @@ def expire_names(fuse_fd: int, names: Iterable[tuple[int, bytes]]) -> None:
                 log.debug("the kernel refuses to look %r up again: %s", name, exc)
 
 
+def invalidate_inodes(fuse_fd: int, inodes: Iterable[tuple[int, bool]]) -> None:
+    """Make the kernel ask again for the attributes of inodes, and for the content of those with True beside them.
+
+    Blocks while pages of such an inode are being read: call it in a thread.
+    """
+    for inode, pages in inodes:
+        try:
+            os.write(fuse_fd, abi.notify_inval_inode(inode, pages=pages))
+        except OSError as exc:
+            if exc.errno in (errno.ENODEV, errno.EPERM):  # the connection has ended
+                return
+            if exc.errno != errno.ENOENT:  # ENOENT: the kernel does not know the inode
+                log.debug("the kernel refuses to ask for inode %d again: %s", inode, exc)
+
+
 @contextmanager
 def interrupted_regularly() -> Iterator[None]:
     """Have a signal interrupt the main thread once a second.
