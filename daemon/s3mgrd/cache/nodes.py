@@ -7,7 +7,7 @@ Rows asked for by number are remembered until anything in mount.db changes: a wa
 with every name, and a statement costs 10 µs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any, Final, NamedTuple, NewType
 
@@ -106,6 +106,7 @@ class Listed(NamedTuple):
 
 _COLUMNS = ", ".join(Node._fields)
 _SETTABLE = frozenset(Node._fields) - {"id"}
+_SHOWN_BY_PARENT: Final = frozenset({"parent", "name", "kind", "special"})
 _REMEMBERED: Final = 1024
 """Rows."""
 _GET: Final = f"SELECT {_COLUMNS} FROM inodes WHERE id = ?"  # noqa: S608 - our own column list
@@ -116,6 +117,10 @@ _LISTED: Final = (
 )
 
 
+def _ignore(_: int, __: bool) -> None:
+    """Be told of a change, and do nothing."""
+
+
 class NodeTable:
     """The inodes and hidden tables of one mount.db."""
 
@@ -124,6 +129,8 @@ class NodeTable:
         self._execute = database.execute
         self._rows: dict[int, Node | None] = {}
         self._rows_as_of = -1
+        self.names_changed: Callable[[int, bool], None] = _ignore
+        """Told of each directory in which names changed, and whether only new inodes came."""
 
     def get(self, inode: int) -> Node | None:
         """Return the row of an inode number, None where it is not (or no longer) known."""
@@ -197,6 +204,8 @@ class NodeTable:
         query = f"INSERT INTO inodes ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
         with self._database.transaction() as db:
             cursor = db.execute(query, (parent, name, int(kind), mtime_ns, *columns.values()))
+        if name is not None:
+            self.names_changed(parent, True)
         return Inode(int(cursor.lastrowid or 0))
 
     def insert_many(
@@ -220,12 +229,19 @@ class NodeTable:
                     for inode, (name, mtime_ns, size, etag, remote_ns) in enumerate(entries, first)
                 ],
             )
+        self.names_changed(parent, True)
         return [Inode(first + i) for i in range(len(entries))]
 
     def update(self, inode: int, **columns: object) -> None:
         """Set columns of a row; nothing where the row is gone."""
         if not columns.keys() <= _SETTABLE:
             raise TypeError(f"not columns of inodes: {sorted(columns.keys() - _SETTABLE)}")
+        if not columns.keys().isdisjoint(_SHOWN_BY_PARENT):
+            before, parent = self.get(inode), columns.get("parent")
+            if before is not None:
+                self.names_changed(before.parent, False)
+            if isinstance(parent, int):
+                self.names_changed(parent, False)
         assignments = ", ".join(f"{name} = ?" for name in columns)
         with self._database.transaction() as db:
             db.execute(f"UPDATE inodes SET {assignments} WHERE id = ?", (*columns.values(), inode))  # noqa: S608
@@ -245,6 +261,9 @@ class NodeTable:
 
     def drop(self, inode: int) -> None:
         """Delete a row that nobody can refer to any more."""
+        before = self.get(inode)
+        if before is not None and before.name is not None:
+            self.names_changed(before.parent, False)
         with self._database.transaction() as db:
             db.execute("DELETE FROM inodes WHERE id = ?", (inode,))
 

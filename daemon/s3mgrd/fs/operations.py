@@ -20,9 +20,10 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from s3mgrd.cache.nodes import ROOT, Inode, Node
 from s3mgrd.fs.attribute_changes import WAS_ABSENT, AttributeChange, without_privileges
+from s3mgrd.fs.entry_caches import EntryCaches
 from s3mgrd.fs.errnos import errno_of, is_expected
 from s3mgrd.fs.filesystem import FileSystem
-from s3mgrd.fs.handles import Handles, read_handle
+from s3mgrd.fs.handles import KEEPS_ENTRIES, Handles, read_handle
 from s3mgrd.fs.names import MAX_NAME_BYTES, decode_name
 from s3mgrd.fs.reader import Superseded
 from s3mgrd.fs.showing import BLOCK, Shower, absence, blank
@@ -134,18 +135,23 @@ def _brief(args: tuple[object, ...]) -> str:
 
 
 class Operations(pyfuse3.Operations):
-    """pyfuse3's handlers on a `FileSystem`."""
+    """pyfuse3's handlers on a `FileSystem`.
+
+    Args:
+        caches_entries: opendir can tell the kernel to keep a directory's entries (`s3mgrd.worker.opendir`).
+    """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, fs: FileSystem, ring: RepeatRing) -> None:
+    def __init__(self, fs: FileSystem, ring: RepeatRing, *, caches_entries: bool = False) -> None:
         super().__init__()
         self.fs = fs
         self._ring = ring
         self._handles = Handles()
         self._shower = Shower(fs.volume, fs.stages)
+        self._caches = EntryCaches(fs.volume.nodes, fs.lister.is_fresh) if caches_entries else None
 
     def note_error(self, operation: str, error: Exception) -> None:
         """Log an error that a program sees, with its stack where nobody foresaw it or somebody debugs."""
@@ -520,8 +526,13 @@ class Operations(pyfuse3.Operations):
     @_answer
     async def opendir(self, inode: pyfuse3.InodeT, ctx: RequestContext) -> pyfuse3.FileHandleT:
         """Open a directory."""
-        self.fs.volume.directory(inode)
-        return pyfuse3.FileHandleT(self._handles.make(Inode(inode)))
+        directory = self.fs.volume.directory(inode)
+        number = self._handles.make(Inode(inode))
+        if self._caches is not None:
+            number = self._caches.opened(directory, number)
+            if number & KEEPS_ENTRIES:
+                self.fs.lister.note_read(directory.id)  # nobody will ask for the entries
+        return pyfuse3.FileHandleT(number)
 
     @_answer
     async def readdir(
@@ -529,9 +540,12 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         """Give entries, in the order of their inode numbers, which are also the positions."""
         inode = read_handle(fh).inode
+        caches, volume = self._caches, self.fs.volume
         namespace, fill, reply = self.fs.namespace, self._shower.fill, pyfuse3.readdir_reply
         shown = blank()
         entries = await namespace.entries(inode, start_id, READDIR_ROWS)
+        if caches is not None:
+            caches.reading(volume.directory(inode), fh, start_id)
         while entries:
             for node, valid_s in entries:
                 fill(shown, node, valid_s)
@@ -543,7 +557,9 @@ class Operations(pyfuse3.Operations):
 
     @_answer
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
-        """Nothing is kept of an open directory."""
+        """Note that a directory's handle is gone."""
+        if self._caches is not None:
+            self._caches.released(fh)
 
     @_answer
     async def fsyncdir(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:

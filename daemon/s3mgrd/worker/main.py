@@ -56,7 +56,7 @@ from s3mgrd.journal.staging import StagingDirectory
 from s3mgrd.journal.tables import Journal
 from s3mgrd.s3.client import S3Store, open_store
 from s3mgrd.s3.settings import StoreSettings
-from s3mgrd.worker import session
+from s3mgrd.worker import opendir, session
 from s3mgrd.worker.control import ControlServer
 from s3mgrd.worker.privileges import renounce
 from s3mgrd.worker.protocol import (
@@ -353,7 +353,8 @@ class MountWorker:
             task_status.started()
 
         try:
-            await session.serve(Operations(fs, ring), fuse_fd, message, ring=ring, started=started)
+            operations = Operations(fs, ring, caches_entries=opendir.install())
+            await session.serve(operations, fuse_fd, message, ring=ring, started=started)
         finally:
             self._fuse_fd, self._is_resumed = None, False
             ring.close()
