@@ -144,7 +144,7 @@ class FileSystem:
             self.volume.key_in_s3(node), 0, node.size, if_match=node.etag
         )
         try:
-            target = found.data.decode()
+            target = bytes(found.data).decode()
         except UnicodeDecodeError as error:
             raise OSError(errno.EIO, "the target of a symbolic link is not UTF-8") from error
         self.volume.nodes.update(inode, target=target)
