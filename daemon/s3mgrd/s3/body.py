@@ -1,7 +1,8 @@
 """Request bodies: bytes or a slice of a file, sent in large chunks, hashed off the event loop.
 
-botocore takes a body that has a ``read`` method without looking into it, and our HTTP session (`s3mgrd.s3.http`)
-iterates it. (Handing botocore plain bytes makes a `BytesIO`, which aiobotocore sends line by line.)
+Where a call goes through aiobotocore (`s3mgrd.s3.library`), botocore takes a body that has a ``read`` method without
+looking into it, and our session sends it like every other. (Handing botocore plain bytes makes a `BytesIO`, which
+aiobotocore sends line by line.)
 
 Payload signing: over ``http`` the signature covers the SHA-256 of the body, because nothing else would notice a
 changed one; the file is read twice for it. Over ``https`` TLS protects the bytes and the payload goes unsigned
@@ -10,16 +11,16 @@ changed one; the file is read twice for it. Over ``https`` TLS protects the byte
 
 import hashlib
 import os
-from collections.abc import AsyncIterator
 from typing import Final, NoReturn, Protocol
 
 import trio
 
 from s3mgrd.errors import Corrupt
+from s3mgrd.s3.connections import Connection
 from s3mgrd.s3.port import Body, FileSlice
 
 CHUNK_BYTES: Final = 1 << 20
-"""Large enough that the cost per chunk (a thread, a send) vanishes, small enough to bound memory."""
+"""Large enough that the cost per chunk (a thread, a send) vanishes, small enough to bound memory and waiting."""
 INLINE_BYTES: Final = 32 << 10
 """Bodies up to this size are hashed at once: changing threads costs more."""
 
@@ -46,22 +47,39 @@ class UploadBody:
         """Return what S3 calls the ETag of an object that was written by one unencrypted PUT."""
         return await self._digest("md5")
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield the body in chunks of `CHUNK_BYTES`.
+    @property
+    def inline(self) -> bytes | None:
+        """The body, where it is so small that it is best sent together with the request's head."""
+        if isinstance(self._body, bytes) and self.length <= INLINE_BYTES:
+            return self._body
+        return None
+
+    async def send(self, connection: Connection) -> None:
+        """Send the body.
+
+        A file goes straight from the page cache into the socket where that is possible: what is uploaded was written or
+        hashed a moment ago, so no disk is waited for.
 
         Raises:
             Corrupt: the file ends before the slice does.
         """
-        if isinstance(self._body, bytes):
-            # A slice of the whole is the object itself, which h11 sends without a copy.
+        body = self._body
+        if isinstance(body, bytes):
+            view = memoryview(body)
             for start in range(0, self.length, CHUNK_BYTES):
-                yield self._body[start : start + CHUNK_BYTES]
-            return
-        for start in range(0, self.length, CHUNK_BYTES):
-            length = min(CHUNK_BYTES, self.length - start)
-            yield await trio.to_thread.run_sync(
-                _pread, self._body, start, length, limiter=self._threads
-            )
+                await connection.send(view[start : start + CHUNK_BYTES])
+                await trio.lowlevel.checkpoint()
+        elif connection.sends_files:
+            sent = await connection.send_file(body.fd, body.offset, self.length)
+            if sent < self.length:
+                raise _too_short(self.length - sent)
+        else:
+            for start in range(0, self.length, CHUNK_BYTES):
+                length = min(CHUNK_BYTES, self.length - start)
+                chunk = await trio.to_thread.run_sync(
+                    _pread, body, start, length, limiter=self._threads
+                )
+                await connection.send(chunk)
 
     def read(self, size: int = -1) -> NoReturn:
         """Mark this object as file-like for botocore, which must never read it: that would block the event loop."""
@@ -89,11 +107,13 @@ def _pread(body: FileSlice, start: int, length: int) -> bytes:
     while len(data) < length:
         more = os.pread(body.fd, length - len(data), body.offset + start + len(data))
         if not more:
-            raise Corrupt(
-                f"the file to upload ends {length - len(data)} bytes before the part that belongs to it"
-            )
+            raise _too_short(length - len(data))
         data += more
     return data
+
+
+def _too_short(missing: int) -> Corrupt:
+    return Corrupt(f"the file to upload ends {missing} bytes before the part that belongs to it")
 
 
 def _hash_slice(body: FileSlice, start: int, stop: int, digest: _Hash) -> None:

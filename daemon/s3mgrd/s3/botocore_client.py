@@ -23,9 +23,10 @@ from botocore.loaders import Loader
 
 from s3mgr import __version__
 from s3mgrd.s3.body import UploadBody
+from s3mgrd.s3.documents import strip_invalid
 from s3mgrd.s3.grants import LiveCredentials
-from s3mgrd.s3.http import Wiring, session_class
-from s3mgrd.s3.listing import strip_invalid
+from s3mgrd.s3.http import Pool
+from s3mgrd.s3.library import session_class
 from s3mgrd.s3.settings import StoreSettings, resolve_addressing
 
 SIGNATURE_VERSION: Final = "s3mgr-s3v4"
@@ -70,7 +71,7 @@ class _CredentialSource:
 
 
 def make_client(
-    settings: StoreSettings, wiring: Wiring, credentials: LiveCredentials | None
+    settings: StoreSettings, pool: Pool, credentials: LiveCredentials | None
 ) -> AbstractAsyncContextManager[Any]:  # Any: untyped; only `s3mgrd.s3.calls` touches the client
     """Return the async context manager of a new client."""
     quiet_libraries()
@@ -90,7 +91,7 @@ def make_client(
     events.register("before-call.s3", _forbid_redirect)
     events.register_first("before-parse.s3", _clean_answer)
     config = AioConfig(
-        http_session_cls=session_class(wiring),
+        http_session_cls=session_class(pool),
         signature_version=UNSIGNED if settings.anonymous else None,
         s3={
             "addressing_style": resolve_addressing(settings),
@@ -115,7 +116,7 @@ def make_client(
         "s3",
         region_name=settings.region,
         endpoint_url=settings.endpoint_url,
-        # Only says that certificates are verified: the session uses the wiring's context.
+        # Only says that certificates are verified: the pool has its own context.
         verify=True,
         config=config,
     )

@@ -1,7 +1,9 @@
 """One S3 call: limited, signed, sent, tried again, counted, logged, and its failures mapped.
 
-Everything untyped of aiobotocore ends here: `Calls.call` returns botocore's parsed answer as a dict, and the store
-(`s3mgrd.s3.client`) picks typed values out of it.
+The calls that are made often go their own, short way (`s3mgrd.s3.operations`, `s3mgrd.s3.answers`); all others, and
+those with parameters that are rare, go through aiobotocore. Both use the same parameters, answers, connections and
+credentials, and fail alike, so nobody above can tell. Everything untyped of aiobotocore ends here: `Calls.call` returns
+the parsed answer as a dict by botocore's names, and the store (`s3mgrd.s3.client`) picks typed values out of it.
 """
 
 import logging
@@ -10,20 +12,22 @@ from typing import Any, Final, TypeVar
 
 import trio
 
+from s3mgrd.s3.answers import Answer, receive_answer
 from s3mgrd.s3.body import UploadBody
 from s3mgrd.s3.failures import RENEWABLE, Target, map_failure, request_id
 from s3mgrd.s3.grants import LiveCredentials
-from s3mgrd.s3.http import Exchange, current_exchange
+from s3mgrd.s3.http import Exchange, Pool
+from s3mgrd.s3.library import current_exchange
+from s3mgrd.s3.operations import Params, Requests, operation
 from s3mgrd.s3.port import CallStats, StoreStats
 from s3mgrd.s3.retry import CallFailed, RetryPolicy
 from s3mgrd.s3.settings import StoreSettings
+from s3mgrd.worker.protocol import CredentialGrant
 
 log = logging.getLogger("s3mgrd.s3")
 
 T = TypeVar("T")
-Params = Mapping[str, object]
 NO_PARAMS: Final[Params] = {}
-Answer = dict[str, Any]  # botocore's parsed answer; Any: its values are of the operation's shape
 
 LISTINGS: Final = frozenset({"ListObjectsV2", "ListMultipartUploads"})
 """Operations whose answers `s3mgrd.s3.listing` reads, from `Exchange.body`."""
@@ -43,11 +47,14 @@ class Calls:
         client: Any,  # noqa: ANN401 aiobotocore is untyped; this class is the only one that calls it
         settings: StoreSettings,
         credentials: LiveCredentials | None,
+        pool: Pool,
     ) -> None:
         methods: dict[str, str] = client.meta.method_to_api_mapping
         self._methods: Final[dict[str, Callable[..., Awaitable[Answer]]]] = {
             operation: getattr(client, method) for method, operation in methods.items()
         }
+        self._requests: Final = Requests(settings, str(client.meta.endpoint_url))
+        self._pool: Final = pool
         self._bucket: Final = settings.bucket
         self._region: Final = settings.region
         self._anonymous: Final = settings.anonymous
@@ -139,8 +146,7 @@ class Calls:
         body: UploadBody | None,
         finish: Callable[[Answer, Exchange], Awaitable[T]],
     ) -> T:
-        exchange = Exchange(keeps_body=target.operation in LISTINGS)
-        current_exchange.set(exchange)
+        exchange = Exchange()
         grant = None
         started = trio.current_time()
         outcome = "cancelled"
@@ -149,7 +155,7 @@ class Calls:
                 await body.sign()
             if self._credentials is not None:
                 grant = await self._credentials.grant()
-            answer = await self._methods[target.operation](**params)
+            answer = await self._ask(target.operation, params, body, grant, exchange)
             result = await finish(answer, exchange)
             outcome = "ok"
         except Exception as exc:
@@ -164,15 +170,32 @@ class Calls:
                 failure.retryable = await self._credentials.renew_rejected(grant)
             raise failure from exc
         finally:
-            await exchange.close()
-            about = _about(target.key, params)
-            self._record(target, about, exchange, trio.current_time() - started, outcome, body)
+            exchange.close()
+            self._record(target, params, exchange, trio.current_time() - started, outcome, body)
         return result
+
+    async def _ask(
+        self,
+        name: str,
+        params: Params,
+        body: UploadBody | None,
+        grant: CredentialGrant | None,
+        exchange: Exchange,
+    ) -> Answer:
+        """Send one request and read its answer, but for what *finish* reads."""
+        known = operation(name)
+        if known is not None and self._requests.can_name_bucket and known.takes(params):
+            request = self._requests.make(known, params, body, grant)
+            await exchange.run(self._pool, request)
+            return await receive_answer(known, exchange)
+        exchange.keeps_body = name in LISTINGS
+        current_exchange.set(exchange)
+        return await self._methods[name](**params)
 
     def _record(
         self,
         target: Target,
-        about: str,
+        params: Params,
         exchange: Exchange,
         seconds: float,
         outcome: str,
@@ -187,10 +210,12 @@ class Calls:
         sent = body.length if body is not None and exchange.sent else 0
         self.stats.sent_bytes += sent
         self.stats.received_bytes += exchange.received
+        if not log.isEnabledFor(logging.DEBUG):
+            return
         log.debug(
             "%s %s %s status=%d request_id=%s seconds=%.4f sent=%d received=%d",
             target.operation,
-            about,
+            _about(target.key, params),
             outcome,
             exchange.status,
             request_id(exchange),

@@ -1,4 +1,4 @@
-"""The `ObjectStore` on S3: aiobotocore on trio.
+"""The `ObjectStore` on S3.
 
 `open_store` is the entry; `S3Store` translates the port's methods into calls (`s3mgrd.s3.calls`) and back.
 
@@ -27,18 +27,21 @@ from s3mgrd.errors import (
     TimedOut,
     TooLarge,
 )
+from s3mgrd.s3.answers import Answer
 from s3mgrd.s3.body import UploadBody
 from s3mgrd.s3.botocore_client import make_client
-from s3mgrd.s3.calls import NO_PARAMS, Answer, Calls, Params
+from s3mgrd.s3.calls import NO_PARAMS, Calls
 from s3mgrd.s3.conditions import COMPLETE, COPY, PUT, Check, ConditionalWrites, quoted
+from s3mgrd.s3.connections import Connect, Connector
 from s3mgrd.s3.copying import COPY_PART_BYTES, Copier
 from s3mgrd.s3.deleting import delete_batch
 from s3mgrd.s3.grants import LiveCredentials
 from s3mgrd.s3.headers import describing_params, placing_params
-from s3mgrd.s3.http import Exchange, NetworkBackend, Wiring
+from s3mgrd.s3.http import Exchange, Pool
 from s3mgrd.s3.listing import UploadsPage, etag_of, parse_list_page, parse_uploads_page
 from s3mgrd.s3.metadata import encode_metadata
 from s3mgrd.s3.multipart import multipart_etag
+from s3mgrd.s3.operations import Params
 from s3mgrd.s3.port import (
     ALWAYS,
     MAX_COPY_BYTES,
@@ -79,23 +82,23 @@ HEAD_WITHOUT_REASON: Final = (400, 401, 403)
 
 @asynccontextmanager
 async def open_store(
-    settings: StoreSettings, *, backend: NetworkBackend | None = None
+    settings: StoreSettings, *, connect: Connect | None = None
 ) -> AsyncIterator["S3Store"]:
     """Open the store; nothing is sent before the first call, and leaving the context closes its connections.
 
     Args:
         settings: what to open.
-        backend: connects; given by `s3mgrd.s3.warm` and by tests.
+        connect: opens connections; given by `s3mgrd.s3.warm` and by tests.
 
     Raises:
         InvalidSpec: endpoint or region cannot be used.
     """
-    backend = backend or NetworkBackend()
-    wiring = Wiring(backend, shared_context(), settings.connect_timeout_s, settings.read_timeout_s)
+    connect = connect or Connector(shared_context(), settings.read_timeout_s)
+    pool = Pool(connect, settings.connect_timeout_s)
     credentials = None
     if settings.credentials is not None and not settings.anonymous:
         credentials = LiveCredentials(settings.credentials)
-    making = make_client(settings, wiring, credentials)
+    making = make_client(settings, pool, credentials)
     try:
         client = await making.__aenter__()
     except (BotoCoreError, ValueError) as exc:
@@ -105,8 +108,10 @@ async def open_store(
             hint="check region and endpoint",
         ) from exc
     try:
-        yield S3Store(Calls(client, settings, credentials), settings, credentials, backend)
+        calls = Calls(client, settings, credentials, pool)
+        yield S3Store(calls, settings, credentials, pool)
     finally:
+        pool.close()
         await making.__aexit__(None, None, None)
 
 
@@ -118,7 +123,7 @@ class S3Store:
         calls: Calls,
         settings: StoreSettings,
         credentials: LiveCredentials | None,
-        backend: NetworkBackend,
+        pool: Pool,
         *,
         max_copy_bytes: int = MAX_COPY_BYTES,
         copy_part_bytes: int = COPY_PART_BYTES,
@@ -126,7 +131,7 @@ class S3Store:
         self._calls: Final = calls
         self._bucket: Final = settings.bucket
         self._credentials: Final = credentials
-        self._backend: Final = backend
+        self._pool: Final = pool
         self._threads: Final = trio.CapacityLimiter(FILE_THREADS)
         self._bucket_seen = float("-inf")
         self._conditions: Final = ConditionalWrites(
@@ -149,7 +154,7 @@ class S3Store:
     @property
     def open_connections(self) -> int:
         """How many connections are open, idle ones included."""
-        return self._backend.open_connections
+        return self._pool.open_connections
 
     @property
     def requests_running(self) -> int:

@@ -19,11 +19,12 @@ from typing import Final
 import trio
 
 from s3mgrd.errors import NotFound, PreconditionFailed
-from s3mgrd.s3.calls import Calls, Params
+from s3mgrd.s3.calls import Calls
 from s3mgrd.s3.conditions import SOURCE, Check, ConditionalWrites, quoted
 from s3mgrd.s3.headers import describing_params, metadata_params, placing_params
 from s3mgrd.s3.listing import etag_of, time_ns
 from s3mgrd.s3.multipart import multipart_etag
+from s3mgrd.s3.operations import Params
 from s3mgrd.s3.port import MAX_PARTS, ObjectHead, Part, Written
 from s3mgrd.s3.reading import head_of
 from s3mgrd.s3.retry import CallFailed

@@ -1,6 +1,6 @@
 """Every way an S3 call can fail, as `CallFailed` with an error of ours.
 
-This is the only place that knows S3's error codes and the exceptions of botocore, httpcore2 and ssl. What is
+This is the only place that knows S3's error codes, the exceptions of botocore and ssl, and ours about HTTP. What is
 retryable is decided here, too; how often, in `s3mgrd.s3.retry`.
 """
 
@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-import httpcore2
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 from botocore.parsers import ResponseParserError
 
@@ -33,12 +32,24 @@ from s3mgrd.errors import (
     Unsupported,
     UserError,
 )
-from s3mgrd.s3.http import AnswerTooLong, Exchange
+from s3mgrd.s3.answer import AnswerTooLong, ClosedEarly, NotHttp
+from s3mgrd.s3.connections import ProxyRefused, WaitedTooLong
+from s3mgrd.s3.http import Exchange, Unsendable
 from s3mgrd.s3.retry import CallFailed
 
 
 class NotS3(Exception):
     """An answer that says success but is not what S3 answers."""
+
+
+class Refused(Exception):
+    """S3 says that a call failed; `fields` are those of its error document."""
+
+    # Any: a tree of texts
+    def __init__(self, status: int, fields: Mapping[str, Any]) -> None:
+        super().__init__(status)
+        self.status: Final = status
+        self.fields: Final = fields
 
 
 class ShortBody(Exception):
@@ -199,21 +210,23 @@ def map_failure(exc: Exception, exchange: Exchange, target: Target) -> CallFaile
     """
     if isinstance(exc, CallFailed):
         return exc
+    if isinstance(exc, Refused):
+        return _from_answer(exc.status, exc.fields, exchange, target)
     if isinstance(exc, ClientError):
-        return _from_answer(exc.response, exchange, target)
+        # botocore's status, not the wire's: it is 500 for an error that came in the body of a 200.
+        status = int(exc.response["ResponseMetadata"].get("HTTPStatusCode") or exchange.status)
+        return _from_answer(status, exc.response.get("Error", {}), exchange, target)
     if isinstance(exc, S3mgrError):
         # From the provider of credentials, or from reading the body.
         return CallFailed(exc, code=type(exc).__name__, retryable=isinstance(exc, Unavailable))
     if isinstance(exc, (NotS3, ResponseParserError, AnswerTooLong)):
         return _not_s3(exchange, target)
-    if isinstance(exc, (ParamValidationError, UnicodeEncodeError)):
+    if isinstance(exc, (ParamValidationError, UnicodeEncodeError, Unsendable)):
         return CallFailed(
             UserError(f"{target.operation} cannot be sent: {exc}", hint="check the name"),
             code="InvalidParameter",
         )
-    if isinstance(exc, (ShortBody, httpcore2.NetworkError, httpcore2.TimeoutException)):
-        return _from_network(exc, exchange, target)
-    if isinstance(exc, (httpcore2.ProtocolError, httpcore2.ProxyError, OSError)):
+    if isinstance(exc, (ShortBody, ClosedEarly, NotHttp, WaitedTooLong, ProxyRefused, OSError)):
         return _from_network(exc, exchange, target)
     detail = f"{target.operation} failed in an unforeseen way: {type(exc).__name__}"
     if isinstance(exc, BotoCoreError):
@@ -221,12 +234,11 @@ def map_failure(exc: Exception, exchange: Exchange, target: Target) -> CallFaile
     return CallFailed(Unavailable(detail), code=type(exc).__name__, ambiguous=exchange.sent)
 
 
-# Any: botocore's parsed answer, a tree of dicts and strings
-def _from_answer(answer: Mapping[str, Any], exchange: Exchange, target: Target) -> CallFailed:
+# Any: a tree of dicts and strings
+def _from_answer(
+    status: int, fields: Mapping[str, Any], exchange: Exchange, target: Target
+) -> CallFailed:
     """Map an answer that says failure."""
-    fields: Mapping[str, Any] = answer.get("Error", {})
-    # botocore's status, not the wire's: it is 500 for an error that came in the body of a 200.
-    status = int(answer["ResponseMetadata"].get("HTTPStatusCode") or exchange.status)
     code = str(fields.get("Code") or status)
     said = str(fields.get("Message") or "").strip() or code
     region = fields.get("Region") or exchange.headers.get("x-amz-bucket-region")
@@ -378,21 +390,20 @@ def _from_network(exc: Exception, exchange: Exchange, target: Target) -> CallFai
     tls = next((c for c in causes if isinstance(c, ssl.SSLError)), None)
     if tls is not None:
         return _from_tls(tls, exchange, target)
-    if isinstance(exc, httpcore2.TimeoutException):
-        connecting = isinstance(exc, httpcore2.ConnectTimeout)
-        doing = "a connection" if connecting else "an answer"
+    if isinstance(exc, WaitedTooLong):
+        doing = "a connection" if exc.connecting else "an answer"
         return CallFailed(
             TimedOut(
                 f"{endpoint} did not give {doing} in time",
-                hint="check the network, firewalls and the endpoint" if connecting else "",
+                hint="check the network, firewalls and the endpoint" if exc.connecting else "",
             ),
-            code=type(exc).__name__,
+            code="ConnectTimeout" if exc.connecting else "Timeout",
             retryable=True,
             ambiguous=exchange.sent,
         )
-    if isinstance(exc, httpcore2.ConnectError) or (isinstance(exc, OSError) and not exchange.sent):
+    if isinstance(exc, OSError) and not exchange.sent:
         return _from_connect(causes, target)
-    if isinstance(exc, httpcore2.ProxyError):
+    if isinstance(exc, ProxyRefused):
         return CallFailed(
             Unavailable(
                 f"the proxy on the way to {endpoint} refuses: {exc}",
@@ -401,28 +412,23 @@ def _from_network(exc: Exception, exchange: Exchange, target: Target) -> CallFai
             code="ProxyError",
             retryable=True,
         )
-    text = str(exc)
-    if isinstance(exc, httpcore2.LocalProtocolError):
-        return CallFailed(
-            UserError(f"{target.operation} cannot be sent: {text}"), code="InvalidParameter"
-        )
-    if isinstance(exc, httpcore2.RemoteProtocolError) and exchange.first_bytes:
-        if exchange.first_bytes.startswith(TLS_ALERT):
+    if isinstance(exc, NotHttp) and exc.first_bytes:
+        if exc.first_bytes.startswith(TLS_ALERT):
             error = InvalidSpec(
                 f"{endpoint} speaks TLS, but its URL begins with http:",
                 hint="write the endpoint as https://…",
                 pointer="/spec/endpoint",
             )
-            return CallFailed(error, code="NotHttp")
-        if not exchange.first_bytes.startswith(b"HTTP/"):
+        else:
             error = InvalidSpec(
                 f"{endpoint} does not speak HTTP",
                 hint="check host and port of the endpoint",
                 pointer="/spec/endpoint",
             )
-            return CallFailed(error, code="NotHttp")
+        return CallFailed(error, code="NotHttp")
+    text = str(exc) or "it was closed in the middle of an answer"
     return CallFailed(
-        Unavailable(f"the connection to {endpoint} broke: {text or type(exc).__name__}"),
+        Unavailable(f"the connection to {endpoint} broke: {text}"),
         code=type(exc).__name__,
         retryable=True,
         ambiguous=exchange.sent,
@@ -493,4 +499,4 @@ def request_id(exchange: Exchange) -> str | None:
     return exchange.headers.get("x-amz-request-id")
 
 
-__all__ = ["RENEWABLE", "NotS3", "ShortBody", "Target", "map_failure", "request_id"]
+__all__ = ["RENEWABLE", "NotS3", "Refused", "ShortBody", "Target", "map_failure", "request_id"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-from s3mgrd.s3.calls import Answer
+from s3mgrd.s3.answers import Answer
 from s3mgrd.s3.metadata import encode_metadata
 from s3mgrd.s3.port import ObjectHead
 

@@ -68,9 +68,12 @@ class ListPage:
 
 @dataclass(frozen=True, slots=True)
 class RangeRead:
-    """The bytes of a range and the head of the version they came from. `data` is shorter only at the object's end."""
+    """The bytes of a range and the head of the version they came from. `data` is shorter only at the object's end.
 
-    data: bytes
+    `data` is the buffer that the bytes were received into: slice it rather than copy it.
+    """
+
+    data: bytes | memoryview
     head: ObjectHead
 
 

@@ -1,11 +1,11 @@
 """Turning S3's answers to GET and HEAD into the port's types, and checking that they are what was asked for."""
 
 import re
-from contextlib import aclosing
 from typing import Final
 
 from s3mgrd.errors import PreconditionFailed, Unsupported
-from s3mgrd.s3.calls import Answer
+from s3mgrd.s3.answer import AnswerTooLong
+from s3mgrd.s3.answers import Answer
 from s3mgrd.s3.failures import NotS3, ShortBody
 from s3mgrd.s3.headers import headers_of
 from s3mgrd.s3.http import Exchange
@@ -34,7 +34,7 @@ def head_of(key: str, answer: Answer, size: int) -> ObjectHead:
 async def read_range(
     key: str, start: int, stop: int, if_match: str | None, answer: Answer, exchange: Exchange
 ) -> RangeRead:
-    """Read the body of a ranged GET into one bytes object.
+    """Read the body of a ranged GET into one buffer.
 
     Raises:
         ShortBody: the answer covers another range than asked for, or ends early; another attempt may do better.
@@ -49,19 +49,15 @@ async def read_range(
         raise ShortBody(
             f"asked for bytes {start} to {stop}, was answered {first} and {length} bytes"
         )
-    chunks = []
-    response = exchange.response
-    if response is None:
-        raise NotS3
-    async with aclosing(response.aiter_stream()) as stream:
-        async for chunk in stream:
-            chunks.append(chunk)
-            exchange.received += len(chunk)
-            if exchange.received > length:
-                break
-    if exchange.received != length:
-        raise ShortBody(f"{exchange.received} bytes arrived instead of {length}")
-    return RangeRead(chunks[0] if len(chunks) == 1 else b"".join(chunks), head)
+    if exchange.body_length not in (length, None):
+        raise ShortBody(f"{exchange.body_length} bytes are promised instead of {length}")
+    try:
+        data = await exchange.read_data(length)
+    except AnswerTooLong as exc:
+        raise ShortBody(f"more than the {length} bytes asked for arrived") from exc
+    if len(data) != length:
+        raise ShortBody(f"{len(data)} bytes arrived instead of {length}")
+    return RangeRead(memoryview(data) if isinstance(data, bytearray) else data, head)
 
 
 def _covered(answer: Answer, start: int, stop: int) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """What a store needs to know before it is opened, and how the bucket is named in its requests."""
 
 import ipaddress
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -12,6 +13,10 @@ from s3mgrd.worker.protocol import CredentialGrant
 Addressing = Literal["auto", "path", "virtual"]
 CredentialProvider = Callable[[], Awaitable[CredentialGrant]]
 
+_BUCKET: Final = re.compile(r"[A-Za-z0-9._-]{3,255}")
+_HOST_LABELS: Final = re.compile(
+    r"(?=.{3,63}$)[a-z0-9]+(?:-+[a-z0-9]+)*(?:\.[a-z0-9]+(?:-+[a-z0-9]+)*)*"
+)
 AWS_DOMAINS: Final = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
 
 
@@ -99,6 +104,18 @@ def is_loopback(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
     return _is_address(host) and ipaddress.ip_address(host).is_loopback
+
+
+def is_plain_bucket(name: str, *, is_host: bool, is_tls: bool) -> bool:
+    """Tell whether *name* goes into a request as it is: not an ARN, not a directory bucket, and a host name if it must be.
+
+    A host with a further dot is not covered by a wildcard certificate; botocore puts such a bucket into the path.
+    """
+    if name.endswith(("--x-s3", "--xa-s3", "--table-s3")):
+        return False
+    if is_host:
+        return _HOST_LABELS.fullmatch(name) is not None and not (is_tls and "." in name)
+    return _BUCKET.fullmatch(name) is not None
 
 
 def resolve_addressing(settings: StoreSettings) -> Literal["path", "virtual"]:

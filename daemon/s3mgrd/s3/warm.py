@@ -8,17 +8,16 @@ no descriptor and no event loop behind. A test records every file that a warmed 
 
 import codecs
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Final
 
-import httpcore2
 import trio
 
 from s3mgrd.errors import S3mgrError
 from s3mgrd.s3 import credentials
 from s3mgrd.s3.botocore_client import quiet_libraries
 from s3mgrd.s3.client import S3Store, open_store
-from s3mgrd.s3.http import NetworkBackend
+from s3mgrd.s3.connections import Address, Connection, Proxy
 from s3mgrd.s3.port import Condition, Part
 from s3mgrd.s3.settings import StoreSettings
 from s3mgrd.s3.tls import shared_context
@@ -140,21 +139,41 @@ def _shake_hands() -> None:
             return
 
 
-class _Stage(httpcore2.AsyncNetworkBackend):
-    """Connects to nobody: all its connections answer with what is in `answers`, in turn."""
+class _Stage:
+    """Connects to nobody: each connection answers with the next of `answers` and ends."""
 
     def __init__(self) -> None:
         self.answers: list[bytes] = []
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,  # Any: httpcore2's own union of tuples
-    ) -> httpcore2.AsyncNetworkStream:
-        return httpcore2.AsyncMockStream(self.answers)
+    async def connect(self, address: Address, proxy: Proxy | None) -> Connection:
+        """Be the store's way to connect."""
+        return _StagedConnection(self.answers.pop(0) if self.answers else b"")
+
+
+class _StagedConnection:
+    sends_files: Final = False
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+
+    async def receive(self) -> bytes:
+        answer, self._answer = self._answer, b""
+        return answer
+
+    async def receive_into(self, view: memoryview) -> int:
+        return 0
+
+    async def send(self, data: bytes | memoryview) -> None:
+        return
+
+    async def send_file(self, fd: int, offset: int, length: int) -> int:
+        return 0
+
+    def is_usable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        return
 
 
 async def _rehearse() -> None:
@@ -176,7 +195,7 @@ async def _rehearse() -> None:
             concurrency=1,
         )
         stage = _Stage()
-        async with open_store(settings, backend=NetworkBackend(stage)) as store:
+        async with open_store(settings, connect=stage.connect) as store:
             for call, answers in REHEARSAL:
                 stage.answers[:] = answers
                 try:

@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
-import httpcore2
 import pytest
 import trio
 
@@ -28,7 +27,7 @@ from s3mgrd.errors import (
     UserError,
 )
 from s3mgrd.s3.client import S3Store, open_store
-from s3mgrd.s3.http import NetworkBackend
+from s3mgrd.s3.connections import Address, Connection, Proxy, ProxyRefused, WaitedTooLong
 from s3mgrd.s3.port import Condition
 from s3mgrd.s3.tls import shared_context
 from tests.servers.certificates import make_certificate
@@ -215,21 +214,6 @@ async def test_a_refused_connection_fails_fast() -> None:
     assert "port" in caught.hint
 
 
-class Unreachable(httpcore2.AsyncNetworkBackend):
-    """Fails to connect as trio does: with one error that groups those of all addresses."""
-
-    def __init__(self, reason: OSError | Exception) -> None:
-        self.reason = reason
-
-    async def connect_tcp(self, *_: object, **__: object) -> httpcore2.AsyncNetworkStream:
-        if not isinstance(self.reason, OSError):
-            raise self.reason
-        # httpcore2's pool takes the cause away; the context stays.
-        error = httpcore2.ConnectError("all attempts failed")
-        error.__context__ = ExceptionGroup("all attempts failed", [self.reason])
-        raise error
-
-
 @pytest.mark.parametrize(
     ("reason", "kind", "detail"),
     [
@@ -239,20 +223,40 @@ class Unreachable(httpcore2.AsyncNetworkBackend):
             "cannot be resolved",
         ),
         (OSError(113, "No route to host"), Unavailable, "No route to host"),
-        (httpcore2.ConnectTimeout(), TimedOut, "did not give a connection in time"),
-        (httpcore2.ProxyError("407 Authentication Required"), Unavailable, "the proxy"),
+        (WaitedTooLong(connecting=True), TimedOut, "did not give a connection in time"),
+        (ProxyRefused("407 Authentication Required"), Unavailable, "the proxy"),
     ],
 )
 async def test_failing_to_connect_says_why(
     reason: Exception, kind: type[S3mgrError], detail: str
 ) -> None:
-    backend = NetworkBackend(Unreachable(reason))
-    async with open_store(settings("http://s3.example"), backend=backend) as store:
+    async def connect(address: Address, proxy: Proxy | None) -> Connection:
+        if not isinstance(reason, OSError):
+            raise reason
+        # As trio does: one error that groups those of all addresses.
+        raise OSError("all attempts failed") from ExceptionGroup("all attempts failed", [reason])
+
+    async with open_store(settings("http://s3.example"), connect=connect) as store:
         with pytest.raises(S3mgrError) as caught:
             await store.put("k", b"x", metadata={})
     assert type(caught.value) is kind
     assert detail in caught.value.detail
     assert caught.value.hint
+    assert store.open_connections == 0
+
+
+async def test_a_connection_that_does_not_come_about_is_given_up() -> None:
+    """TLS included: a server that accepts and says nothing."""
+
+    async def listen(stream: trio.SocketStream) -> None:
+        async with stream:
+            while await stream.receive_some():
+                pass
+
+    async with raw_server(listen) as port:
+        caught = await fail(f"https://127.0.0.1:{port}", put, connect_timeout_s=0.05)
+    assert type(caught) is TimedOut
+    assert "did not give a connection in time" in caught.detail
 
 
 async def test_silence_is_a_timeout() -> None:
@@ -451,9 +455,7 @@ async def test_radosgw_refuses_bad_credentials(
         secret += "X"
     else:
         ahead = datetime.now(UTC) + timedelta(hours=1, seconds=5)
-        monkeypatch.setattr(
-            "botocore.auth.get_current_datetime", lambda *_, **__: ahead.replace(tzinfo=None)
-        )
+        monkeypatch.setattr("s3mgrd.s3.signing.utc_now", lambda: ahead)
         monkeypatch.setattr("s3mgrd.s3.failures._utc_now", lambda: ahead)
     endpoint = Endpoint("radosgw", radosgw.url, key, secret)
     async with open_store(endpoint.settings("bucket")) as store:

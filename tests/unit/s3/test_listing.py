@@ -4,8 +4,9 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
+from s3mgrd.s3.documents import strip_invalid
 from s3mgrd.s3.failures import NotS3, ShortBody
-from s3mgrd.s3.listing import parse_list_page, parse_uploads_page, strip_invalid, time_ns
+from s3mgrd.s3.listing import parse_list_page, parse_uploads_page, time_ns
 
 SPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 

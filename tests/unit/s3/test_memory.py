@@ -12,7 +12,7 @@ from s3mgrd.s3.port import Condition
 async def test_a_held_operation_waits_until_it_is_released() -> None:
     store = MemoryStore()
     store.insert("k", b"data")
-    done: list[bytes] = []
+    done: list[bytes | memoryview] = []
 
     async def read() -> None:
         done.append((await store.get_range("k", 0, 4)).data)
