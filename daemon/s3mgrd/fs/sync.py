@@ -30,7 +30,10 @@ from s3mgrd.s3.port import MAX_DELETE_KEYS
 log = logging.getLogger(__name__)
 
 GATHER_S: Final = 0.05
-"""Wait so long after the first change: what is undone or repeated meanwhile need not be sent."""
+"""Wait so long after the first change: what is undone or repeated meanwhile need not be sent. An object waits so long from
+when it was first seen, however busy the others are: rsync sets owner, mode and times, then renames, in less."""
+MAX_SEEN: Final = 4096
+"""Objects whose time is remembered; a few are sent too early when there are more."""
 IDLE_S: Final = 1.0
 """Look so often for retries that are due and inodes that the kernel let go."""
 FIRST_RETRY_S: Final = 2.0
@@ -90,6 +93,8 @@ class Syncer:
         self._running: set[Hashable] = set()
         self._failures: dict[Hashable, _Failure] = {}
         self._rested_at: dict[Hashable, float] = {}
+        self._seen_at: dict[Hashable, float] = {}
+        self._idle_s = IDLE_S
         self._is_flushing = 0
         self._probed = 0
 
@@ -101,7 +106,7 @@ class Syncer:
         """Work until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
-                with trio.move_on_after(IDLE_S):
+                with trio.move_on_after(self._idle_s):
                     await self._wanted.wait()
                     if not self._is_flushing:
                         await trio.sleep(GATHER_S)
@@ -179,14 +184,28 @@ class Syncer:
     def _due(self) -> Iterator[tuple[Hashable, Work]]:
         now = trio.current_time()
         self._rested_at = {s: at for s, at in self._rested_at.items() if at > now}
+        self._idle_s = IDLE_S
         for subject, work in self._all():
             failure = self._failures.get(subject)
             if (
                 subject not in self._running
                 and (failure is None or failure.retry_at <= now)
                 and self._rested_at.get(subject, now) <= now
+                and self._is_gathered(subject, now)
             ):
                 yield subject, work
+
+    def _is_gathered(self, subject: Hashable, now: float) -> bool:
+        """Whether an object was seen long enough ago; everything else always is."""
+        if self._is_flushing or not isinstance(subject, tuple) or subject[0] != "object":
+            return True
+        if len(self._seen_at) > MAX_SEEN:
+            self._seen_at.clear()
+        due_at = self._seen_at.setdefault(subject, now) + GATHER_S
+        if due_at > now:
+            self._idle_s = min(self._idle_s, due_at - now)
+            return False
+        return True
 
     def _all(self) -> Iterator[tuple[Hashable, Work]]:
         """Yield all work there is: its subject, and how to do it."""
@@ -234,6 +253,7 @@ class Syncer:
                 self._rested_at[subject] = trio.current_time() + REST_S
         finally:
             self._running.discard(subject)
+            self._seen_at.pop(subject, None)
             self._progress.set()
             self._progress = trio.Event()
             self.wake()

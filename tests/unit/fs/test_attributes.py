@@ -5,11 +5,13 @@ import stat
 from collections.abc import Mapping
 
 import pytest
+import trio
 
 from s3mgrd.cache.nodes import Kind
 from s3mgrd.errors import Unavailable
 from s3mgrd.fs import attributes, descriptions, xattr_header
 from s3mgrd.fs.attribute_changes import AttributeChange
+from s3mgrd.fs.sync import GATHER_S
 from tests.unit.fs.conftest import START_NS, WHO, Lab, settings
 
 S = 1_000_000_000
@@ -170,6 +172,22 @@ async def test_what_rsync_does_is_one_upload_one_copy_one_delete(lab: Lab) -> No
         await lab.settle()
         assert spent(lab) == {"put": 1, "copy": 1, "delete_many": 1}
         assert lab.store.objects["a"].head.metadata["mode"] == str(0o100600)
+
+
+async def test_changes_are_gathered_however_busy_the_others_are(lab: Lab) -> None:
+    """A change that comes when the syncer is about to look is not sent before those that follow it."""
+    async with lab.mounted() as fs:
+        first, second = await lab.write("a", b"hello"), await lab.write("b", b"hello")
+        await lab.settle()
+        await trio.sleep(10)
+        spent(lab)
+        await fs.attributes.change(first.id, AttributeChange(mode=0o600))
+        await trio.sleep(GATHER_S * 0.9)
+        await fs.attributes.change(second.id, AttributeChange(mode=0o600))
+        await trio.sleep(GATHER_S * 0.5)
+        await fs.attributes.change(second.id, AttributeChange(mtime_ns=7))
+        await trio.sleep(10)
+        assert spent(lab) == {"copy": 2}
 
 
 async def test_setting_what_is_there_already_costs_nothing(lab: Lab) -> None:

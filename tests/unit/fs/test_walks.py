@@ -1,6 +1,5 @@
 """Walks: a tree is learned from few flat listings, exactly as from a listing of each directory."""
 
-
 from s3mgrd.cache.nodes import Inode
 from s3mgrd.fs.namespace import Entry
 from tests.unit.fs.conftest import Lab
