@@ -2,7 +2,10 @@
 
 import re
 import threading
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import overload
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import trio
@@ -19,7 +22,7 @@ _KEY = re.compile(r"flat/f(\d{7})")
 class EndlessBucket:
     """A `Handler`: any bucket has `count` empty-looking objects ``flat/f0000000`` and so on, and nothing else.
 
-    `gate`: while it is closed, pages after the first wait for it. `pages`: how many pages of ``flat/`` were asked for.
+    `gate`: while it is closed, pages after the first wait for it. `pages`: how many whole pages of keys were asked for.
     """
 
     count: int
@@ -44,12 +47,12 @@ class EndlessBucket:
     async def _list(self, query: dict[str, str]) -> Answer:
         prefix = query.get("prefix", "")
         limit = min(PAGE, int(query.get("max-keys", PAGE)))
-        if not prefix:
-            common = "<CommonPrefixes><Prefix>flat/</Prefix></CommonPrefixes>"
-            return _page(common if "delimiter" in query else self._keys(0, limit), None)
-        if prefix != "flat/":
+        if not prefix and "delimiter" in query:
+            return _page("<CommonPrefixes><Prefix>flat/</Prefix></CommonPrefixes>", None)
+        if prefix not in ("", "flat/"):
             return _page("", None)
-        first = int(query.get("continuation-token", "0"))
+        after = query.get("start-after", "")
+        first = int(query.get("continuation-token", bisect_right(_Keys(self.count), after)))
         if limit == PAGE:
             self.pages += 1
         if first:
@@ -63,6 +66,27 @@ class EndlessBucket:
             f"<ETag>{_etag(i)}</ETag><Size>0</Size><StorageClass>STANDARD</StorageClass></Contents>"
             for i in range(first, min(last, self.count))
         )
+
+
+class _Keys(Sequence[str]):
+    """The keys in order, made when looked at."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        return f"flat/f{index:07}"
 
 
 def _etag(number: int) -> str:
