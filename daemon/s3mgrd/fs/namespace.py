@@ -54,6 +54,8 @@ class Namespace:
         self._asked: dict[Inode, list[int]] = {}
         self.hits = 0
         self.misses = 0
+        self.listing_hits = 0
+        self.listing_misses = 0
 
     # Looking up
 
@@ -306,6 +308,8 @@ class Namespace:
         is_complete = directory.listed_ns > 0
         if after == 0:
             found = "hit" if self._lister.is_fresh(directory) else "miss"
+            self.listing_hits += found == "hit"
+            self.listing_misses += found == "miss"
             log.debug("cache %s: entries of inode %d", found, inode)
             self._lister.note_read(inode)
         if listing is None and (
