@@ -18,12 +18,14 @@ from s3mgr.schema.conflicts import (
 )
 from s3mgr.schema.events import Event, EventType
 from s3mgr.schema.mounts import (
+    AbsentName,
     CacheEntry,
     CacheReport,
     Credentials,
     FailedUpload,
     FlushReport,
     FlushRequest,
+    HiddenKey,
     InvalidateReport,
     InvalidateRequest,
     LogTail,
@@ -49,6 +51,7 @@ from s3mgr.schema.problems import FieldError, Problem, ProblemType
 from s3mgr.schema.system import Info, KernelInfo, Readiness
 
 __all__ = [
+    "AbsentName",
     "CacheEntry",
     "CacheReport",
     "ConflictCopy",
@@ -61,6 +64,7 @@ __all__ = [
     "FieldError",
     "FlushReport",
     "FlushRequest",
+    "HiddenKey",
     "Info",
     "InvalidateReport",
     "InvalidateRequest",

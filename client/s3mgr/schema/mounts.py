@@ -170,7 +170,12 @@ class InvalidateReport(Struct, frozen=True, kw_only=True):
 
 
 class CacheEntry(Struct, frozen=True, kw_only=True):
-    """One name that the mount knows, and what of its data is held locally."""
+    """One name that the mount knows, and what of its data is held locally.
+
+    `source`: what told of it last: a listing of its directory, a request for it alone, or this mount itself, when S3 has
+    nothing of it yet. `age_s`: since then; null: it is not believed any more. `fresh_s`: for so long it is believed
+    without asking. `attributes`: whether mode, owner and times are known, or S3 has yet to get them.
+    """
 
     path: str
     kind: Literal["file", "directory", "symlink", "other"]
@@ -179,13 +184,30 @@ class CacheEntry(Struct, frozen=True, kw_only=True):
     mtime: datetime | None = None
     etag: str | None = None
     age_s: float | None = None
+    source: Literal["listing", "request", "local"] = "listing"
+    fresh_s: float = 0.0
+    attributes: Literal["known", "unknown", "pending"] = "unknown"
     dirty: bool = False
     cached_bytes: int = 0
     staged_bytes: int = 0
 
 
+class HiddenKey(Struct, frozen=True, kw_only=True):
+    """A key that has no name in the mount, and why; what is not UTF-8 in it is escaped with backslashes."""
+
+    key: str
+    reason: str
+
+
+class AbsentName(Struct, frozen=True, kw_only=True):
+    """A name that is known not to be there, and for how long that is believed."""
+
+    name: str
+    fresh_s: float
+
+
 class CacheReport(Struct, frozen=True, kw_only=True):
-    """Totals of the metadata and data caches, and one page of entries."""
+    """Totals of the metadata and data caches, and one page: entries, then hidden keys, then absent names."""
 
     entries_total: int
     directories_listed: int
@@ -198,7 +220,12 @@ class CacheReport(Struct, frozen=True, kw_only=True):
     metadata_misses: int
     data_hits: int
     data_misses: int
+    listing_hits: int = 0
+    listing_misses: int = 0
+    absent_names: int = 0
     items: list[CacheEntry] = field(default_factory=list)
+    hidden: list[HiddenKey] = field(default_factory=list)
+    absent: list[AbsentName] = field(default_factory=list)
     cursor: str | None = None
 
 

@@ -330,6 +330,14 @@ class NodeTable:
                 [(directory, *pair) for pair in keys],
             )
 
+    def hidden(self, directory: int, *, after: str, limit: int) -> list[tuple[str, str]]:
+        """Return up to *limit* keys of a directory that sort after *after* and cannot be shown, each with the reason."""
+        rows = self._execute(
+            "SELECT key, reason FROM hidden WHERE directory = ? AND key > ? ORDER BY key LIMIT ?",
+            (directory, after, limit),
+        )
+        return [(str(key), str(reason)) for key, reason in rows]
+
     def has_hidden(self, directory: int) -> bool:
         """Whether a directory has keys that cannot be shown."""
         return (

@@ -4,19 +4,16 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from s3mgr.schema import (
-    CacheEntry,
-    CacheReport,
     ConflictCopy,
     ConflictList,
     FailedUpload,
     MountStats,
     OperationCount,
 )
-from s3mgrd.cache.nodes import ROOT, STALE_NS, Kind, Node
-from s3mgrd.errors import NotFound, UserError
+from s3mgrd.errors import UserError
 from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.volume import NS
 from s3mgrd.s3.port import CallStats
@@ -25,12 +22,6 @@ CONFLICT_PAGE_BYTES: Final = 16 << 10
 """Bytes of paths in one page of conflict copies: a message to the supervisor has a limit."""
 MAX_FAILED: Final = 100
 """Failed uploads that are listed; more are counted only."""
-_KINDS: Final[Mapping[int, Literal["file", "directory", "symlink", "other"]]] = {
-    Kind.FILE: "file",
-    Kind.DIRECTORY: "directory",
-    Kind.SYMLINK: "symlink",
-    Kind.SPECIAL: "other",
-}
 
 
 def stats(fs: FileSystem, *, uptime_s: float) -> MountStats:
@@ -77,9 +68,9 @@ def failed_uploads(fs: FileSystem) -> list[FailedUpload]:
                 path=fs.volume.path(node) if node is not None else f"inode {row.inode}",
                 size_bytes=stage.file.size if stage is not None else 0,
                 error=row.error,
-                since=_time(row.since_ns),
+                since=as_time(row.since_ns),
                 tries=row.tries,
-                retry_at=None if row.retry_ns is None else _time(row.retry_ns),
+                retry_at=None if row.retry_ns is None else as_time(row.retry_ns),
             )
         )
         if len(found) == MAX_FAILED:
@@ -107,8 +98,8 @@ def conflict_list(fs: FileSystem, cursor: str | None, limit: int) -> ConflictLis
                 id=row.inode,
                 path=row.path,
                 size_bytes=fs.stages.size(node),
-                mtime=_time(fs.stages.mtime_ns(node)),
-                lost_at=_time(row.lost_ns),
+                mtime=as_time(fs.stages.mtime_ns(node)),
+                lost_at=as_time(row.lost_ns),
                 reason=row.reason,
                 base_etag=staged.base_etag if staged is not None else None,
                 winner_etag=row.winner_etag,
@@ -126,62 +117,6 @@ def conflict_list(fs: FileSystem, cursor: str | None, limit: int) -> ConflictLis
     )
 
 
-def cache_report(fs: FileSystem, path: str, cursor: str | None, limit: int) -> CacheReport:
-    """Describe what is known: totals, and the entries of directory *path*, or the one entry of a file.
-
-    Raises:
-        NotFound: nothing is known of *path*.
-        UserError: *cursor* is none of ours.
-    """
-    volume = fs.volume
-    node: Node | None = volume.node(ROOT)
-    for part in filter(None, path.split("/")):
-        node = volume.nodes.find(node.id, part) if node is not None else None
-    if node is None:
-        raise NotFound(
-            f"nothing is known of {path!r}",
-            hint="paths are relative to the mount; look at it once to learn of it",
-        )
-    after = _position(cursor)
-    found = [node][:limit]
-    if node.is_directory:
-        found = volume.nodes.children(node.id, after=after, limit=limit)
-    entries, listed = volume.nodes.count()
-    return CacheReport(
-        entries_total=entries - 1,  # the root has no name
-        directories_listed=listed,
-        hidden_keys=volume.nodes.count_hidden(),
-        metadata_bytes=volume.database.size_bytes(),
-        data_bytes=fs.reader.held_bytes,
-        data_limit_bytes=volume.settings.memory_limit_bytes,
-        staged_bytes=fs.stages.total_bytes(),
-        metadata_hits=fs.namespace.hits,
-        metadata_misses=fs.namespace.misses,
-        data_hits=fs.reader.hits,
-        data_misses=fs.reader.misses,
-        items=[_entry(fs, child) for child in found],
-        cursor=str(found[-1].id) if node.is_directory and found and len(found) == limit else None,
-    )
-
-
-def _entry(fs: FileSystem, node: Node) -> CacheEntry:
-    stage = fs.stages.get(node.id)
-    parent = fs.volume.nodes.get(node.parent)
-    asked_ns = max(node.seen_ns, parent.listed_ns if parent is not None else 0)
-    return CacheEntry(
-        path=fs.volume.path(node),
-        kind=_KINDS[node.kind],
-        inode=node.id,
-        size_bytes=fs.stages.size(node),
-        mtime=_time(fs.stages.mtime_ns(node)),
-        etag=node.etag,
-        age_s=round((fs.volume.now_ns() - asked_ns) / NS, 3) if asked_ns > STALE_NS else None,
-        dirty=(stage is not None and stage.dirty) or bool(node.attributes_dirty),
-        cached_bytes=fs.reader.holds(node.id),
-        staged_bytes=fs.stages.local_bytes(node.id),
-    )
-
-
 def _position(cursor: str | None) -> int:
     """Read the cursor of a page. Raises `UserError`."""
     if cursor is not None and not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 19):
@@ -196,7 +131,8 @@ def _counts(calls: Mapping[str, CallStats]) -> list[OperationCount]:
     ]
 
 
-def _time(time_ns: int) -> datetime:
+def as_time(time_ns: int) -> datetime:
+    """Return a time as the API shows it."""
     # Times of files may lie outside what datetime can say.
     seconds = min(max(time_ns // NS, -62_135_596_800), 253_402_300_799)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=time_ns % NS // 1000)

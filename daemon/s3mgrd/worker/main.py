@@ -49,6 +49,7 @@ from s3mgrd.fs import inspection
 from s3mgrd.fs.conflicts import Notice
 from s3mgrd.fs.filesystem import FileSystem, adopt_database
 from s3mgrd.fs.forgetting import Forgetter
+from s3mgrd.fs.known import Known
 from s3mgrd.fs.operations import Operations, ask_kernel_holds
 from s3mgrd.fs.sync import Left
 from s3mgrd.fs.volume import Settings, Volume
@@ -176,6 +177,7 @@ class MountWorker:
         self._failure = failure
         self._started = time.monotonic()
         self._fs: FileSystem | None = None
+        self._known: Known | None = None
         self._store: S3Store | None = None
         self._fuse_fd: int | None = None
         """The kernel connection while libfuse serves it."""
@@ -262,7 +264,7 @@ class MountWorker:
                     fs = FileSystem(volume, nursery, self._kernel_holds)
                     fs.recover(is_database_lost=files.damaged is not None)
                     nursery.start_soon(fs.recovery.complete)
-                    self._fs, self._store = fs, store
+                    self._fs, self._store, self._known = fs, store, Known(fs)
                     nursery.start_soon(fs.syncer.run)
                     fs.conflicts.tell = self._tell_conflict
                     nursery.start_soon(fs.health.watch)
@@ -282,7 +284,7 @@ class MountWorker:
                     await self._stopping.wait()
                     nursery.cancel_scope.cancel()
         finally:
-            self._fs = None
+            self._fs = self._known = None
             if self._stopping.is_set():
                 files.staging.close()
                 files.database.close()
@@ -404,7 +406,9 @@ class MountWorker:
 
     async def cache(self, path: str, cursor: str | None, limit: int) -> CacheReport:
         """Describe what is known below *path*."""
-        return inspection.cache_report(self._file_system(), path, cursor, limit)
+        if self._known is None:
+            raise NotMounted("this worker is not configured")
+        return await self._known.report(path, cursor, limit)
 
     async def conflicts(self, cursor: str | None, limit: int) -> ConflictList:
         """List the conflict copies."""

@@ -18,10 +18,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import msgspec
 
 from s3mgr.schema import (
+    AbsentName,
     CacheEntry,
     CacheReport,
     Event,
     FlushReport,
+    HiddenKey,
     Info,
     InvalidateReport,
     KernelInfo,
@@ -243,7 +245,23 @@ CACHE = CacheReport(
     metadata_misses=10,
     data_hits=0,
     data_misses=0,
-    items=[CacheEntry(path="a/b.txt", kind="file", inode=17, size_bytes=2048, age_s=3.5)],
+    listing_hits=1,
+    listing_misses=1,
+    absent_names=1,
+    items=[
+        CacheEntry(
+            path="a/b.txt",
+            kind="file",
+            inode=17,
+            size_bytes=2048,
+            age_s=3.5,
+            source="request",
+            fresh_s=26.5,
+            attributes="known",
+        )
+    ],
+    hidden=[HiddenKey(key="a//b\n", reason="empty component")],
+    absent=[AbsentName(name="nothing", fresh_s=0)],
 )
 
 

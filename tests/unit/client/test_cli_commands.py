@@ -444,7 +444,11 @@ class TestCache:
         result = run("cache", "logs", "/mnt/logs/a")
         assert result.code == 0
         assert "metadata hits:              30 of 40 (75 %)\n" in result.out
-        assert "   17  file  2.0 KiB       0       0   3s  a/b.txt\n" in result.out
+        assert "listing hits:               1 of 2 (50 %)\n" in result.out
+        entry = "   17  file  2.0 KiB       0       0   3s    26s  request  known       a/b.txt\n"
+        assert entry in result.out
+        assert "a//b\\n                    empty component\n" in result.out
+        assert "nothing                no\n" in result.out
         assert daemon.requests[-1].query == {"path": "a", "limit": "100"}
 
     def test_follows_the_pages_up_to_the_limit(self, daemon: FakeDaemon, run: Run) -> None:
@@ -457,7 +461,8 @@ class TestCache:
                 for n in range(first, min(first + int(request.query["limit"]), 2500))
             ]
             cursor = None if not items or items[-1].inode == 2499 else str(items[-1].inode + 1)
-            return Answer(200, msgspec.structs.replace(CACHE, items=items, cursor=cursor))
+            bare = msgspec.structs.replace(CACHE, hidden=[], absent=[])
+            return Answer(200, msgspec.structs.replace(bare, items=items, cursor=cursor))
 
         daemon.script["GET", "/v1/mounts/logs/cache"] = page
         assert len(json.loads(run("cache", "logs", "--all", "--json").out)["items"]) == 2500

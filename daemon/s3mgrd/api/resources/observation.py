@@ -13,7 +13,10 @@ class CacheQuery(Struct, frozen=True, forbid_unknown_fields=True):
     """Which page of the cache's entries."""
 
     path: Annotated[
-        str, Meta(max_length=4096, description="Only entries below this path of the mount.")
+        str,
+        Meta(
+            max_length=4096, description="A directory of the mount, or a file; empty for its root."
+        ),
     ] = ""
     cursor: Annotated[
         Annotated[str, Meta(max_length=8192)] | None,
@@ -40,7 +43,7 @@ async def mount_stats(call: Call[NoQuery, None]) -> Reply:
 
 
 async def mount_cache(call: Call[CacheQuery, None]) -> Reply:
-    """Read what the metadata and data caches hold: totals, and entries page by page."""
+    """Read what the metadata and data caches hold: totals, and of one directory what is known, page by page."""
     report = await call.service.mount_cache(
         call.who,
         call.name,
