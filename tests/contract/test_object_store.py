@@ -506,6 +506,28 @@ async def test_an_upload_by_parts_makes_one_object(store: ObjectStore, file: int
     assert await store.list_multiparts("") == []
 
 
+async def test_a_part_may_be_copied_from_a_version_of_another_object(store: ObjectStore) -> None:
+    body, end = os.urandom(MIN_PART_BYTES + 9), b"the end"
+    source = await store.put("o/source ä", body, metadata={})
+    upload_id = await store.create_multipart("k", metadata={})
+    stop = len(body) - 2
+    copied = await store.copy_part(
+        "k", upload_id, 1, "o/source ä", 7, stop, if_source_match=source.etag
+    )
+    assert (copied.number, copied.size) == (1, stop - 7)
+    sent = await store.upload_part("k", upload_id, 2, end)
+    assert [p.size for p in await store.list_parts("k", upload_id)] == [stop - 7, len(end)]
+    await store.complete_multipart("k", upload_id, [copied, sent])
+    assert (await store.get_range("k", 0, 1 << 40)).data == body[7:stop] + end
+
+
+async def test_a_part_is_not_copied_from_nothing(store: ObjectStore) -> None:
+    upload_id = await store.create_multipart("k", metadata={})
+    with expect(NotFound):
+        await store.copy_part("k", upload_id, 1, "absent", 0, 50, if_source_match="0" * 32)
+    await store.abort_multipart("k", upload_id)
+
+
 async def test_unfinished_uploads_are_listed_and_aborted(store: ObjectStore) -> None:
     ids = {key: await store.create_multipart(key, metadata={}) for key in ("a/1", "a/2", "b")}
     pending = await store.list_multiparts("a/")

@@ -164,6 +164,19 @@ class Reader:
             self._fill(node, key, version, size)
         return await self._collect(version, wanted, offset, stop)
 
+    async def read_range(
+        self, node: Node, etag: str, size: int, start: int, stop: int
+    ) -> bytes | memoryview:
+        """Read [start, stop) and nothing ahead; raises as `read`."""
+        key: VersionKey = (node.id, etag)
+        version = self._version(key)
+        wanted = self._cover(node, key, version, start, stop, size)
+        try:
+            return await self._collect(version, wanted, start, stop)
+        finally:
+            if not version.handles and key in self._versions:
+                self._linger(key)
+
     def prefetch(self, node: Node) -> bool:
         """Fetch a whole small file before anybody asks; whether there is memory for it."""
         if node.etag is None:

@@ -1,4 +1,4 @@
-"""Uploads: a staged file becomes an object, with one PUT or with parallel parts, under the condition it began with.
+"""Uploads: a staged file becomes an object, under the condition it began with. How its bytes go is `s3mgrd.fs.sending`'s.
 
 An upload that was interrupted is taken up where S3 has it: the parts of a multipart upload are asked for, and a
 condition that fails because an earlier attempt of ours succeeded unnoticed is recognised by what it left.
@@ -18,29 +18,22 @@ from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, TooLarge
 from s3mgrd.fs import attributes, descriptions
 from s3mgrd.fs.conflicts import Conflicts, Notice
 from s3mgrd.fs.metadata import Metadata
-from s3mgrd.fs.reader import Reader, Superseded
+from s3mgrd.fs.reader import Reader
+from s3mgrd.fs.sending import CopyUnsupported, Sender
 from s3mgrd.fs.stages import Stage, Stages
 from s3mgrd.fs.strays import find_unseen
-from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import NS, Volume
-from s3mgrd.journal.tables import StagedRow, UploadRow
+from s3mgrd.journal.tables import StagedRow
 from s3mgrd.s3.port import (
     ALWAYS,
-    MAX_OBJECT_BYTES,
-    MAX_PARTS,
     Condition,
-    FileSlice,
     ObjectHead,
-    Part,
     Written,
 )
 
 log = logging.getLogger(__name__)
 
 MIB: Final = 1 << 20
-FILL_BYTES: Final = 8 * MIB
-SINGLE_PUT_PARTS: Final = 2
-"""Files up to so many parts' size go with one PUT: three requests fewer, and the ETag is the content's MD5."""
 FIRST_RETRY_S: Final = 5.0
 LAST_RETRY_S: Final = 300.0
 
@@ -69,7 +62,7 @@ class Uploader:
     ) -> None:
         self._volume = volume
         self._stages = stages
-        self._reader = reader
+        self._sender = Sender(volume, reader)
         self._metadata = metadata
         self._clear_key = clear_key
         self._preserve = preserve
@@ -121,7 +114,7 @@ class Uploader:
             if node.is_detached or row is None:
                 return
             await self._settled(node.parent)
-            await self._fill(node, stage, row)
+            await self._sender.complete(node, stage, row)
             key = volume.wanted_key(volume.node(inode))
             await self._clear_key(key, inode)
             async with volume.locks.holding(("key", key)):
@@ -133,36 +126,11 @@ class Uploader:
                     for other in volume.nodes.with_remote_key(key)
                 ):
                     continue
-                await self._store(node, key, stage, row)
+                try:
+                    await self._store(node, key, stage, row)
+                except CopyUnsupported:
+                    continue
                 return
-
-    async def _fill(self, node: Node, stage: Stage, row: StagedRow) -> None:
-        """Bring what was not written from the base version into the staging file."""
-        file = stage.file
-        handle = -node.id  # no handle of the kernel's is negative
-        try:
-            for start, stop in list(file.extents.missing(0, min(file.base_size, file.size))):
-                position = start
-                while position < stop:
-                    end = min(position + FILL_BYTES, stop)
-                    data = await self._read_base(node, row, position, end, handle)
-                    await trio.to_thread.run_sync(file.put, position, data)
-                    file.record(position, len(data))
-                    position = end
-        finally:
-            self._reader.close(handle)
-
-    async def _read_base(
-        self, node: Node, row: StagedRow, start: int, stop: int, handle: int
-    ) -> bytes | memoryview:
-        try:
-            return await self._reader.read(
-                node, row.base_etag or "", row.base_size, start, stop - start, handle=handle
-            )
-        except (Superseded, OSError) as error:
-            raise PreconditionFailed(
-                "the version that was being changed is gone from S3; what was not read of it cannot be completed"
-            ) from error
 
     async def _store(self, node: Node, key: str, stage: Stage, row: StagedRow) -> None:
         """Write the object and take note; the caller holds the locks of the inode and of *key*."""
@@ -194,7 +162,7 @@ class Uploader:
             return
         volume.journal.begin_write(key, size=stage.file.size, mtime=metadata.get("mtime"))
         try:
-            written = await self._send(node, key, stage, metadata, like, condition)
+            written = await self._sender.send(node, key, stage, row, metadata, like, condition)
         except PreconditionFailed:
             found = await self._find_ours(key, stage, metadata)
             if found is None:
@@ -281,95 +249,6 @@ class Uploader:
         content_type = mimetypes.guess_type(node.name or "")[0]
         return ObjectHead(key, 0, "", 0, {}, content_type)
 
-    async def _send(
-        self,
-        node: Node,
-        key: str,
-        stage: Stage,
-        metadata: dict[str, str],
-        like: ObjectHead,
-        condition: Condition,
-    ) -> Written:
-        size = stage.file.size
-        if size > MAX_OBJECT_BYTES:
-            raise TooLarge(f"{key} has {size} bytes; S3 takes objects of up to 5 TiB")
-        part_size = self._part_size(size)
-        if size <= SINGLE_PUT_PARTS * part_size:
-            body = FileSlice(stage.file.data_fd, 0, size) if size else b""
-            return await self._volume.store.put(
-                key,
-                body,
-                metadata=metadata,
-                content_type=like.content_type,
-                like=like,
-                condition=condition,
-            )
-        upload_id, parts = await self._begin(node.id, key, size, part_size, metadata, like)
-        await self._send_parts(key, upload_id, stage, size, part_size, parts)
-        return await self._volume.store.complete_multipart(
-            key, upload_id, [parts[number] for number in sorted(parts)], condition=condition
-        )
-
-    def _part_size(self, size: int) -> int:
-        smallest = -(-size // MAX_PARTS)
-        wanted = max(self._volume.settings.part_size_bytes, smallest)
-        return -(-wanted // MIB) * MIB
-
-    async def _begin(
-        self,
-        inode: Inode,
-        key: str,
-        size: int,
-        part_size: int,
-        metadata: dict[str, str],
-        like: ObjectHead,
-    ) -> tuple[str, dict[int, Part]]:
-        """Begin a multipart upload, or take up the one that was interrupted."""
-        store, journal = self._volume.store, self._volume.journal
-        row = journal.upload(inode)
-        if row is not None and (row.key, row.size, row.part_size) == (key, size, part_size):
-            try:
-                found = await store.list_parts(key, row.upload_id)
-            except NotFound:
-                log.info("the upload of %s that was begun is gone from S3; beginning again", key)
-            else:
-                return row.upload_id, {
-                    p.number: p for p in found if p.size == _length(p.number, size, part_size)
-                }
-        elif row is not None:
-            journal.abandon_upload(inode)
-        upload_id = await store.create_multipart(
-            key, metadata=metadata, content_type=like.content_type, like=like
-        )
-        journal.put_upload(UploadRow(inode, key, upload_id, part_size, size))
-        return upload_id, {}
-
-    async def _send_parts(
-        self,
-        key: str,
-        upload_id: str,
-        stage: Stage,
-        size: int,
-        part_size: int,
-        parts: dict[int, Part],
-    ) -> None:
-        """Upload the parts that S3 lacks, several at once, and add them to *parts*."""
-        limiter = trio.CapacityLimiter(self._volume.settings.concurrency)
-
-        async def send(number: int) -> None:
-            try:
-                start = (number - 1) * part_size
-                body = FileSlice(stage.file.data_fd, start, _length(number, size, part_size))
-                parts[number] = await self._volume.store.upload_part(key, upload_id, number, body)
-            finally:
-                limiter.release_on_behalf_of(number)
-
-        async with side_by_side() as nursery:
-            for number in range(1, -(-size // part_size) + 1):
-                if number not in parts:
-                    await limiter.acquire_on_behalf_of(number)
-                    nursery.start_soon(send, number)
-
     def _is_this(
         self,
         unseen: ObjectHead,
@@ -406,10 +285,6 @@ def _has_own(head: ObjectHead, metadata: Mapping[str, str]) -> bool:
     """Whether an object has all attributes that we would give it, and there are any."""
     own = {n: v for n, v in metadata.items() if n in attributes.OWN_NAMES}
     return bool(own) and all(head.metadata.get(n) == v for n, v in own.items())
-
-
-def _length(number: int, size: int, part_size: int) -> int:
-    return min(part_size, size - (number - 1) * part_size)
 
 
 def _md5(fd: int, size: int) -> str:

@@ -354,6 +354,31 @@ class S3Store:
         )
         return Part(number, etag_of(answer.get("ETag")), upload.length)
 
+    async def copy_part(
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        source: str,
+        start: int,
+        stop: int,
+        *,
+        if_source_match: str,
+    ) -> Part:
+        """See the port."""
+        answer = await self._call(
+            "UploadPartCopy",
+            {
+                "UploadId": upload_id,
+                "PartNumber": number,
+                "CopySource": {"Bucket": self._bucket, "Key": source},
+                "CopySourceRange": f"bytes={start}-{stop - 1}",
+                "CopySourceIfMatch": quoted(if_source_match),
+            },
+            key=key,
+        )
+        return Part(number, etag_of(answer["CopyPartResult"]["ETag"]), stop - start)
+
     async def list_parts(self, key: str, upload_id: str) -> Sequence[Part]:
         """See the port."""
         parts: list[Part] = []

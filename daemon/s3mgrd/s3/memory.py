@@ -72,6 +72,7 @@ Operation = Literal[
     "copy",
     "create_multipart",
     "upload_part",
+    "copy_part",
     "list_parts",
     "complete_multipart",
     "abort_multipart",
@@ -398,6 +399,26 @@ class MemoryStore:
             data = self._receive(body)
             upload.parts[number] = data
             return _part(number, data)
+
+    async def copy_part(
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        source: str,
+        start: int,
+        stop: int,
+        *,
+        if_source_match: str,
+    ) -> Part:
+        """See the port."""
+        async with self._call("copy_part", key):
+            upload = self._find_upload(key, upload_id)
+            stored = self._find(source)
+            if stored.head.etag != if_source_match:
+                raise PreconditionFailed(f"{source!r} is not the version expected")
+            upload.parts[number] = stored.data[start:stop]
+            return _part(number, upload.parts[number])
 
     async def list_parts(self, key: str, upload_id: str) -> Sequence[Part]:
         """See the port."""

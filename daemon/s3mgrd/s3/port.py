@@ -263,6 +263,27 @@ class ObjectStore(Protocol):
     async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
         """Upload one part; the same number again replaces it. Raises `NotFound` when the upload is gone."""
 
+    async def copy_part(
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        source: str,
+        start: int,
+        stop: int,
+        *,
+        if_source_match: str,
+    ) -> Part:
+        """Make bytes [start, stop) of the object *source* a part, on the server; at most `MAX_COPY_BYTES`.
+
+        MiniStack and radosgw 16 do not heed *if_source_match* here: look at the source again once all parts are copied.
+
+        Raises:
+            NotFound: no such source, or the upload is gone.
+            PreconditionFailed: the source is not the version *if_source_match*.
+            Unsupported: this store cannot.
+        """
+
     async def list_parts(self, key: str, upload_id: str) -> Sequence[Part]:
         """List the parts S3 has. Raises `NotFound` when the upload is gone."""
 

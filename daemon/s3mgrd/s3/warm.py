@@ -100,6 +100,7 @@ REHEARSAL: Final[tuple[tuple[Call, tuple[bytes, ...]], ...]] = (
     ),
     (lambda s: s.create_multipart("a", metadata={}), (_INITIATED,)),
     (lambda s: s.upload_part("a", "0", 1, b"x"), (_DONE,)),
+    (lambda s: s.copy_part("a", "0", 1, "b", 0, 1, if_source_match="0"), (_PART_COPIED,)),
     (lambda s: s.list_parts("a", "0"), (_PARTS,)),
     (lambda s: s.complete_multipart("a", "0", [_PART]), (_COMPLETED,)),
     (lambda s: s.abort_multipart("a", "0"), (_error("404 Not Found", "NoSuchUpload"),)),
