@@ -22,6 +22,7 @@ from s3mgrd.s3.client import S3Store, open_store
 from s3mgrd.s3.memory import MemoryStore
 from s3mgrd.s3.port import (
     MIN_PART_BYTES,
+    REPLACED,
     Condition,
     FileSlice,
     ListPage,
@@ -254,7 +255,7 @@ async def test_a_write_may_demand_that_the_key_is_new(store: ObjectStore) -> Non
     with expect(PreconditionFailed):
         await store.put("k", b"two", metadata={}, condition=Condition(absent=True))
     assert (await store.get_range("k", 0, 3)).data == b"one"
-    assert store.conditional_writes == "supported"
+    assert store.conditions.writes == "supported"
 
 
 async def test_a_write_may_demand_a_version(store: ObjectStore) -> None:
@@ -265,6 +266,25 @@ async def test_a_write_may_demand_a_version(store: ObjectStore) -> None:
     assert (await store.head("k")).etag == two.etag
     with expect(PreconditionFailed):
         await store.put("gone", b"x", metadata={}, condition=Condition(if_match=one.etag))
+
+
+async def test_a_delete_may_demand_versions(store: ObjectStore) -> None:
+    """Who deletes does not know what somebody else has put there meanwhile. What the store makes of it is known then."""
+    versions = {}
+    for key in ("kept", "replaced", "gone", "any"):
+        versions[key] = (await store.put(key, b"one", metadata={})).etag
+    await store.put("replaced", b"two", metadata={})
+    await store.delete("gone")
+    del versions["any"]
+    failures = await store.delete_many(["kept", "replaced", "gone", "any"], if_match=versions)
+    left = [info.key for info in (await store.list_page("", delimited=False)).objects]
+    if store.conditions.delete == "supported":
+        assert ("replaced", REPLACED) in [(f.key, f.code) for f in failures]
+        assert {f.key for f in failures} <= {"replaced", "gone"}
+        assert left == ["replaced"]
+    else:
+        assert store.conditions.delete == "unsupported"
+        assert (failures, left) == ([], [])
 
 
 async def test_one_of_many_writers_of_a_new_key_wins(store: ObjectStore) -> None:

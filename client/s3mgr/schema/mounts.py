@@ -93,6 +93,23 @@ class FailedUpload(Struct, frozen=True, kw_only=True):
     retry_at: datetime | None = None
 
 
+Support = Literal["supported", "unsupported", "unknown"]
+
+
+class ConditionSupport(Struct, frozen=True, kw_only=True):
+    """What the mount's store does with conditions; use finds it out, and until then it is `unknown`.
+
+    Where a condition is not supported, it is checked right before the write, which is not atomic; that of a delete is not
+    checked at all.
+    """
+
+    put_if_match: Support = "unknown"
+    put_if_absent: Support = "unknown"
+    complete: Support = "unknown"
+    copy_source: Support = "unknown"
+    delete: Support = "unknown"
+
+
 class MountStatus(Struct, frozen=True, kw_only=True):
     """What is: observed by the daemon, never set by the user."""
 
@@ -112,7 +129,8 @@ class MountStatus(Struct, frozen=True, kw_only=True):
     failed_uploads: list[FailedUpload] = field(default_factory=list)
     conflicts: int = 0
     conflict_bytes: int = 0
-    conditional_writes: Literal["supported", "unsupported", "unknown"] = "unknown"
+    conditional_writes: Support = "unknown"
+    conditions: ConditionSupport = ConditionSupport()
     log_tail: list[str] = field(default_factory=list)
 
 

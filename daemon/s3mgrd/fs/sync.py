@@ -21,11 +21,11 @@ from s3mgrd.errors import S3mgrError, Unavailable
 from s3mgrd.fs.move import Mover
 from s3mgrd.fs.objects import Objects
 from s3mgrd.fs.stages import Stages
-from s3mgrd.fs.strays import Strays
+from s3mgrd.fs.strays import Strays, find_unseen
 from s3mgrd.fs.upload import Uploader
 from s3mgrd.fs.volume import Volume
 from s3mgrd.journal.tables import DeleteRow
-from s3mgrd.s3.port import MAX_DELETE_KEYS
+from s3mgrd.s3.port import MAX_DELETE_KEYS, REPLACED
 
 log = logging.getLogger(__name__)
 
@@ -270,8 +270,13 @@ class Syncer:
             if not keys:  # all of them wait for renames, whose ends wake the loop
                 await trio.sleep(REST_S)
                 return
-            failures = await volume.store.delete_many(keys)
+            answers = await volume.store.delete_many(keys, if_match=await self._versions(rows))
+            failures = [failure for failure in answers if failure.code != REPLACED]
             failed = {failure.key for failure in failures}
+            for answer in answers:
+                if answer.code == REPLACED:
+                    log.info("%s is not deleted: somebody replaced it first", answer.key)
+                    self._distrust(answer.key)
             with volume.database.transaction():
                 done = [key for key in keys if key not in failed]
                 volume.journal.drop_deletes(done)
@@ -282,6 +287,22 @@ class Syncer:
             raise Unavailable(
                 f"{len(failures)} objects were not deleted; {first.key}: {first.code} {first.message}"
             )
+
+    async def _versions(self, rows: list[DeleteRow]) -> dict[str, str]:
+        """Return which version is to be deleted at each key: what another writer put there meanwhile is not ours."""
+        versions = {}
+        for row in rows:
+            if row.etag is None:
+                continue
+            unseen = await find_unseen(self._volume, row.key)
+            versions[row.key] = row.etag if unseen is None else unseen.etag
+        return versions
+
+    def _distrust(self, key: str) -> None:
+        """Have the directory of *key* listed again: what lies there was hidden as if it were deleted."""
+        directory = self._volume.named_at(key.rpartition("/")[0] + "/" if "/" in key else "")
+        if directory is not None:
+            self._volume.distrust(directory.id)
 
     async def _abort(self, key: str, upload_id: str) -> None:
         await self._volume.store.abort_multipart(key, upload_id)

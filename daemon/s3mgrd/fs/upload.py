@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from s3mgrd.cache.nodes import Inode, Node
-from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, TooLarge
+from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, TooLarge, Unavailable
 from s3mgrd.fs import attributes, descriptions
 from s3mgrd.fs.conflicts import Conflicts, Notice
 from s3mgrd.fs.metadata import Metadata
@@ -23,9 +23,18 @@ from s3mgrd.fs.sending import CopyUnsupported, Sender
 from s3mgrd.fs.stages import Stage, Stages
 from s3mgrd.fs.strays import find_unseen
 from s3mgrd.fs.volume import NS, Volume
+<<<<<<< ours
 from s3mgrd.journal.tables import StagedRow
 from s3mgrd.s3.port import (
     ALWAYS,
+=======
+from s3mgrd.journal.tables import DeleteRow, StagedRow, UploadRow
+from s3mgrd.s3.port import (
+    ALWAYS,
+    MAX_OBJECT_BYTES,
+    MAX_PARTS,
+    REPLACED,
+>>>>>>> theirs
     Condition,
     ObjectHead,
     Written,
@@ -145,7 +154,7 @@ class Uploader:
             absent=row.condition == "absent",
         )
         if pending is not None and row.condition == "absent":
-            await volume.store.delete(key)
+            await self._make_way(key, pending)
         unseen = await find_unseen(volume, key)
         if unseen is not None and condition != ALWAYS:
             # An earlier attempt of ours wrote that, and the content has changed since.
@@ -169,6 +178,18 @@ class Uploader:
                 raise
             written = found
         self._take_note(node, key, stage, written, own, like)
+
+    async def _make_way(self, key: str, pending: DeleteRow) -> None:
+        """Delete now what was removed here, and nothing else, so that the key is free."""
+        versions = {} if pending.etag is None else {key: pending.etag}
+        for failure in await self._volume.store.delete_many([key], if_match=versions):
+            if failure.code == REPLACED:
+                try:
+                    await self._volume.store.head(key)
+                except NotFound:
+                    return
+                raise PreconditionFailed(f"{key!r} exists already: somebody replaced it")
+            raise Unavailable(f"{key!r} cannot be replaced: {failure.code} {failure.message}")
 
     def _take_note(
         self,

@@ -85,6 +85,7 @@ class StatusKeeper:
             conflicts=event.conflicts,
             conflict_bytes=event.conflict_bytes,
             conditional_writes=event.conditional_writes,
+            conditions=event.conditions,
         )
 
     def flushed(self, report: FlushReport) -> None:

@@ -2,7 +2,7 @@
 
 `open_store` is the entry; `S3Store` translates the port's methods into calls (`s3mgrd.s3.calls`) and back.
 
-Conditional writes: see `s3mgrd.s3.conditions`. `S3Store.conditional_writes` speaks of PUT.
+Conditional writes: see `s3mgrd.s3.conditions`. `S3Store.conditions` tells what is known.
 
 Repeated writes. A PUT whose answer got lost may have been done; tried again with its condition it is refused because of
 itself. Such a refusal is believed only when the object is not what we sent (size, ETag and metadata). The same goes
@@ -47,8 +47,10 @@ from s3mgrd.s3.port import (
     MAX_COPY_BYTES,
     MAX_LIST_KEYS,
     MAX_PUT_BYTES,
+    NO_VERSIONS,
     Body,
     Condition,
+    Conditions,
     DeleteFailure,
     ListPage,
     ObjectHead,
@@ -56,7 +58,6 @@ from s3mgrd.s3.port import (
     PendingUpload,
     RangeRead,
     StoreStats,
-    Support,
     Written,
 )
 from s3mgrd.s3.reading import head_of, read_range
@@ -147,9 +148,13 @@ class S3Store:
         return self._calls.stats
 
     @property
-    def conditional_writes(self) -> Support:
-        """Whether the store evaluates the conditions of a PUT."""
-        return self._conditions.support[PUT]
+    def conditions(self) -> Conditions:
+        """What the store is known to do with conditions."""
+        return self._conditions.known
+
+    def recall(self, before: Conditions) -> None:
+        """Believe what an earlier use of this store found out."""
+        self._conditions.recall(before)
 
     @property
     def open_connections(self) -> int:
@@ -261,7 +266,7 @@ class S3Store:
             raise _lost_if_gone(failure, condition) from failure
         self._saw_bucket()
         small = upload.length <= VERIFY_BYTES
-        if condition != ALWAYS and small and self.conditional_writes == "unknown":
+        if condition != ALWAYS and small and self.conditions.writes == "unknown":
             await self._conditions.find_out(send)
         return Written(etag_of(answer.get("ETag")))
 
@@ -269,9 +274,11 @@ class S3Store:
         """See the port."""
         await self._call("DeleteObject", NO_PARAMS, key=key)
 
-    async def delete_many(self, keys: Sequence[str]) -> Sequence[DeleteFailure]:
+    async def delete_many(
+        self, keys: Sequence[str], *, if_match: Mapping[str, str] = NO_VERSIONS
+    ) -> Sequence[DeleteFailure]:
         """See the port. Keys that XML cannot carry are deleted one by one."""
-        return await delete_batch(self._calls, keys)
+        return await delete_batch(self._calls, self._conditions, keys, if_match)
 
     async def copy(
         self,

@@ -7,7 +7,9 @@ it is "supported", a HEAD right before the write checks the condition, too: that
 everything except a race within milliseconds.
 
 What PUT does is found out with the first conditional PUT of a small body that succeeds: the same PUT again, with
-If-None-Match: *, must be refused. Where it is not, it has written the same bytes again, and we know.
+If-None-Match: * or an If-Match that nothing matches, must be refused. Where it is not, it has written the same bytes
+again, and we know. What a delete does is found out with the first one that has a version: it is first sent with a version
+that nothing has. A store that deletes nevertheless has done what was wanted (`s3mgrd.s3.deleting`).
 
 Two habits of radosgw 16: for PUT it compares If-Match with the ETag as it is, so that the quotes of RFC 9110 make it
 refuse every write; and it ignores a copy's condition on the source (`SOURCE`, see `s3mgrd.s3.copying`).
@@ -18,7 +20,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
 
 from s3mgrd.errors import NotFound, PreconditionFailed, Unsupported
-from s3mgrd.s3.port import ALWAYS, Condition, ObjectHead, Support
+from s3mgrd.s3.port import ALWAYS, Condition, Conditions, ObjectHead, Support
 from s3mgrd.s3.retry import CallFailed
 
 log = logging.getLogger("s3mgrd.s3")
@@ -30,8 +32,13 @@ Check = Mapping[str, str | None]
 PUT: Final = "PutObject"
 COPY: Final = "CopyObject"
 COMPLETE: Final = "CompleteMultipartUpload"
-SOURCE: Final = "CopySource"
-"""Not a write: the condition on a copy's source."""
+
+PUT_MATCH: Final = "PUT with If-Match"
+PUT_ABSENT: Final = "PUT with If-None-Match"
+SOURCE: Final = "CopyObject with If-Match on its source"
+DELETE: Final = "DeleteObjects with ETags"
+NO_ETAG: Final = "00000000000000000000000000000000"
+"""What nothing has: a write that demands it must be refused."""
 MUST_BE_NEW: Final[Check] = {"IfNoneMatch": "*"}
 
 
@@ -51,10 +58,34 @@ class ConditionalWrites:
         self._head: Final = head
         initial: Support = "supported" if known else "unknown"
         self.support: Final[dict[str, Support]] = dict.fromkeys(
-            (PUT, COPY, COMPLETE, SOURCE), initial
+            (PUT_MATCH, PUT_ABSENT, COPY, COMPLETE, SOURCE, DELETE), initial
         )
         self._quotes: bool | None = True if known else None
         """Whether If-Match wants its quotes; None: not known yet, they are tried first."""
+
+    @property
+    def known(self) -> Conditions:
+        """Everything that is known."""
+        return Conditions(
+            put_if_match=self.support[PUT_MATCH],
+            put_if_absent=self.support[PUT_ABSENT],
+            complete=self.support[COMPLETE],
+            copy_source=self.support[SOURCE],
+            delete=self.support[DELETE],
+        )
+
+    def recall(self, before: Conditions) -> None:
+        """Believe what an earlier use of the store found out, where nothing is known yet."""
+        found = {
+            PUT_MATCH: before.put_if_match,
+            PUT_ABSENT: before.put_if_absent,
+            COMPLETE: before.complete,
+            SOURCE: before.copy_source,
+            DELETE: before.delete,
+        }
+        for kind, support in found.items():
+            if self.support[kind] == "unknown":
+                self.support[kind] = support
 
     async def run(
         self,
@@ -77,18 +108,21 @@ class ConditionalWrites:
         """
         if condition == ALWAYS:
             return await write({})
-        if self.support[operation] != "supported":
+        kind = operation
+        if operation == PUT:
+            kind = PUT_ABSENT if condition.absent else PUT_MATCH
+        if self.support[kind] != "supported":
             await self._check(key, condition)
-        if self.support[operation] == "unsupported":
+        if self.support[kind] == "unsupported":
             return await write({})
         try:
             return await self._write(key, condition, write)
         except CallFailed as failure:
             if isinstance(failure.error, PreconditionFailed):
-                self.support[operation] = "supported"
+                self.support[kind] = "supported"
             if not isinstance(failure.error, Unsupported):
                 raise
-        self._note_unsupported(operation)
+        self.note_unsupported(kind)
         return await write({})
 
     async def _write(
@@ -114,21 +148,29 @@ class ConditionalWrites:
         return result
 
     async def find_out(self, write: Callable[[Check], Awaitable[object]]) -> None:
-        """Learn what PUT does from *write*, a PUT that has just succeeded, called once more."""
-        try:
-            await write(MUST_BE_NEW)
-        except CallFailed as failure:
-            if isinstance(failure.error, PreconditionFailed):
-                self.support[PUT] = "supported"
-            return
-        self._note_unsupported(PUT)
+        """Learn what PUT does from *write*, a PUT that has just succeeded, called again with what must be refused."""
+        for kind, check in ((PUT_ABSENT, MUST_BE_NEW), (PUT_MATCH, {"IfMatch": quoted(NO_ETAG)})):
+            if self.support[kind] != "unknown":
+                continue
+            try:
+                await write(check)
+            except CallFailed as failure:
+                if isinstance(failure.error, PreconditionFailed):
+                    self.support[kind] = "supported"
+                elif isinstance(failure.error, Unsupported):
+                    self.note_unsupported(kind)
+                else:
+                    return  # says nothing; the next such write finds out
+            else:
+                self.note_unsupported(kind)
 
-    def _note_unsupported(self, operation: str) -> None:
-        self.support[operation] = "unsupported"
+    def note_unsupported(self, kind: str) -> None:
+        """Note that the store does not evaluate conditions of a kind, and say what that means."""
+        self.support[kind] = "unsupported"
         log.warning(
-            "%s does not evaluate the conditions of %s: simultaneous writers may overwrite each other",
+            "%s does not evaluate %s: simultaneous writers may overwrite each other",
             self._endpoint,
-            operation,
+            kind,
         )
 
     async def _check(self, key: str, condition: Condition) -> None:

@@ -20,7 +20,7 @@ import trio
 
 from s3mgrd.errors import NotFound, PreconditionFailed
 from s3mgrd.s3.calls import Calls
-from s3mgrd.s3.conditions import SOURCE, Check, ConditionalWrites, quoted
+from s3mgrd.s3.conditions import NO_ETAG, SOURCE, Check, ConditionalWrites, quoted
 from s3mgrd.s3.headers import describing_params, metadata_params, placing_params
 from s3mgrd.s3.listing import etag_of, time_ns
 from s3mgrd.s3.multipart import multipart_etag
@@ -32,7 +32,6 @@ from s3mgrd.s3.tags import Tags
 
 COPY_PART_BYTES: Final = 256 << 20
 """The server does the work, so parts are large; grows where 10,000 of them would not suffice."""
-NO_ETAG: Final = '"00000000000000000000000000000000"'
 ABORT_LIMIT_S: Final = 5.0
 
 
@@ -77,13 +76,13 @@ class Copier:
         support = self.conditions.support[SOURCE]
         if checks and support == "unknown" and not any(check.values()):
             try:
-                written = await self._copy_object(NO_ETAG, replaced)
+                written = await self._copy_object(quoted(NO_ETAG), replaced)
             except CallFailed as failure:
                 if not isinstance(failure.error, PreconditionFailed):
                     raise
                 self.conditions.support[SOURCE] = "supported"
             else:
-                self.conditions.support[SOURCE] = "unsupported"
+                self.conditions.note_unsupported(SOURCE)
                 return written
         return await self._copy_object(self.if_source_match, {**replaced, **check})
 

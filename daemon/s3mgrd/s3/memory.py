@@ -45,9 +45,12 @@ from s3mgrd.s3.port import (
     MAX_LIST_KEYS,
     MAX_PUT_BYTES,
     MIN_PART_BYTES,
+    NO_VERSIONS,
+    REPLACED,
     Body,
     CallStats,
     Condition,
+    Conditions,
     DeleteFailure,
     FileSlice,
     ListPage,
@@ -143,10 +146,10 @@ class MemoryStore:
         self,
         *,
         clock: Callable[[], int] | None = None,
-        conditional_writes: Support = "supported",
+        conditions: Support = "supported",
     ) -> None:
         self.stats = StoreStats()
-        self.conditional_writes: Support = conditional_writes
+        self.conditions = Conditions(*[conditions] * 5)
         self.calls: Counter[Operation] = Counter()
         self.before: Callable[[Operation, str], None] | None = None
         self.bucket_exists = True
@@ -323,12 +326,21 @@ class MemoryStore:
         async with self._call("delete", key):
             self.remove(key)
 
-    async def delete_many(self, keys: Sequence[str]) -> Sequence[DeleteFailure]:
+    async def delete_many(
+        self, keys: Sequence[str], *, if_match: Mapping[str, str] = NO_VERSIONS
+    ) -> Sequence[DeleteFailure]:
         """See the port."""
+        failures = []
         async with self._call("delete_many", ""):
             for key in keys:
-                self.remove(key)
-            return []
+                try:
+                    if key in self._objects and self.conditions.delete != "unsupported":
+                        self._check(key, Condition(if_match=if_match.get(key)))
+                except PreconditionFailed as error:
+                    failures.append(DeleteFailure(key, REPLACED, error.detail))
+                else:
+                    self.remove(key)
+        return failures
 
     async def copy(
         self,
@@ -516,7 +528,7 @@ class MemoryStore:
         return upload
 
     def _check(self, key: str, condition: Condition) -> None:
-        if self.conditional_writes == "unsupported":
+        if self.conditions.writes == "unsupported":
             return
         stored = self._objects.get(key)
         if condition.absent and stored is not None:

@@ -12,7 +12,8 @@ S3 did it.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from types import MappingProxyType
+from typing import Final, Literal, Protocol
 
 Support = Literal["supported", "unsupported", "unknown"]
 
@@ -109,6 +110,33 @@ ALWAYS = Condition()
 
 
 @dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a store does with each kind of condition: evaluates it, ignores or refuses it, or nobody knows yet.
+
+    `complete` is that of multipart uploads, `copy_source` the version that a copy must be made of, `delete` the version
+    that may be deleted.
+    """
+
+    put_if_match: Support = "unknown"
+    put_if_absent: Support = "unknown"
+    complete: Support = "unknown"
+    copy_source: Support = "unknown"
+    delete: Support = "unknown"
+
+    @property
+    def writes(self) -> Support:
+        """Whether no writer overwrites another unseen: both conditions of a PUT."""
+        both = {self.put_if_match, self.put_if_absent}
+        if "unsupported" in both:
+            return "unsupported"
+        return "unknown" if "unknown" in both else "supported"
+
+
+REPLACED: Final = "PreconditionFailed"
+"""`DeleteFailure.code` of a key that is not deleted because it is another version."""
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """A finished part of a multipart upload; `number` starts at 1."""
 
@@ -154,6 +182,9 @@ class StoreStats:
     sent_bytes: int = 0
 
 
+NO_VERSIONS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
 class ObjectStore(Protocol):
     """One bucket. Opened by an async context manager; safe for any number of tasks of one trio loop."""
 
@@ -162,8 +193,8 @@ class ObjectStore(Protocol):
         """Counters since the store was opened."""
 
     @property
-    def conditional_writes(self) -> Support:
-        """Whether the store honours the `Condition` of a put; found out by use, "unknown" until then."""
+    def conditions(self) -> Conditions:
+        """What the store is known to do with conditions; found out by use."""
 
     async def probe(self, prefix: str) -> None:
         """Check that the bucket exists and may be listed below *prefix*; one request, short deadline.
@@ -221,8 +252,15 @@ class ObjectStore(Protocol):
     async def delete(self, key: str) -> None:
         """Delete one key; a key that does not exist is a success, as in S3."""
 
-    async def delete_many(self, keys: Sequence[str]) -> Sequence[DeleteFailure]:
-        """Delete up to `MAX_DELETE_KEYS` keys with one request and return those that were not deleted."""
+    async def delete_many(
+        self, keys: Sequence[str], *, if_match: Mapping[str, str] = NO_VERSIONS
+    ) -> Sequence[DeleteFailure]:
+        """Delete up to `MAX_DELETE_KEYS` keys with one request and return those that were not deleted.
+
+        A key of *if_match* is deleted only if it is that version, where the store evaluates such conditions; otherwise it
+        is among the failures, with the code `REPLACED`. A key that does not exist is a success, but for some stores
+        also `REPLACED` if it is of *if_match*.
+        """
 
     async def copy(
         self,

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ import trio
 
 from s3mgr.schema import (
     CacheReport,
+    ConditionSupport,
     ConflictList,
     Credentials,
     FailedUpload,
@@ -58,6 +59,7 @@ from s3mgrd.journal.tables import Journal
 from s3mgrd.s3.client import S3Store, open_store
 from s3mgrd.s3.settings import StoreSettings
 from s3mgrd.worker import opendir, session
+from s3mgrd.worker.conditions import Memory
 from s3mgrd.worker.control import ControlServer
 from s3mgrd.worker.privileges import renounce
 from s3mgrd.worker.protocol import (
@@ -265,6 +267,8 @@ class MountWorker:
                     fs.recover(is_database_lost=files.damaged is not None)
                     nursery.start_soon(fs.recovery.complete)
                     self._fs, self._store, self._known = fs, store, Known(fs)
+                    self._memory = Memory(files.database)
+                    store.recall(self._memory.recall(volume.now_ns()))
                     nursery.start_soon(fs.syncer.run)
                     fs.conflicts.tell = self._tell_conflict
                     nursery.start_soon(fs.health.watch)
@@ -515,6 +519,8 @@ class MountWorker:
         status = self._status()
         if status != self._last_status:
             self._server.emit(status)
+            volume = self._file_system().volume
+            self._memory.keep(volume.store.conditions, volume.now_ns())
             self._last_status = status
 
     def _status(self) -> StatusEvent:
@@ -533,7 +539,8 @@ class MountWorker:
             failed_uploads=failed,
             conflicts=conflicts,
             conflict_bytes=conflict_bytes,
-            conditional_writes=fs.volume.store.conditional_writes,
+            conditional_writes=fs.volume.store.conditions.writes,
+            conditions=ConditionSupport(**asdict(fs.volume.store.conditions)),
         )
 
     def _trouble(self, fs: FileSystem, failed: list[FailedUpload]) -> tuple[str, str]:

@@ -18,7 +18,14 @@ from typing import Literal
 
 from msgspec import Struct, field
 
-from s3mgr.schema import ConflictReason, Credentials, FailedUpload, LiveOptions, MountSpec
+from s3mgr.schema import (
+    ConditionSupport,
+    ConflictReason,
+    Credentials,
+    FailedUpload,
+    LiveOptions,
+    MountSpec,
+)
 
 PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 192 << 10  # the kernel's default send buffer is 208 KiB
@@ -230,6 +237,7 @@ class StatusEvent(Struct, frozen=True, kw_only=True, tag="status-event"):
     conflicts: int = 0
     conflict_bytes: int = 0
     conditional_writes: Literal["supported", "unsupported", "unknown"] = "unknown"
+    conditions: ConditionSupport = ConditionSupport()
 
 
 class ConflictEvent(Struct, frozen=True, kw_only=True, tag="conflict-event"):

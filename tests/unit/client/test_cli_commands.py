@@ -7,6 +7,7 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from s3mgr.cli import output
 from s3mgr.schema import (
     CacheEntry,
+    ConditionSupport,
     Event,
     FailedUpload,
     FlushReport,
@@ -59,6 +61,13 @@ class TestMount:
         assert spec["options"]["prefix"] == "in/put/"
         assert (spec["options"]["read_only"], spec["options"]["uid"]) == (True, 7)
         assert put.json["credentials"] is None
+
+    def test_a_store_without_conditions_is_warned_of(self, daemon: FakeDaemon, run: Run) -> None:
+        mount = make_mount(conditional_writes="unsupported")
+        daemon.answer("PUT", "/v1/mounts/data", Answer(201, mount))
+        result = run("mount", "-q", "data", "mnt")
+        assert result.code == 0
+        assert "warning: the endpoint does not evaluate the conditions of writes" in result.err
 
     def test_the_same_again_is_a_success_and_says_so(self, daemon: FakeDaemon, run: Run) -> None:
         assert run("mount", "data", "mnt").code == 0
@@ -393,6 +402,34 @@ class TestLs:
 
 
 class TestShow:
+    @pytest.mark.parametrize(
+        ("summary", "each", "text"),
+        [
+            ("unknown", {}, "unknown"),
+            (
+                "supported",
+                dict.fromkeys(("put_if_match", "put_if_absent"), "supported"),
+                "supported",
+            ),
+            (
+                "unsupported",
+                {"put_if_match": "unsupported", "delete": "unsupported"},
+                "unsupported (not supported: put-if-match, delete)",
+            ),
+        ],
+    )
+    def test_what_the_store_does_with_conditions(
+        self, daemon: FakeDaemon, run: Run, summary: str, each: dict[str, Any], text: str
+    ) -> None:
+        daemon.add(make_mount(conditional_writes=summary, conditions=ConditionSupport(**each)))
+        assert f"conditional writes:  {text}\n" in run("show", "logs").out
+
+    def test_conflict_copies_are_counted(self, daemon: FakeDaemon, run: Run) -> None:
+        daemon.add(make_mount(conflicts=2, conflict_bytes=2048))
+        assert "conflict copies:     2.0 KiB in 2 files (s3mgr conflicts logs)\n" in (
+            run("show", "logs").out
+        )
+
     def test_everything_that_a_person_needs(self, daemon: FakeDaemon, run: Run) -> None:
         mount = make_mount(
             prefix="in/",

@@ -369,3 +369,72 @@ async def test_a_read_only_mount_restores_nothing(lab: Lab) -> None:
 
 def replace_settings(lab: Lab) -> Settings:
     return dataclasses.replace(lab.settings, read_only=True)
+
+
+# Deletes
+
+
+async def test_a_removal_does_not_take_what_somebody_put_there_meanwhile(lab: Lab) -> None:
+    """Rm removes the version that its user saw."""
+    lab.store.insert("a", b"one")
+    lab.store.insert("b", b"two")
+    async with lab.mounted() as fs:
+        with lab.store.hold("delete_many") as hold:
+            await lab.unlink("a")
+            await lab.unlink("b")
+            await hold.arrived()
+            lab.store.insert("a", b"theirs")
+        await lab.settle()
+        assert lab.stored() == ["a"]
+        assert fs.syncer.left().is_nothing
+        assert await lab.ls() == ["a"]
+        assert await lab.read("a") == b"theirs"
+
+
+async def test_a_store_without_conditional_deletes_deletes_what_lies_there(lab: Lab) -> None:
+    lab.store.insert("a", b"one")
+    lab.store.conditions = dataclasses.replace(lab.store.conditions, delete="unsupported")
+    async with lab.mounted():
+        with lab.store.hold("delete_many") as hold:
+            await lab.unlink("a")
+            await hold.arrived()
+            lab.store.insert("a", b"theirs")
+        await lab.settle()
+        assert lab.stored() == []
+
+
+async def test_an_object_replaced_during_a_directory_rename_stays_under_its_old_name(
+    lab: Lab,
+) -> None:
+    lab.store.insert("d/a", b"one")
+    async with lab.mounted():
+        await lab.ls("d")
+        with lab.store.hold("delete_many") as hold:
+            await lab.rename("d", "e")
+            await hold.arrived()
+            lab.store.insert("d/a", b"theirs")
+        await lab.settle()
+        assert lab.data("e/a") == b"one"
+        assert lab.data("d/a") == b"theirs"
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+async def test_a_name_made_anew_takes_the_place_of_the_version_that_was_removed_here(
+    lab: Lab, *, is_replaced: bool
+) -> None:
+    """O_EXCL asks whether there is a file: one that was removed here is none, one that came since is."""
+    lab.store.insert("a", b"one")
+    async with lab.mounted(sync=False) as fs:
+        await lab.unlink("a")
+        node = await lab.write("a", b"ours", exclusive=True, close=False)
+        if is_replaced:
+            lab.store.insert("a", b"theirs")
+            with pytest.raises(PreconditionFailed):
+                await fs.commit(node.id)
+            assert lab.data("a") == b"theirs"
+            assert await lab.read("a") == b"theirs"
+            assert fs.volume.journal.count_conflicts() == (1, 4)
+        else:
+            await fs.commit(node.id)
+            assert lab.data("a") == b"ours"
+        assert fs.volume.journal.deletes() == []

@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 from s3mgrd.errors import Corrupt, PreconditionFailed, TooLarge, Unavailable
 from s3mgrd.s3.client import open_store
 from s3mgrd.s3.multipart import multipart_etag
-from s3mgrd.s3.port import Condition, FileSlice, Part
+from s3mgrd.s3.port import REPLACED, Condition, Conditions, FileSlice, Part
 from tests.servers.scripted import Answer, Request, ScriptedServer, error, serve
 from tests.unit.s3.support import settings, until
 
@@ -138,7 +138,7 @@ async def test_a_store_that_ignores_conditions_is_found_out() -> None:
     bucket.heeds_conditions = False
     async with serve(bucket) as server, open_store(settings(server.url)) as store:
         await store.put("k", b"x", metadata={}, condition=NEW)
-        assert store.conditional_writes == "unsupported"
+        assert store.conditions.writes == "unsupported"
         # a HEAD stands in
         with pytest.raises(PreconditionFailed):
             await store.put("k", b"y", metadata={}, condition=NEW)
@@ -155,7 +155,7 @@ async def test_a_store_that_refuses_conditions_is_written_without() -> None:
 
     async with serve(answer) as server, open_store(settings(server.url)) as store:
         await store.put("k", b"x", metadata={}, condition=NEW)
-        assert store.conditional_writes == "unsupported"
+        assert store.conditions.writes == "unsupported"
         with pytest.raises(PreconditionFailed):
             await store.put("k", b"y", metadata={}, condition=NEW)
 
@@ -163,7 +163,7 @@ async def test_a_store_that_refuses_conditions_is_written_without() -> None:
 async def test_a_store_that_heeds_conditions_costs_nothing_extra() -> None:
     async with serve(Bucket()) as server, open_store(settings(server.url)) as store:
         first = await store.put("k", b"x", metadata={}, condition=NEW)
-        assert store.conditional_writes == "supported"
+        assert store.conditions.writes == "supported"
         second = await store.put("k", b"y", metadata={}, condition=Condition(if_match=first.etag))
         server.requests.clear()
         await store.put("k", b"z", metadata={}, condition=Condition(if_match=second.etag))
@@ -187,13 +187,88 @@ async def test_a_store_without_quotes_is_understood() -> None:
 async def test_a_large_body_is_not_sent_twice_to_find_out() -> None:
     async with serve(Bucket()) as server, open_store(settings(server.url)) as store:
         await store.put("k", b"x" * (1 << 20), metadata={}, condition=NEW)
-        assert store.conditional_writes == "unknown"
+        assert store.conditions.writes == "unknown"
         assert methods(server) == "HEAD GET PUT"
+
+
+async def test_each_kind_of_condition_is_found_out_for_itself() -> None:
+    """A store may know one and not the other."""
+    bucket = Bucket()
+
+    def answer(request: Request) -> Answer:
+        request.headers.pop("if-match", None)
+        return bucket(request)
+
+    async with serve(answer) as server, open_store(settings(server.url)) as store:
+        first = await store.put("k", b"x", metadata={}, condition=NEW)
+        found = store.conditions
+        assert (found.put_if_absent, found.put_if_match) == ("supported", "unsupported")
+        assert found.writes == "unsupported"
+        await store.put("k", b"y", metadata={}, condition=Condition(if_match=first.etag))
+        server.requests.clear()
+        with pytest.raises(PreconditionFailed):
+            await store.put("k", b"z", metadata={}, condition=Condition(if_match=first.etag))
+        assert methods(server) == "HEAD"
+
+
+async def test_what_was_found_out_before_is_believed() -> None:
+    async with serve(Bucket(MD5_OF_X)) as server, open_store(settings(server.url)) as store:
+        store.recall(Conditions(put_if_match="supported", delete="unsupported"))
+        await store.put("k", b"y", metadata={}, condition=Condition(if_match=MD5_OF_X))
+        assert methods(server) == "PUT PUT"  # the other condition of a PUT is found out
+        assert store.conditions == Conditions("supported", "supported", delete="unsupported")
+
+
+DELETED = Answer(body=b"<DeleteResult/>")
+
+
+def not_deleted(key: str, code: str) -> Answer:
+    text = f"<DeleteResult><Error><Key>{key}</Key><Code>{code}</Code><Message>no</Message></Error></DeleteResult>"
+    return Answer(body=text.encode())
+
+
+async def test_a_store_is_asked_once_whether_it_deletes_versions() -> None:
+    script = [not_deleted("a", "PreconditionFailed"), DELETED, not_deleted("b", REPLACED)]
+    async with serve(script) as server, open_store(settings(server.url)) as store:
+        assert not await store.delete_many(["a"], if_match={"a": "1"})
+        assert store.conditions.delete == "supported"
+        (failure,) = await store.delete_many(["a", "b"], if_match={"b": "2"})
+        assert (failure.key, failure.code) == ("b", REPLACED)
+        probe, real, last = (request.body.decode() for request in server.requests)
+        assert '<ETag>"000' in probe
+        assert '<ETag>"1"</ETag>' in real
+        assert last.count("<ETag>") == 1
+
+
+async def test_a_store_that_deletes_whatever_lies_there_is_not_asked_again() -> None:
+    """What it deleted when asked was to be deleted anyway."""
+    script = [DELETED, DELETED, DELETED]
+    async with serve(script) as server, open_store(settings(server.url)) as store:
+        assert not await store.delete_many(["a", "b"], if_match={"a": "1", "b": "2"})
+        assert store.conditions.delete == "unsupported"
+        assert "<Key>a</Key>" not in server.requests[-1].body.decode()
+        await store.delete_many(["c"], if_match={"c": "3"})
+        assert "<ETag>" not in server.requests[-1].body.decode()
+
+
+async def test_a_store_that_refuses_versions_is_sent_none() -> None:
+    script = [error("400 Bad Request", "MalformedXML"), DELETED]
+    async with serve(script) as server, open_store(settings(server.url)) as store:
+        assert not await store.delete_many(["a"], if_match={"a": "1"})
+        assert store.conditions.delete == "unsupported"
+        assert "<ETag>" not in server.requests[-1].body.decode()
+
+
+async def test_a_key_that_is_gone_tells_nothing_of_the_store() -> None:
+    script = [not_deleted("a", "NoSuchKey"), DELETED]
+    async with serve(script) as server, open_store(settings(server.url)) as store:
+        assert not await store.delete_many(["a"], if_match={"a": "1"})
+        assert store.conditions.delete == "unknown"
 
 
 async def test_aws_is_known_to_heed_conditions() -> None:
     async with open_store(settings(None)) as store:
-        assert store.conditional_writes == "supported"
+        assert store.conditions.writes == "supported"
 
 
 # Bodies.

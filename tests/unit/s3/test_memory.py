@@ -106,7 +106,7 @@ async def test_others_may_write_delete_and_remove_the_bucket() -> None:
 
 
 async def test_it_can_play_a_store_without_conditions() -> None:
-    store = MemoryStore(conditional_writes="unsupported")
+    store = MemoryStore(conditions="unsupported")
     await store.put("k", b"1", metadata={})
     await store.put("k", b"2", metadata={}, condition=Condition(absent=True))
     assert store.objects["k"].data == b"2"

@@ -261,6 +261,11 @@ def _mount(
                 resume=resume,
             )
     say(_success(chosen, request, before, accepted, waiting=wait))
+    if accepted.mount is not None and accepted.mount.status.conditional_writes == "unsupported":
+        warn(
+            f"{accepted.mount.spec.endpoint or 'the endpoint'} does not evaluate the conditions of writes: of two writers of one file, "
+            "the last may overwrite the other unseen"
+        )
     if as_json:
         with attempting(f"cannot show '{chosen}'"):
             write_json(client.get_mount_json(chosen))

@@ -65,7 +65,7 @@ def render_mount(mount: "Mount", *, color: bool) -> str:
         ("retry", timestamp(status.retry_at) if status.retry_at is not None else ""),
         ("not in S3 yet", _dirty(mount)),
         ("conflict copies", _conflicts(mount)),
-        ("conditional writes", status.conditional_writes),
+        ("conditional writes", _conditions(mount)),
     ]
     text = render_table(
         ("", ""),
@@ -140,6 +140,20 @@ def _dirty(mount: "Mount") -> str:
     if status.pending_operations:
         parts.append(counted(status.pending_operations, "operation"))
     return ", ".join(parts) or "nothing"
+
+
+def _conditions(mount: "Mount") -> str:
+    """Say what holds for all kinds of conditions, or for each."""
+    from msgspec.structs import asdict
+
+    status = mount.status
+    each = asdict(status.conditions)
+    if len({status.conditional_writes, *each.values()}) == 1:
+        return status.conditional_writes
+    lacking = [name.replace("_", "-") for name, what in each.items() if what == "unsupported"]
+    if not lacking:
+        return status.conditional_writes
+    return f"{status.conditional_writes} (not supported: {', '.join(lacking)})"
 
 
 def _conflicts(mount: "Mount") -> str:

@@ -1,0 +1,1 @@
+"""The domain of the control plane, on fakes and virtual time."""
