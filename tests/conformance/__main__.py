@@ -1,0 +1,124 @@
+"""The command behind `packaging/conformance`: runs the tools, compares with what is expected, writes the page.
+
+Its exit status is 1 when s3mgr surprised anybody: failed what it should pass, or passed what it should not.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final
+
+from tests.conformance import expected, report, results
+from tests.conformance.peers import RIVALS, Peer, S3mgr
+from tests.conformance.results import TOOLS, Case, Outcome, Run
+from tests.conformance.tools import RUNNERS, Toolbox, versions
+from tests.servers.endpoint import Endpoint
+from tests.servers.ministack import run_ministack
+from tests.servers.radosgw import run_radosgw
+
+CHECKOUT: Final = Path(__file__).resolve().parents[2]
+CACHE: Final = CHECKOUT / ".cache" / "conformance"
+PAGE: Final = CHECKOUT / "docs" / "conformance.md"
+SERVERS: Final = ("ministack", "radosgw")
+AFTER: Final = "everything reached S3, and nothing unforeseen in the logs"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; returns the exit status."""
+    args = _parser().parse_args(arguments)
+    peers: list[Peer] = [] if args.rivals == "only" else [S3mgr()]
+    if args.rivals:
+        peers += [rival for rival in RIVALS if rival.version()]
+    box = Toolbox(
+        programs=CACHE / "bin",
+        scratch=CACHE / "scratch",
+        fsx_operations=args.fsx_operations,
+        stress_s=args.stress_seconds,
+        dbench_s=args.dbench_seconds,
+        limit_s=args.limit_minutes * 60,
+    )
+    box.scratch.mkdir(parents=True, exist_ok=True)
+    kept = results.load(args.json)
+    kept = results.Results(dict(versions(box)), kept.runs)
+    surprises: list[str] = []
+    expectations = expected.load()
+    for server in args.server or SERVERS:
+        with (
+            tempfile.TemporaryDirectory(prefix="s3mgr-s3-") as directory,
+            _serve(server, Path(directory)) as endpoint,
+        ):
+            for peer in peers:
+                for tool in args.tool or TOOLS:
+                    run = _run(peer, endpoint, tool, box)
+                    kept = kept.replaced(run)
+                    results.save(args.json, kept)
+                    if peer.name == report.OWN:
+                        surprises += [f"{server}: {s}" for s in expectations.surprises(run)]
+    if args.write_page:
+        PAGE.write_text(report.render(kept, expectations))
+    for surprise in surprises:
+        print(f"unexpected: {surprise}")
+    return 1 if surprises else 0
+
+
+def _run(peer: Peer, endpoint: Endpoint, tool: str, box: Toolbox) -> Run:
+    print(f"== {tool} on {peer.name} over {endpoint.kind}", flush=True)
+    began = time.monotonic()
+    cases: list[Case] = []
+    try:
+        with peer.mounted(endpoint) as site:
+            cases, died = RUNNERS[tool](box, site)
+            if wrong := site.after():
+                cases = [*cases, Case(AFTER, Outcome.FAILED, "; ".join(wrong[:5]))]
+    except (RuntimeError, AssertionError, OSError) as error:
+        if peer.name == report.OWN:
+            raise
+        died = f"{error}"
+    run = Run(peer.name, endpoint.kind, tool, peer.version(), time.monotonic() - began, cases, died)
+    counts = ", ".join(f"{run.count(outcome)} {outcome}" for outcome in Outcome)
+    print(f"   {counts} in {run.seconds:.0f} s{f'; died {died}' if died else ''}", flush=True)
+    return run
+
+
+def _serve(server: str, directory: Path) -> AbstractContextManager[Endpoint]:
+    return run_ministack(directory) if server == "ministack" else run_radosgw(directory)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="packaging/conformance",
+        description="Run the test suites of others on real mounts and write docs/conformance.md.",
+    )
+    parser.add_argument(
+        "--rivals",
+        nargs="?",
+        const="too",
+        choices=("too", "only"),
+        help="run s3fs, geesefs and rclone the same way, where they are on PATH",
+    )
+    parser.add_argument(
+        "--server", action="append", choices=SERVERS, help="only over this one (repeatable)"
+    )
+    parser.add_argument("--tool", action="append", choices=TOOLS, help="only this one (repeatable)")
+    parser.add_argument("--fsx-operations", type=int, default=1_000_000, metavar="N")
+    parser.add_argument("--stress-seconds", type=int, default=5, metavar="S", help="each stressor")
+    parser.add_argument("--dbench-seconds", type=int, default=30, metavar="S")
+    parser.add_argument("--limit-minutes", type=float, default=120, metavar="M", help="each tool")
+    parser.add_argument(
+        "--json", type=Path, default=CACHE / "results.json", help="results, kept between runs"
+    )
+    parser.add_argument(
+        "--no-page",
+        dest="write_page",
+        action="store_false",
+        help="leave docs/conformance.md as it is",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""How the reports of other people's tools are read, and how a run is judged: a report that is cut short is never a success."""
+
+import pytest
+
+from tests.conformance import expected, report
+from tests.conformance.expected import Expectations, Rule
+from tests.conformance.parsing import parse_pjdfstest, shorten, stress_outcome
+from tests.conformance.results import Case, Outcome, Results, Run
+
+REPORT = """\
+\x1b[34mchmod::change_perm::fifo\x1b[0m                         \x1b[32mok\x1b[0m
+link::link_count_max                                                     skipped
+\tCannot get value for LINK_MAX
+a stray line of some test
+open::etxtbsy                                                            FAILED
+\tcalled `Result::unwrap_err()` on an `Ok` value: 6
+Backtrace:
+   0: pjdfstest::main
+open::eloop_comp ok
+
+Summary: 1 failed, 1 skipped, 2 passed, 0 expected failures, 4 total
+Error: Some tests have failed
+"""
+
+
+def test_a_report_of_pjdfstest_is_read_with_its_reasons() -> None:
+    cases, wrong = parse_pjdfstest(REPORT)
+    assert wrong == ""
+    assert cases == [
+        Case("chmod::change_perm::fifo", Outcome.PASSED),
+        Case(
+            "link::link_count_max",
+            Outcome.SKIPPED,
+            "Cannot get value for LINK_MAX a stray line of some test",
+        ),
+        Case("open::etxtbsy", Outcome.FAILED, "called `Result::unwrap_err()` on an `Ok` value: 6"),
+        Case("open::eloop_comp", Outcome.PASSED),
+    ]
+
+
+@pytest.mark.parametrize("lines", range(11))
+def test_a_report_that_is_cut_short_is_not_whole(lines: int) -> None:
+    text = "".join(REPORT.splitlines(keepends=True)[:lines])
+    _, wrong = parse_pjdfstest(text)
+    assert wrong == "" if "Summary" in text else wrong == "the summary is missing"
+
+
+def test_a_case_that_could_not_be_read_is_missed() -> None:
+    _, wrong = parse_pjdfstest(REPORT.replace("open::eloop_comp ok", "open::eloop_comp  ???"))
+    assert "the summary counts" in wrong
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "outcome"),
+    [
+        (0, "stress-ng: info:  [1] successful run completed in 1.00s", Outcome.PASSED),
+        (0, "stress-ng: fail:  [1] hdd: wrong data", Outcome.FAILED),
+        (2, "stress-ng: fail:  [1] hdd: wrong data", Outcome.FAILED),
+        (1, "", Outcome.FAILED),
+        (3, "stress-ng: info:  [1] link: not allowed, skipping stressor", Outcome.SKIPPED),
+        (4, "stress-ng: warn:  [1] not implemented", Outcome.SKIPPED),
+        (0, "stress-ng: info:  [1] aio: skipping stressor, no support", Outcome.SKIPPED),
+    ],
+)
+def test_stress_ng_tells_by_status_and_words(status: int, output: str, outcome: Outcome) -> None:
+    assert stress_outcome(status, output)[0] == outcome
+
+
+def test_directories_that_differ_from_run_to_run_are_left_out() -> None:
+    assert shorten("open /tmp/s3mgr-e2e-abc/d/mnt/m/x failed") == "open MOUNT/x failed"
+
+
+RULES = Expectations(
+    [Rule("pjdfstest", Outcome.FAILED, "no links", ["link::*"])],
+)
+
+
+def _run(*cases: Case, tool: str = "pjdfstest", died: str = "") -> Run:
+    return Run("s3mgr", "ministack", tool, "1", 1.0, list(cases), died)
+
+
+FAILED_LINK = Case("link::one", Outcome.FAILED, "EPERM")
+
+
+@pytest.mark.parametrize(
+    ("run", "surprise"),
+    [
+        (_run(FAILED_LINK), None),
+        (_run(FAILED_LINK, Case("open::a", Outcome.PASSED)), None),
+        (_run(Case("dbench", Outcome.PASSED), tool="dbench"), None),
+        (_run(FAILED_LINK, Case("open::a", Outcome.FAILED, "EIO")), "open::a failed"),
+        (_run(FAILED_LINK, Case("open::a", Outcome.SKIPPED)), "open::a skipped"),
+        (_run(FAILED_LINK, Case("link::two", Outcome.PASSED)), "link::two passed, not failed"),
+        (_run(FAILED_LINK, died="after link::one"), "died"),
+        (_run(Case("open::a", Outcome.PASSED)), "no case link::*"),
+    ],
+)
+def test_whatever_no_rule_speaks_of_is_a_surprise(run: Run, surprise: str | None) -> None:
+    found = RULES.surprises(run)
+    if surprise is None:
+        assert found == []
+    else:
+        assert len(found) == 1
+        assert surprise in found[0]
+
+
+def test_every_rule_of_this_checkout_has_a_reason_and_cases() -> None:
+    for rule in expected.load().rule:
+        assert rule.outcome != Outcome.PASSED
+        assert len(rule.reason) > 20
+        assert rule.cases
+
+
+def test_the_page_shows_all_side_by_side_and_says_who_died() -> None:
+    rival = Run(
+        "s3fs", "ministack", "pjdfstest", "1.9", 1.0, [Case("open::a", Outcome.FAILED)], "after x"
+    )
+    page = report.render(Results({"Linux": "6.18"}, [_run(FAILED_LINK), rival]), RULES)
+    assert "| passed / failed / skipped | s3mgr 1 | s3fs 1.9 |" in page
+    assert "| pjdfstest, ministack | 0 / 1 / 0 | 0 / 1 / 0, **died** |" in page
+    assert "- s3fs, pjdfstest, ministack: after x" in page
+    assert "1 of pjdfstest, failed. no links" in page
+    assert "Not expected" not in page
+
+
+def test_a_run_takes_the_place_of_the_last_one_of_its_kind() -> None:
+    results = Results(runs=[_run(FAILED_LINK), _run(tool="fsx")]).replaced(_run())
+    assert [(run.tool, len(run.cases)) for run in results.runs] == [("fsx", 0), ("pjdfstest", 0)]
