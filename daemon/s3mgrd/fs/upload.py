@@ -23,18 +23,10 @@ from s3mgrd.fs.sending import CopyUnsupported, Sender
 from s3mgrd.fs.stages import Stage, Stages
 from s3mgrd.fs.strays import find_unseen
 from s3mgrd.fs.volume import NS, Volume
-<<<<<<< ours
-from s3mgrd.journal.tables import StagedRow
+from s3mgrd.journal.tables import DeleteRow, StagedRow
 from s3mgrd.s3.port import (
     ALWAYS,
-=======
-from s3mgrd.journal.tables import DeleteRow, StagedRow, UploadRow
-from s3mgrd.s3.port import (
-    ALWAYS,
-    MAX_OBJECT_BYTES,
-    MAX_PARTS,
     REPLACED,
->>>>>>> theirs
     Condition,
     ObjectHead,
     Written,
