@@ -10,6 +10,7 @@ import trio
 
 from s3mgrd.cache.nodes import ROOT, Inode
 from s3mgrd.fs.merging import Learned, Span
+from s3mgrd.s3.port import ListPage
 
 
 @dataclass
@@ -25,6 +26,8 @@ class Listing:
     """While it streams: entries with higher inode numbers lack attributes that must be known before they are shown."""
     begun: tuple[Learned, Span] | None = None
     """What another merged of it already; None: nothing."""
+    first_page: ListPage | None = None
+    """What was asked for ahead, to be merged as what comes next."""
     page: trio.Event = field(default_factory=trio.Event)
     done: trio.Event = field(default_factory=trio.Event)
     error: BaseException | None = None

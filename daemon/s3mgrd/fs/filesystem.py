@@ -10,6 +10,7 @@ import trio
 
 from s3mgrd.cache.nodes import ROOT, Inode, Kind, Marker, Node
 from s3mgrd.errors import Conflict
+from s3mgrd.fs.asking import Asker
 from s3mgrd.fs.attribute_changes import AttributeChanges
 from s3mgrd.fs.conflicts import Conflicts
 from s3mgrd.fs.health import Counters, Health
@@ -47,7 +48,8 @@ class FileSystem:
         self.kernel_holds = kernel_holds
         self.metadata = Metadata(volume, kernel_holds)
         self.lister = Lister(volume, nursery, self.metadata)
-        self.namespace = Namespace(volume, self.lister, self.metadata)
+        asker = Asker(volume, nursery, self.lister, self.metadata)
+        self.namespace = Namespace(volume, self.lister, self.metadata, asker)
         self.tree = Tree(volume, self.namespace, self._wake)
         self.attributes = AttributeChanges(
             volume, self.namespace, self.metadata, self.tree, self._wake

@@ -16,7 +16,7 @@ import trio
 
 from s3mgrd.cache.nodes import Inode, Node
 from s3mgrd.fs.arrivals import Listing
-from s3mgrd.fs.merging import Learned, Merger, Span, passes
+from s3mgrd.fs.merging import Learned, Merger, Moment, Span, passes
 from s3mgrd.fs.metadata import Metadata
 from s3mgrd.fs.ranges import middle
 from s3mgrd.fs.tasks import side_by_side
@@ -26,7 +26,7 @@ from s3mgrd.s3.port import ListPage
 
 log = logging.getLogger(__name__)
 
-MAX_KNOWN: Final = 1000
+MAX_KNOWN: Final = 2048
 """A directory of which more names than these are known from single requests is not shown before it is listed."""
 PARALLEL: Final = 4
 SPLIT_AFTER: Final = 3
@@ -61,13 +61,45 @@ class Lister:
         """Begin a listing, or join the one under way."""
         listing = self._running.get(directory.id)
         if listing is None:
-            since = self._walks.inside_since(directory.id)
-            known_up_to = since or Inode(self._volume.nodes.last_inode())
-            listing = Listing(directory.id, self._may_stream(directory, known_up_to), known_up_to)
-            self._volume.changes.begin()
-            self._running[directory.id] = listing
+            listing = self._begin(directory)
             if not self._walks.take(directory, listing):
                 self._list_alone(listing)
+        return listing
+
+    def adopt(self, directory: Node, prefix: str, page: ListPage, asked: Moment) -> None:
+        """Take the first page of a directory, asked for ahead, for its listing if it is all of it.
+
+        The caller has called `Changes.begin` before *asked*, and `end` not yet.
+        """
+        if page.next_token is not None or not self.may_merge(directory.id, prefix, asked):
+            return
+        if not any(info.key == prefix for info in page.objects):
+            self._volume.nodes.update(directory.id, attributes_known=1)  # no marker to have any
+        listing = self._begin(directory)
+        listing.begun = (Learned(directory.id, prefix, asked), Span())
+        listing.first_page = page
+        self._list_alone(listing)
+
+    def may_merge(self, directory: Inode, prefix: str, asked: Moment) -> bool:
+        """Whether a page asked for at a moment may be merged now: no listing is at it, nothing newer is known, and it has not moved."""
+        node = self._volume.nodes.get(directory)
+        return (
+            node is not None
+            and node.is_directory
+            and not node.is_detached
+            and directory not in self._running
+            and node.listed_ns <= asked.time_ns
+            and self._walks.inside_since(directory) is None
+            and self.merger.is_current(asked)
+            and self._volume.prefix_in_s3(node) == prefix
+        )
+
+    def _begin(self, directory: Node) -> Listing:
+        since = self._walks.inside_since(directory.id)
+        known_up_to = since or Inode(self._volume.nodes.last_inode())
+        listing = Listing(directory.id, self._may_stream(directory, known_up_to), known_up_to)
+        self._volume.changes.begin()
+        self._running[directory.id] = listing
         return listing
 
     def note_read(self, directory: Inode) -> None:
@@ -84,8 +116,11 @@ class Lister:
             return False
         known = self._volume.nodes.children(directory.id, up_to=up_to, limit=MAX_KNOWN + 1)
         oldest_ns = self._volume.now_ns() - int(self._volume.settings.metadata_ttl_s * NS)
+        wants = self._metadata.may_want()
         return len(known) <= MAX_KNOWN and all(
-            node.seen_ns > oldest_ns or self._volume.is_ours_alone(node) for node in known
+            (node.seen_ns > oldest_ns and (node.attributes_known or not wants))
+            or self._volume.is_ours_alone(node)
+            for node in known
         )
 
     def _deliver(self, listing: Listing, error: BaseException | None = None) -> None:
@@ -161,7 +196,8 @@ class _OneDirectory:
     async def _pass(self, span: Span) -> None:
         self._running += 1
         try:
-            page = await self._ask(span, None)
+            page = self._listing.first_page or await self._ask(span, None)
+            self._listing.first_page = None
             if not (page.objects or page.prefixes):
                 self._empty += 1
             while not span.is_done:
@@ -193,7 +229,7 @@ class _OneDirectory:
 
     async def _merge(self, span: Span, page: ListPage, *, is_last: bool) -> None:
         volume = self._volume
-        before = Inode(volume.nodes.last_inode())
+        low, before = span.position, Inode(volume.nodes.last_inode())
         files = self._merger.merge(self._learned, span, page, is_last=is_last)
         self._pages += 1
         if not is_last:
@@ -204,6 +240,9 @@ class _OneDirectory:
             if directory is not None:
                 await self._metadata.fetch(directory, files)
             self._unshown.remove(before)
+        if self._merger.is_current(self._learned.asked) and not self._learned.is_uncertain:
+            end = span.stop if is_last else span.position
+            volume.covered.add(self._learned.directory, low, end, self._learned.asked.time_ns)
         last = Inode(volume.nodes.last_inode())
         self._listing.shown_up_to = min(self._unshown, default=last)
         self._listing.announce()

@@ -76,6 +76,7 @@ class Merger:
     def outdate(self) -> None:
         """Have nothing be trusted that S3 is telling now: what is being listed has to be listed again."""
         self._epoch += 1
+        self._volume.covered.clear()
 
     def is_current(self, moment: Moment) -> bool:
         """Whether nobody called `outdate` since."""
@@ -139,6 +140,11 @@ class Merger:
             )
         return found
 
+    def note_seen(self, learned: Learned, low: str, high: str | None) -> None:
+        """Note in their rows that S3 was asked for the entries of a range, which no listing of all of them will tell."""
+        if names.is_text(low) and (high is None or names.is_text(high)):
+            self._volume.nodes.mark_seen(learned.directory, low, high, learned.asked.time_ns)
+
     def complete(self, learned: Learned) -> None:
         """Note that all of a directory was passed: its entries are those of mount.db."""
         volume, directory = self._volume, learned.directory
@@ -155,6 +161,7 @@ class Merger:
             if marker is not None:
                 columns["marker"] = int(marker)
             volume.nodes.update(directory, **columns)
+        volume.covered.drop(directory)
 
     def _settle_objects(self, learned: Learned) -> None:
         """Settle what lies at a directory's name where that directory was passed first, in another part of the listing."""

@@ -62,6 +62,11 @@ def bounds(low: str, high: str | None) -> tuple[str, str | None]:
     return low, high
 
 
+def is_text(name: str) -> bool:
+    """Whether all of it was UTF-8."""
+    return _before_surrogate(name) == name
+
+
 def printable(key: str) -> str:
     """Write a key that need not be UTF-8 so that SQLite and JSON can hold it."""
     return key.encode("utf-8", "backslashreplace").decode()

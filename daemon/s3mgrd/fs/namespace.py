@@ -10,19 +10,15 @@ from typing import Final, NamedTuple
 from s3mgrd.cache.nodes import (
     MAX_INODE,
     ROOT,
-    STALE_NS,
     Inode,
-    Kind,
     Listed,
     Marker,
     Node,
 )
-from s3mgrd.errors import NotFound
+from s3mgrd.fs.asking import Asker
 from s3mgrd.fs.listing import Lister
 from s3mgrd.fs.metadata import Metadata
-from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import NS, Volume
-from s3mgrd.s3.port import ObjectHead
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +40,13 @@ class Entry(NamedTuple):
 class Namespace:
     """Looks names up and keeps listings fresh. Counts how often mount.db had the answer."""
 
-    def __init__(self, volume: Volume, lister: Lister, metadata: Metadata) -> None:
+    def __init__(self, volume: Volume, lister: Lister, metadata: Metadata, asker: Asker) -> None:
         self._volume = volume
         self._lister = lister
         self._metadata = metadata
-        self._absent: dict[tuple[Inode, str], int] = {}
+        self._asker = asker
         self._told_absent: dict[tuple[Inode, str], int] = {}
         """Names that the kernel was told are not there, and until when it believes it."""
-        self._asked: dict[Inode, list[int]] = {}
         self.hits = 0
         self.misses = 0
         self.listing_hits = 0
@@ -68,19 +63,19 @@ class Namespace:
         """
         directory = self._volume.directory(parent)
         node = self._volume.nodes.find(parent, name)
-        if self._is_known(directory, name, node):
+        if self._asker.is_known(directory, name, node):
             self.hits += 1
             log.debug("cache hit: name %r in inode %d", name, parent)
-            return node
+            return node if node is None else await self._asker.show(directory, node)
         self.misses += 1
         log.debug("cache miss: name %r in inode %d", name, parent)
         async with self._volume.locks.holding(("name", parent, name)):
             directory = self._volume.directory(parent)
             node = self._volume.nodes.find(parent, name)
-            if not self._is_known(directory, name, node):
-                await self._ask(directory, name)
+            if not self._asker.is_known(directory, name, node):
+                await self._asker.ask(directory, name)
                 node = self._volume.nodes.find(parent, name)
-        return node
+            return node if node is None else await self._asker.show(directory, node)
 
     async def existing(self, parent: Inode, name: str) -> Node:
         """As `lookup`, but raises FileNotFoundError where there is nothing."""
@@ -104,6 +99,8 @@ class Namespace:
             return settings.metadata_ttl_s
         directory = self._volume.nodes.get(node.parent)
         asked_ns = max(node.seen_ns, directory.listed_ns if directory else 0)
+        if node.name is not None and not asked_ns:
+            asked_ns = self._volume.covered.as_of_ns(node.parent, node.name)
         left_ns = asked_ns + ttl_ns - self._volume.now_ns()
         if left_ns <= 0 and not node.is_directory and self._volume.is_ours_alone(node):
             return (
@@ -135,7 +132,7 @@ class Namespace:
 
     def outdate(self) -> None:
         """Have nothing be trusted that S3 is telling now: somebody knows better."""
-        self._absent.clear()
+        self._asker.forget()
         self._lister.forget()
 
     def forget_absent(
@@ -155,7 +152,7 @@ class Namespace:
         """Return the names that are known not to be in a directory, with the time (ns) until which that is believed."""
         now_ns = self._volume.now_ns()
         found: dict[str, int] = {}
-        for known in (self._absent, self._told_absent):
+        for known in (self._asker.absent, self._told_absent):
             for (parent, name), end_ns in known.items():
                 if parent == directory and end_ns > now_ns:
                     found[name] = max(end_ns, found.get(name, 0))
@@ -164,129 +161,7 @@ class Namespace:
     def count_absent(self) -> int:
         """Count the names that are known not to be anywhere."""
         now_ns = self._volume.now_ns()
-        return sum(end_ns > now_ns for end_ns in (self._absent | self._told_absent).values())
-
-    def _is_known(self, directory: Node, name: str, node: Node | None) -> bool:
-        """Whether mount.db's answer for *name* may be given without asking S3."""
-        if self._lister.is_fresh(directory):
-            return True
-        now_ns = self._volume.now_ns()
-        if node is None:
-            return self._absent.get((directory.id, name), 0) > now_ns
-        if 0 <= now_ns - node.seen_ns < self._volume.settings.metadata_ttl_s * NS:
-            return True
-        return not node.is_directory and self._volume.is_ours_alone(node)
-
-    # Asking
-
-    async def _ask(self, directory: Node, name: str) -> None:
-        """Bring mount.db up to date about one name, by its directory's listing where that is as cheap."""
-        children = self._volume.nodes.count_children(directory.id, limit=SMALL_DIRECTORY + 1)
-        if directory.listed_ns > STALE_NS and children <= SMALL_DIRECTORY:
-            await self._lister.start(directory).finished()
-            if self._lister.is_fresh(self._volume.directory(directory.id)):
-                return
-        elif self._is_burst(directory.id):
-            self._lister.start(directory)
-        prefix = self._volume.prefix_in_s3(directory)
-        begun = self._volume.changes.begin()
-        try:
-            head, below = await self._probe(prefix, name)
-            changes = self._volume.changes
-            if (
-                changes.is_newer(directory.id, name, begun)
-                or changes.is_key_newer(prefix + name, begun)
-                or changes.is_newer_below(f"{prefix}{name}/", begun)
-            ):
-                return
-            self._apply(directory, name, head, is_directory=bool(below))
-        finally:
-            self._volume.changes.end()
-        if f"{prefix}{name}/" in below:
-            await self._know_directory(directory.id, name)
-
-    async def _know_directory(self, parent: Inode, name: str) -> None:
-        """Learn the attributes that a directory's marker keeps, before it is shown."""
-        node = self._volume.nodes.find(parent, name)
-        if node is not None and node.is_directory and not node.attributes_known:
-            await self._metadata.know(node.id)
-
-    async def _probe(self, prefix: str, name: str) -> tuple[ObjectHead | None, set[str]]:
-        """Ask at once whether a name is an object and which keys lie below it: one at least of a directory, its marker first."""
-        key = prefix + name
-        head: ObjectHead | None = None
-        below: set[str] = set()
-        leaving = self._volume.leaving_below(key)
-
-        async def ask_object() -> None:
-            nonlocal head
-            try:
-                head = await self._volume.store.head(key)
-            except NotFound:
-                head = None
-
-        async with side_by_side() as nursery:
-            nursery.start_soon(ask_object)
-            page = await self._volume.store.list_page(
-                key + "/", delimited=False, max_keys=1 if not leaving else 1000
-            )
-            below = {info.key for info in page.objects} - leaving
-        if key in leaving:
-            head = None
-        if self._volume.is_leaving(key + "/", seen_from=prefix):
-            below.clear()
-        return head, below
-
-    def _apply(
-        self, directory: Node, name: str, head: ObjectHead | None, *, is_directory: bool
-    ) -> None:
-        volume = self._volume
-        now_ns = volume.now_ns()
-        with volume.database.transaction():
-            node = volume.nodes.find(directory.id, name)
-            if node is not None and not self._is_same(node, head, is_directory=is_directory):
-                if volume.is_ours_alone(node):
-                    return
-                volume.detach(node)
-                node = None
-            if is_directory:
-                inode = (
-                    node.id
-                    if node
-                    else volume.nodes.insert(directory.id, name, Kind.DIRECTORY, now_ns)
-                )
-                volume.nodes.update(inode, seen_ns=now_ns)
-            elif head is not None:
-                if node is None:
-                    inode = volume.nodes.insert(
-                        directory.id, name, Kind.FILE, head.mtime_ns,
-                        size=head.size, etag=head.etag, remote_mtime_ns=head.mtime_ns,
-                    )  # fmt: skip
-                    node = volume.node(inode)
-                node = self._metadata.learn(node, head)
-                volume.nodes.update(node.id, seen_ns=now_ns)
-            else:
-                self._note_absent(directory.id, name, now_ns)
-
-    def _is_same(self, node: Node, head: ObjectHead | None, *, is_directory: bool) -> bool:
-        if is_directory or head is None:
-            return node.is_directory and is_directory
-        return not node.is_directory and node.etag == head.etag
-
-    def _note_absent(self, directory: Inode, name: str, now_ns: int) -> None:
-        if len(self._absent) >= MAX_ABSENT:
-            self._absent.clear()
-        self._absent[directory, name] = now_ns + int(self._volume.settings.negative_ttl_s * NS)
-
-    def _is_burst(self, directory: Inode) -> bool:
-        now_ns = self._volume.now_ns()
-        times = [t for t in self._asked.get(directory, []) if now_ns - t < BURST_NS]
-        times.append(now_ns)
-        self._asked[directory] = times
-        if len(times) < BURST:
-            return False
-        del self._asked[directory]
-        return True
+        return sum(end_ns > now_ns for end_ns in (self._asker.absent | self._told_absent).values())
 
     # Directories
 

@@ -19,6 +19,7 @@ from s3mgrd.cache.blocks import BlockCache
 from s3mgrd.cache.database import MountDatabase
 from s3mgrd.cache.extras import Extras
 from s3mgrd.cache.nodes import ROOT, STALE_NS, Inode, Kind, Listed, Marker, Node, NodeTable
+from s3mgrd.fs.coverage import Coverage
 from s3mgrd.journal.staging import StagingDirectory
 from s3mgrd.journal.tables import Journal
 from s3mgrd.s3.port import ObjectStore
@@ -167,6 +168,7 @@ class Volume:
     now_ns: Callable[[], int] = time.time_ns
     locks: Locks = field(default_factory=Locks)
     changes: Changes = field(default_factory=Changes)
+    covered: Coverage = field(default_factory=Coverage)
     expire_names: Callable[[Sequence[tuple[Inode, str]]], Awaitable[None]] = _tell_nobody
     """Makes the kernel look names up again, each with its directory. May wait for requests in these: hold no lock."""
     moving: dict[int, trio.Event] = field(default_factory=dict)
@@ -268,6 +270,7 @@ class Volume:
 
     def distrust(self, directory: int) -> None:
         """Have a directory listed again before its entries are believed."""
+        self.covered.drop(Inode(directory))
         node = self.nodes.get(directory)
         if node is not None and node.listed_ns:
             self.nodes.update(directory, listed_ns=STALE_NS)

@@ -208,8 +208,9 @@ async def test_restoring_never_overwrites(lab: Lab) -> None:
     async with lab.mounted() as fs:
         copy = await lose(lab)
         await lab.mkdir("d")
+        lab.store.insert("outside", b"theirs")
+        lab.later(60)
         for taken in ("a", "d", "outside"):
-            lab.store.insert("outside", b"theirs")
             with pytest.raises(Conflict, match="exists already"):
                 await fs.conflicts.restore(copy, taken, partial=False)
         with lab.store.hold("put") as hold:

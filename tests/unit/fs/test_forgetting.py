@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from s3mgrd.cache.nodes import ROOT, Inode
 from s3mgrd.fs import forgetting
@@ -157,6 +158,7 @@ async def test_a_listing_that_is_under_way_is_not_believed(lab: Lab, kernel: Ker
     lab.store.insert("d/a", b"1")
     async with lab.mounted(sync=False) as fs:
         directory = await lab.get("d")
+        await wait_all_tasks_blocked()  # it is listed ahead
         with lab.store.hold("list_page") as hold:
             listing = fs.lister.start(directory)
             await hold.arrived()

@@ -1,0 +1,339 @@
+"""Single names asked of S3, each by as few requests as the next ones may share.
+
+What a name leads to takes two questions: is there an object, and is there anything below? One page of its
+directory's listing that begins at the name answers both, and the same for the next thousand names. So the first name
+asked for in a directory costs a page, and whoever asks for more finds them in it; a second one in the same page has
+the page behind it fetched ahead. Beside the first page goes a listing of what lies below the name: if that turns out to be
+a directory, the next step of a path is known with it. Where a page cannot tell (thousands of names begin like this
+one), or does not come, the name is asked for alone.
+
+Concurrency: one page of a directory is under way at a time, as a task of *nursery*; who asks meanwhile waits for it.
+"""
+
+import logging
+from typing import Final
+
+import trio
+
+from s3mgrd.cache.nodes import STALE_NS, Inode, Kind, Node
+from s3mgrd.errors import NotFound, S3mgrError
+from s3mgrd.fs.listing import Lister
+from s3mgrd.fs.merging import Learned, Span
+from s3mgrd.fs.metadata import Metadata
+from s3mgrd.fs.names import MAX_KEY_BYTES, order
+from s3mgrd.fs.tasks import side_by_side
+from s3mgrd.fs.volume import NS, Volume
+from s3mgrd.s3.port import ObjectHead
+
+log = logging.getLogger(__name__)
+
+SMALL_DIRECTORY: Final = 1000
+"""Entries: up to so many one page lists, so that asking for one name and asking for all cost the same."""
+BURST: Final = 8
+"""Pages asked for in one directory within `BURST_NS`, each for one name; more, and the directory is listed."""
+BURST_NS: Final = 5 * NS
+MAX_ABSENT: Final = 65_536
+MAX_ENDS: Final = 4096
+MIN_TTL_S: Final = 2.0
+"""With less, what a page tells of other names would be out of date when somebody asks for them."""
+PATIENCE: Final = 2
+"""Pages of a listing under way for which a name waits."""
+FIRST_PRINTABLE: Final = 0x20
+LAST: Final = "\U0010ffff"
+"""Sorts behind everything that names are likely to have."""
+
+
+class Asker:
+    """Asks S3 about names of one volume."""
+
+    def __init__(
+        self, volume: Volume, nursery: trio.Nursery, lister: Lister, metadata: Metadata
+    ) -> None:
+        self._volume = volume
+        self._nursery = nursery
+        self._lister = lister
+        self._metadata = metadata
+        self.absent: dict[tuple[Inode, str], int] = {}
+        """Names that were asked for alone and are not there, and until when that is believed."""
+        self._asked: dict[Inode, list[int]] = {}
+        self._looks: dict[Inode, trio.Event] = {}
+        self._ends: dict[Inode, tuple[str, str]] = {}
+        """Where the last page of a directory began and ended, until the one behind it is asked for."""
+
+    def is_known(self, directory: Node, name: str, node: Node | None) -> bool:
+        """Whether mount.db's answer for *name* may be given without asking S3."""
+        if self._lister.is_fresh(directory):
+            return True
+        settings = self._volume.settings
+        now_ns = self._volume.now_ns()
+        covered_ns = self._volume.covered.as_of_ns(directory.id, name)
+        if node is None:
+            return (
+                self.absent.get((directory.id, name), 0) > now_ns
+                or 0 <= now_ns - covered_ns < settings.negative_ttl_s * NS
+            )
+        if 0 <= now_ns - max(node.seen_ns, covered_ns) < settings.metadata_ttl_s * NS:
+            return True
+        return not node.is_directory and self._volume.is_ours_alone(node)
+
+    def forget(self) -> None:
+        """Have no name be taken for absent without asking."""
+        self.absent.clear()
+
+    async def show(self, directory: Node, node: Node) -> Node | None:
+        """Return a known row once its attributes are what the policy wants shown."""
+        if self._lister.is_fresh(directory):
+            return node
+        self._read_on(directory.id, node.name or "")
+        if node.attributes_known or not self._metadata.may_want():
+            return node
+        await self._metadata.show(node)
+        return self._volume.nodes.find(directory.id, node.name or "")
+
+    async def ask(self, directory: Node, name: str) -> None:
+        """Bring mount.db up to date about one name, by its directory's listing where that is as cheap."""
+        children = self._volume.nodes.count_children(directory.id, limit=SMALL_DIRECTORY + 1)
+        if directory.listed_ns > STALE_NS and children <= SMALL_DIRECTORY:
+            await self._lister.start(directory).finished()
+            if self._lister.is_fresh(self._volume.directory(directory.id)):
+                return
+        elif self._volume.settings.metadata_ttl_s >= MIN_TTL_S and await self._look(
+            directory, name
+        ):
+            await self._know_directory(directory.id, name)
+            return
+        await self._ask_alone(directory, name)
+
+    # By a page
+
+    async def _look(self, directory: Node, name: str) -> bool:
+        """Have a page tell about a name; returns whether one did."""
+        if self._lister.running(directory.id) is not None:
+            return await self._await_listing(directory.id, name)
+        if directory.id in self._looks:
+            await self._looks[directory.id].wait()
+            if self._is_covered(directory.id, name):
+                return True
+        low = _before(name)
+        prefix = self._volume.prefix_in_s3(directory)
+        if directory.id in self._looks or len((prefix + low).encode()) > MAX_KEY_BYTES:
+            return False
+        if self._is_burst(directory.id):
+            self._lister.start(directory)
+            return await self._await_listing(directory.id, name)
+        if self._volume.covered.has(directory.id):
+            await self._begin_page(directory.id, low).wait()
+        else:
+            await self._look_first(directory, prefix, name, low)
+        return self._is_covered(directory.id, name)
+
+    async def _await_listing(self, directory: Inode, name: str) -> bool:
+        """Wait for a listing under way to come past a name, not for long; returns whether it did."""
+        for _ in range(PATIENCE):
+            listing = self._lister.running(directory)
+            if listing is None or self._is_covered(directory, name):
+                break
+            try:
+                await listing.next_page()
+            except S3mgrError as error:
+                log.debug("the listing of inode %d does not help: %s", directory, error)
+                return False
+        return self._is_covered(directory, name)
+
+    async def _look_first(self, directory: Node, prefix: str, name: str, low: str) -> None:
+        """Ask for the page of a name, and at once for what is most likely wanted next: its attributes, and what is inside."""
+        volume = self._volume
+        head: ObjectHead | None = None
+        volume.changes.begin()
+        asked = self._lister.merger.moment()
+        try:
+            done = self._begin_page(directory.id, low)
+
+            async def ask_object() -> None:
+                nonlocal head
+                try:
+                    head = await volume.store.head(prefix + name)
+                except NotFound:
+                    head = None
+
+            async with side_by_side() as nursery:
+                if self._metadata.may_want():
+                    nursery.start_soon(ask_object)
+                inside = await volume.store.list_page(f"{prefix}{name}/", delimited=True)
+                await done.wait()
+            node = volume.nodes.find(directory.id, name)
+            if node is None or volume.changes.is_newer(directory.id, name, asked.changes_seen):
+                return
+            if node.is_directory:
+                self._lister.adopt(node, f"{prefix}{name}/", inside, asked)
+            elif head is not None and head.etag == node.etag:
+                self._metadata.learn(node, head)
+        finally:
+            volume.changes.end()
+
+    def _begin_page(self, directory: Inode, low: str) -> trio.Event:
+        done = self._looks[directory] = trio.Event()
+        self._ends.pop(directory, None)
+        self._nursery.start_soon(self._run_page, directory, low, done)
+        return done
+
+    async def _run_page(self, directory: Inode, low: str, done: trio.Event) -> None:
+        self._volume.changes.begin()
+        try:
+            await self._page(self._volume.directory(directory), low)
+        except (S3mgrError, OSError) as error:
+            log.debug("names of inode %d cannot be listed: %s", directory, error)
+        finally:
+            self._volume.changes.end()
+            del self._looks[directory]
+            done.set()
+
+    async def _page(self, directory: Node, low: str) -> None:
+        volume, merger = self._volume, self._lister.merger
+        if directory.is_detached:
+            return
+        prefix = volume.prefix_in_s3(directory)
+        learned = Learned(directory.id, prefix, merger.moment())
+        page = await volume.store.list_page(
+            prefix, delimited=True, start_after=prefix + low if low else None
+        )
+        if not self._lister.may_merge(directory.id, prefix, learned.asked):
+            return
+        is_last = page.next_token is None
+        span = Span(position=low)
+        merger.merge(learned, span, page, is_last=is_last)
+        if learned.is_uncertain:
+            return
+        end = None if is_last else span.position
+        merger.note_seen(learned, low, end)
+        volume.covered.add(directory.id, low, end, learned.asked.time_ns)
+        if end is not None:
+            if len(self._ends) >= MAX_ENDS:
+                self._ends.clear()
+            self._ends[directory.id] = (low, end)
+
+    def _read_on(self, directory: Inode, name: str) -> None:
+        """Fetch the next page of names ahead when somebody finds one in the last."""
+        low, end = self._ends.get(directory, ("", ""))
+        if (
+            end
+            and order(name) > order(low)
+            and directory not in self._looks
+            and self._lister.running(directory) is None
+        ):
+            self._begin_page(directory, end)
+
+    def _is_covered(self, directory: Inode, name: str) -> bool:
+        node = self._volume.nodes.find(directory, name)
+        return self.is_known(self._volume.directory(directory), name, node)
+
+    # Alone
+
+    async def _ask_alone(self, directory: Node, name: str) -> None:
+        prefix = self._volume.prefix_in_s3(directory)
+        begun = self._volume.changes.begin()
+        try:
+            head, below = await self._probe(prefix, name)
+            changes = self._volume.changes
+            if (
+                changes.is_newer(directory.id, name, begun)
+                or changes.is_key_newer(prefix + name, begun)
+                or changes.is_newer_below(f"{prefix}{name}/", begun)
+            ):
+                return
+            self._apply(directory, name, head, is_directory=bool(below))
+        finally:
+            self._volume.changes.end()
+        if f"{prefix}{name}/" in below:
+            await self._know_directory(directory.id, name)
+
+    async def _know_directory(self, parent: Inode, name: str) -> None:
+        """Learn the attributes that a directory's marker keeps, before it is shown."""
+        node = self._volume.nodes.find(parent, name)
+        if node is not None and node.is_directory and not node.attributes_known:
+            await self._metadata.know(node.id)
+
+    async def _probe(self, prefix: str, name: str) -> tuple[ObjectHead | None, set[str]]:
+        """Ask at once whether a name is an object and which keys lie below it: one at least of a directory, its marker first."""
+        key = prefix + name
+        head: ObjectHead | None = None
+        below: set[str] = set()
+        leaving = self._volume.leaving_below(key)
+
+        async def ask_object() -> None:
+            nonlocal head
+            try:
+                head = await self._volume.store.head(key)
+            except NotFound:
+                head = None
+
+        async with side_by_side() as nursery:
+            nursery.start_soon(ask_object)
+            page = await self._volume.store.list_page(
+                key + "/", delimited=False, max_keys=1 if not leaving else 1000
+            )
+            below = {info.key for info in page.objects} - leaving
+        if key in leaving:
+            head = None
+        if self._volume.is_leaving(key + "/", seen_from=prefix):
+            below.clear()
+        return head, below
+
+    def _apply(
+        self, directory: Node, name: str, head: ObjectHead | None, *, is_directory: bool
+    ) -> None:
+        volume = self._volume
+        now_ns = volume.now_ns()
+        with volume.database.transaction():
+            node = volume.nodes.find(directory.id, name)
+            if node is not None and not self._is_same(node, head, is_directory=is_directory):
+                if volume.is_ours_alone(node):
+                    return
+                volume.detach(node)
+                node = None
+            if is_directory:
+                inode = (
+                    node.id
+                    if node
+                    else volume.nodes.insert(directory.id, name, Kind.DIRECTORY, now_ns)
+                )
+                volume.nodes.update(inode, seen_ns=now_ns)
+            elif head is not None:
+                if node is None:
+                    inode = volume.nodes.insert(
+                        directory.id, name, Kind.FILE, head.mtime_ns,
+                        size=head.size, etag=head.etag, remote_mtime_ns=head.mtime_ns,
+                    )  # fmt: skip
+                    node = volume.node(inode)
+                node = self._metadata.learn(node, head)
+                volume.nodes.update(node.id, seen_ns=now_ns)
+            else:
+                self._note_absent(directory.id, name, now_ns)
+
+    def _is_same(self, node: Node, head: ObjectHead | None, *, is_directory: bool) -> bool:
+        if is_directory or head is None:
+            return node.is_directory and is_directory
+        return not node.is_directory and node.etag == head.etag
+
+    def _note_absent(self, directory: Inode, name: str, now_ns: int) -> None:
+        if len(self.absent) >= MAX_ABSENT:
+            self.absent.clear()
+        self.absent[directory, name] = now_ns + int(self._volume.settings.negative_ttl_s * NS)
+
+    def _is_burst(self, directory: Inode) -> bool:
+        now_ns = self._volume.now_ns()
+        times = [t for t in self._asked.get(directory, []) if now_ns - t < BURST_NS]
+        times.append(now_ns)
+        self._asked[directory] = times
+        if len(times) < BURST:
+            return False
+        del self._asked[directory]
+        return True
+
+
+def _before(name: str) -> str:
+    """Return a place just before a name, behind which a listing tells of it first."""
+    last = ord(name[-1])
+    if last <= FIRST_PRINTABLE:
+        return name[:-1]
+    return name[:-1] + chr(0xD7FF if last == 0xE000 else last - 1) + LAST
