@@ -140,7 +140,7 @@ class MountActor(MountCore):
         """Take over what an earlier daemon left, and go on with what it was told."""
         found = await self.link.adopt()
         if found == "serving":
-            self.status_keeper.enter("mounted", Reason.ADOPTED)
+            self.status_keeper.serving(Reason.ADOPTED)
         if self.goal.kind != "idle":
             return  # somebody asked meanwhile, or before this task began, and knows better
         record = self.record
@@ -202,6 +202,7 @@ class MountActor(MountCore):
             await self.around.workers.forget(self.name)
             self.holds_other_data = False
         record = self.record
+        self.status_keeper.forget_health()
         await self.link.start_worker(connection_id=connection_id, probe=True)
         await self.link.mount(connection_id=connection_id)
         # Durable before the first write can be acknowledged: this journal must never be thrown away unseen.
@@ -209,7 +210,7 @@ class MountActor(MountCore):
         await self.link.serve(resumed=False)
         await self.update(provisional=False)
         self.observe(record.generation)
-        self.status_keeper.enter("mounted", Reason.READY)
+        self.status_keeper.serving(Reason.READY)
 
     async def _failed(self, error: S3mgrError, goal: Goal) -> None:
         slug = self.around.describe(error, self.name).slug
@@ -316,6 +317,7 @@ class MountActor(MountCore):
         connection = self.link.connection
         assert connection is not None, "the caller looked"  # noqa: S101 - a bug, not an input
         generation = self.record.generation
+        self.status_keeper.forget_health()
         try:
             with trio.fail_after(RESUME_TIMEOUT_S):
                 await self.link.start_worker(connection_id=connection.id, probe=False)
@@ -327,7 +329,7 @@ class MountActor(MountCore):
         self.status_keeper.count_restart()
         self.observe(generation)
         if show_state:
-            self.status_keeper.enter("mounted", Reason.RESUMED)
+            self.status_keeper.serving(Reason.RESUMED)
 
     async def _restart(self) -> None:
         """Replace a living worker because somebody asked; programs wait meanwhile."""
@@ -409,7 +411,7 @@ class MountActor(MountCore):
             case StatusEvent():
                 self.status_keeper.report(event)
                 self._unmounting.progress(event)
-                self._show_health(event)
+                self._show_health()
             case ConflictEvent():
                 self.around.conflict(self, event)
             case LogEvent(level=level, message=message):
@@ -422,12 +424,8 @@ class MountActor(MountCore):
             case _:
                 pass  # SessionEnded: the session notes it
 
-    def _show_health(self, event: StatusEvent) -> None:
+    def _show_health(self) -> None:
         state, reason = self.status_keeper.state, self.status_keeper.now.reason
         ours = reason in (Reason.WORKER_RESTARTING, Reason.WORKER_REPLACED)
-        if state not in UP or ours:
-            return
-        if event.health == "degraded":
-            self.status_keeper.enter("degraded", event.reason or "degraded", event.message)
-        elif state == "degraded":
-            self.status_keeper.enter("mounted", Reason.READY)
+        if state in UP and not ours:
+            self.status_keeper.show_health()

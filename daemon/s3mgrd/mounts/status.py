@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from s3mgr.schema import FlushReport, MountState, MountStatus
-from s3mgrd.mounts.machine import may_follow
+from s3mgrd.mounts.machine import Reason, may_follow
 from s3mgrd.worker.protocol import StatusEvent
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ class StatusKeeper:
         self._name: Final = name
         self._changed: Final = changed
         self._status = MountStatus(state=state, reason=reason, since=datetime.now(UTC))
+        self._health: StatusEvent | None = None
 
     @property
     def now(self) -> MountStatus:
@@ -66,6 +67,25 @@ class StatusKeeper:
         log.log(level, "%s (%s) %s", state, reason, message, extra={"mount": self._name})
         self._changed()
 
+    def serving(self, reason: str) -> None:
+        """Go to mounted, or on to degraded where the worker has said so already: it says it once."""
+        self.enter("mounted", reason)
+        self.show_health()
+
+    def show_health(self) -> None:
+        """Let a mount that is up look as its worker last said it is."""
+        event = self._health
+        if event is None:
+            return
+        if event.health == "degraded":
+            self.enter("degraded", event.reason or "degraded", event.message)
+        elif self.state == "degraded":
+            self.enter("mounted", Reason.READY)
+
+    def forget_health(self) -> None:
+        """Note that another worker begins, which has said nothing yet."""
+        self._health = None
+
     def observe(self, generation: int) -> None:
         """Note that the worker runs with this generation of the spec."""
         self._status = msgspec.structs.replace(self._status, observed_generation=generation)
@@ -75,7 +95,8 @@ class StatusKeeper:
         self._status = msgspec.structs.replace(self._status, restarts=self._status.restarts + 1)
 
     def report(self, event: StatusEvent) -> None:
-        """Take over the counters that the worker sent."""
+        """Take over the counters that the worker sent, and remember how it says it is."""
+        self._health = event
         self._status = msgspec.structs.replace(
             self._status,
             dirty_bytes=event.dirty_bytes,

@@ -178,7 +178,7 @@ class Unmounting:
                 f"s3mgr unmount --lazy {core.name}",
             )
         await core.update_if_possible(desired="mounted", forget=False, reason="")
-        core.status_keeper.enter("mounted", Reason.READY)
+        core.status_keeper.serving(Reason.READY)
         if core.goal is goal:
             core.goal = Goal(kind="mounted")
         if goal.operation is not None:

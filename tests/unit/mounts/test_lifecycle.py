@@ -593,6 +593,28 @@ async def test_what_the_worker_reports_is_shown(autojump_clock: MockClock) -> No
         assert mount.status.dirty_bytes == 0
 
 
+async def test_what_a_worker_reports_before_it_serves_is_shown(autojump_clock: MockClock) -> None:
+    """It says once how it is, perhaps before the mount is up; the next worker begins anew."""
+    trouble = [status_event(health="degraded", reason="metadata-damaged", message="set aside")]
+
+    async def script(worker: FakeWorker, message: SupervisorRequest) -> None:
+        if isinstance(message, Configure) and trouble:
+            worker.emit(trouble.pop())
+            await trio.sleep(1)
+
+    async with control() as c:
+        c.workers.script = script
+        await c.mount()
+        assert (await c.wait_state("degraded")).status.reason == "metadata-damaged"
+        trouble.append(status_event(health="degraded", reason="metadata-damaged"))
+        c.workers.live("data").die()
+        await trio.sleep(5)
+        assert (await c.wait_state("degraded")).status.reason == "metadata-damaged"
+        c.workers.live("data").die()
+        await trio.sleep(5)
+        assert (await c.wait_state("mounted")).status.reason == "resumed"
+
+
 async def test_a_worker_gets_keys_when_it_asks(autojump_clock: MockClock) -> None:
     async with control() as c:
         await c.mount("one", credentials=KEYS)
