@@ -4,16 +4,22 @@ botocore's parser walks a generic shape and takes about 35 ms for a page of 1,00
 here takes about 5 ms. Both sit on expat, which (since 2.4.1) bounds entity expansion itself.
 """
 
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from s3mgrd.s3.documents import ParseError, parse
 from s3mgrd.s3.failures import NotS3, ShortBody
 from s3mgrd.s3.port import ListPage, ObjectInfo, PendingUpload
 
+NS: Final = 1_000_000_000
+_PLAIN_TIME: Final = re.compile(
+    r"(\d{4}-\d\d-\d\dT\d\d:\d\d):([0-5]\d)(?:\.(\d{3}))?Z", re.ASCII
+).fullmatch
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -37,7 +43,7 @@ def _decode(text: str | None, *, encoded: bool) -> str:
     """
     if text is None:
         return ""
-    if not encoded:
+    if not encoded or ("%" not in text and "+" not in text):
         return text
     return unquote_to_bytes(text.replace("+", " ")).decode("utf-8", "surrogateescape")
 
@@ -64,9 +70,10 @@ def parse_list_page(body: bytes) -> ListPage:
     """
     root, space = _root(body, "ListBucketResult")
     encoded = root.findtext(f"{space}EncodingType") == "url"
-    objects = [
-        _object(child, len(space), encoded=encoded) for child in root.findall(f"{space}Contents")
-    ]
+    tags = _Tags(
+        *(space + name for name in ("Key", "Size", "ETag", "LastModified", "StorageClass"))
+    )
+    objects = [_object(child, tags, encoded=encoded) for child in root.findall(f"{space}Contents")]
     prefixes = [
         _decode(child.findtext(f"{space}Prefix"), encoded=encoded)
         for child in root.findall(f"{space}CommonPrefixes")
@@ -79,20 +86,42 @@ def parse_list_page(body: bytes) -> ListPage:
     return ListPage(objects, prefixes, token)
 
 
-def _object(node: ET.Element, skip: int, *, encoded: bool) -> ObjectInfo:
-    fields = {child.tag[skip:]: child.text for child in node}
-    storage_class = fields.get("StorageClass")
+class _Tags(NamedTuple):
+    """The names of what an entry has, with the answer's namespace."""
+
+    key: str
+    size: str
+    etag: str
+    modified: str
+    storage_class: str
+
+
+def _object(node: ET.Element, tags: _Tags, *, encoded: bool) -> ObjectInfo:
+    fields = {child.tag: child.text for child in node}
+    storage_class = fields.get(tags.storage_class)
     return ObjectInfo(
-        key=_decode(fields.get("Key"), encoded=encoded),
-        size=int(fields.get("Size") or 0),
-        etag=etag_of(fields.get("ETag")),
-        mtime_ns=_parse_time(fields.get("LastModified")),
-        storage_class=None if storage_class == "STANDARD" else storage_class,
+        _decode(fields.get(tags.key), encoded=encoded),
+        int(fields.get(tags.size) or 0),
+        etag_of(fields.get(tags.etag)),
+        _parse_time(fields.get(tags.modified)),
+        None if storage_class == "STANDARD" else storage_class,
     )
 
 
 def _parse_time(text: str | None) -> int:
-    return time_ns(datetime.fromisoformat(text)) if text else 0
+    if not text:
+        return 0
+    plain = _PLAIN_TIME(text)
+    if plain is None:
+        return time_ns(datetime.fromisoformat(text))
+    minute, seconds, ms = plain.groups("0")
+    return _minute_ns(minute) + int(seconds) * NS + int(ms) * 1_000_000
+
+
+@lru_cache(maxsize=1024)
+def _minute_ns(minute: str) -> int:
+    """Return the time of a minute: objects that were written together share it."""
+    return time_ns(datetime.fromisoformat(minute))
 
 
 @dataclass(frozen=True, slots=True)

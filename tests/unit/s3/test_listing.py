@@ -103,6 +103,21 @@ def test_times_are_exact() -> None:
     assert time_ns(moment.replace(tzinfo=None)) == time_ns(moment)
 
 
+@pytest.mark.parametrize(
+    ("text", "ns"),
+    [
+        ("2023-11-14T22:13:20.123Z", 1_700_000_000_123_000_000),
+        ("2023-11-14T22:13:20Z", 1_700_000_000_000_000_000),
+        ("2023-11-14T22:13:20.123456Z", 1_700_000_000_123_456_000),
+        ("2023-11-15T03:13:20.5+05:00", 1_700_000_000_500_000_000),
+    ],
+)
+def test_times_are_read_in_every_form(text: str, ns: int) -> None:
+    """Those that S3 writes are read by a short cut, others are no different."""
+    body = f"<ListBucketResult><Contents><Key>k</Key><LastModified>{text}</LastModified></Contents></ListBucketResult>"
+    assert parse_list_page(body.encode()).objects[0].mtime_ns == ns
+
+
 def test_uploads_tell_where_to_go_on() -> None:
     body = (
         f"<ListMultipartUploadsResult {SPACE}><EncodingType>url</EncodingType>"
