@@ -22,9 +22,11 @@ from tests.servers.plugin import make_bucket
 MOUNT_LIMIT_S: Final = 30.0
 STOP_LIMIT_S: Final = 300.0
 PROBE_LIMIT_S: Final = 20.0
+PART_MIB: Final = 64
+"""Of all mounts that can be told: MiniStack puts parts together in time that grows with the square of their number."""
 OPTIONS: Final = (
-    *("-o", "attributes=full"),
-    # A server in one Python process takes a while to put together a file of 2 GiB.
+    *("-o", "attributes=full", "-o", f"part_size_bytes={PART_MIB << 20}"),
+    # And a server in one Python process takes a while for a file of 2 GiB.
     *("-o", "retry_deadline_s=900", "-o", "read_timeout_s=300"),
 )
 """Of s3mgr's mounts."""
@@ -188,6 +190,7 @@ class S3fs(Rival):
         keys.write_text(f"{endpoint.access_key}:{endpoint.secret_key}")
         keys.chmod(0o600)
         options = f"url={endpoint.url},use_path_request_style,passwd_file={keys},allow_other"
+        options += f",multipart_size={PART_MIB}"
         return ["s3fs", bucket, str(root), "-f", "-o", options]
 
 
@@ -200,6 +203,7 @@ class Geesefs(Rival):
         return [
             *("geesefs", "-f", "--endpoint", endpoint.url, "--region", endpoint.region),
             *("--enable-perms", "--enable-specials", "--enable-mtime", "--fsync-on-close"),
+            *("--part-sizes", f"{PART_MIB}:10000"),
             *("-o", "allow_other,default_permissions", bucket, str(root)),
         ]
 
@@ -212,7 +216,8 @@ class Rclone(Rival):
     def command(self, endpoint: Endpoint, bucket: str, root: Path, state: Path) -> Sequence[str]:
         remote = (
             f":s3,provider=Other,env_auth=true,region={endpoint.region},"
-            f"endpoint='{endpoint.url}',force_path_style=true:{bucket}"
+            f"endpoint='{endpoint.url}',force_path_style=true,"
+            f"chunk_size={PART_MIB}Mi:{bucket}"
         )
         return [
             *("rclone", "mount", remote, str(root), "--config", "/dev/null"),

@@ -231,7 +231,7 @@ def run_stress(box: Toolbox, site: Site) -> tuple[list[Case], str]:
                     "16m",
                 ),
                 *("--fallocate-bytes", "16m", "--seek-size", "16m", "--readahead-bytes", "16m"),
-                *("--revio-bytes", "16m", "--sync-file-bytes", "16m", "--copy-file-bytes", "16m"),
+                *("--revio-bytes", "16m", "--sync-file-bytes", "16m", "--copy-file-bytes", "128m"),
             ],
         )
         if done.status is None:
@@ -289,15 +289,17 @@ def _run(
             env={**os.environ, "LC_ALL": "C.UTF-8", **(environ or {})},
             start_new_session=True,
         )
-        status: int | None
+        status: int | None = None
         try:
             status = process.wait(box.limit_s)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            status = None
+            pass
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             with suppress(
                 subprocess.TimeoutExpired
-            ):  # one that waits for a dead mount ends with that
+            ):  # one that waits for a dead mount ends with it
                 process.wait(KILL_LIMIT_S)
         output.seek(0)
         return _Done(status, output.read().decode(errors="replace"))
