@@ -60,6 +60,11 @@ class Extras:
         ).fetchone()
         return None if row is None else str(row[0])
 
+    def forget_description(self, inode: int) -> None:
+        """Forget what S3 keeps with a version: somebody may have changed it."""
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM described WHERE inode = ?", (inode,))
+
     def describe(self, inode: int, text: str) -> None:
         """Remember what S3 keeps with the version that an inode is."""
         with self._database.transaction() as db:

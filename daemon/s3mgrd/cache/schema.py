@@ -20,7 +20,8 @@ inodes      One row per inode number the kernel was ever told, and per name that
                      but for versions that this mount wrote itself through this inode.
     remote_key       Where S3 has that version; NULL: at the key that its path spells with remote_prefix of its
                      directory. Not NULL and different from the path: the object has yet to be moved.
-    remote_mtime_ns  S3's LastModified of that version; NULL: not known (a PUT does not tell).
+    remote_mtime_ns  S3's LastModified of that version, or, until a listing tells, when S3 acknowledged it, which is no
+                     earlier; NULL: not known.
     attributes_known 1: mode, owner and times are those of the object's metadata (or known to be absent there).
     attributes_dirty 1: S3's metadata is older than this row.
     seen_ns          When S3 was last asked for this name alone, or the row was made here.

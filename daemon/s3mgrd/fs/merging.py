@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from s3mgrd.cache.nodes import STALE_NS, Inode, Kind, Marker, Node
+from s3mgrd.cache.nodes import ROOT, STALE_NS, Inode, Kind, Marker, Node
 from s3mgrd.fs import names
 from s3mgrd.fs.volume import NS, Volume
 from s3mgrd.s3.port import ListPage, ObjectInfo
@@ -58,7 +58,7 @@ class Learned:
     hidden: list[tuple[str, str]] = field(default_factory=list)
     objects: dict[str, ObjectInfo] = field(default_factory=dict)
     """Objects whose name a local directory has; shown after all if that directory is gone."""
-    marker: bool = False
+    marker: ObjectInfo | None = None
     is_uncertain: bool = False
 
 
@@ -130,6 +130,14 @@ class Merger:
                 if name not in ours
                 and self._is_new_directory(learned, name, rows.get(name), leaving, new)
             ]
+            found += [
+                node.id
+                for name in directories
+                if (node := rows.get(name)) is not None
+                and node.is_directory
+                and node.marker == Marker.EXISTS
+                and not node.attributes_known
+            ]
             for name, node in rows.items():
                 there = directories if node.is_directory else files
                 if name not in there and name not in ours and _is_between(node, low, high):
@@ -157,10 +165,7 @@ class Merger:
             columns: dict[str, object] = {"listed_ns": learned.asked.time_ns}
             if learned.is_uncertain or not self.is_current(learned.asked):
                 columns["listed_ns"] = STALE_NS
-            marker = self._settled_marker(learned)
-            if marker is not None:
-                columns["marker"] = int(marker)
-            volume.nodes.update(directory, **columns)
+            volume.nodes.update(directory, **columns, **self._settled_marker(learned))
         volume.covered.drop(directory)
 
     def _settle_objects(self, learned: Learned) -> None:
@@ -173,17 +178,31 @@ class Merger:
                 self._add_files(learned.directory, {name: info})
         learned.objects.clear()
 
-    def _settled_marker(self, learned: Learned) -> Marker | None:
-        """Return what the marker is to be; None: as it is."""
-        node = self._volume.nodes.get(learned.directory)
-        if node is None or (node.marker == Marker.WANTED and not learned.marker):
-            return None
-        if node.name is not None and self._volume.changes.is_newer(
+    def _settled_marker(self, learned: Learned) -> dict[str, object]:
+        """Return what the marker changes in the directory's row."""
+        volume, info = self._volume, learned.marker
+        node = volume.nodes.get(learned.directory)
+        if node is None or (node.marker == Marker.WANTED and info is None):
+            return {}
+        if node.name is not None and volume.changes.is_newer(
             node.parent, node.name, learned.asked.changes_seen
         ):
-            return None
-        marker = Marker.EXISTS if learned.marker else Marker.NONE
-        return marker if node.marker != marker else None
+            return {}
+        if info is None:
+            return {"marker": int(Marker.NONE)} if node.marker == Marker.EXISTS else {}
+        columns: dict[str, object] = {}
+        if node.marker != Marker.EXISTS:
+            columns["marker"] = int(Marker.EXISTS)
+        before_ns = node.remote_mtime_ns
+        if before_ns is None or before_ns // NS != info.mtime_ns // NS:
+            columns["remote_mtime_ns"] = info.mtime_ns
+            is_touched = before_ns is not None and info.mtime_ns // NS > before_ns // NS
+            # Known without a description: there was no marker when it was asked for.
+            if is_touched or volume.extras.description(node.id) is None:
+                volume.extras.forget_description(node.id)
+                if not node.attributes_dirty and node.id != ROOT:
+                    columns["attributes_known"] = 0
+        return columns
 
     # One page
 
@@ -199,7 +218,7 @@ class Merger:
             if stop is not None and names.order(name) > names.order(stop):
                 break
             if not name:
-                learned.marker = True
+                learned.marker = info
                 if info.size:
                     learned.hidden.append((info.key, "directory marker with content"))
             elif reason := names.why_hidden(name):
@@ -275,16 +294,15 @@ class Merger:
         return None
 
     def _see_touched(self, node: Node, info: ObjectInfo) -> None:
-        """The same bytes with another date: their metadata may have been replaced."""
-        nodes = self._volume.nodes
-        if (
-            node.remote_mtime_ns is None or node.attributes_dirty
-        ):  # our own write, whose date S3 had not told
-            nodes.update(node.id, remote_mtime_ns=info.mtime_ns)
-        else:
-            nodes.update(
-                node.id, remote_mtime_ns=info.mtime_ns, mtime_ns=info.mtime_ns, attributes_known=0
-            )
+        """The same bytes with another date. With a later one, their metadata were replaced since."""
+        volume = self._volume
+        columns: dict[str, object] = {"remote_mtime_ns": info.mtime_ns}
+        before_ns = node.remote_mtime_ns
+        if before_ns is not None and info.mtime_ns // NS > before_ns // NS:
+            volume.extras.forget_description(node.id)
+            if not node.attributes_dirty:
+                columns |= {"mtime_ns": info.mtime_ns, "attributes_known": 0}
+        volume.nodes.update(node.id, **columns)
 
     def _add_files(self, directory: Inode, files: dict[str, ObjectInfo]) -> Sequence[Inode]:
         return self._volume.nodes.insert_many(

@@ -19,7 +19,7 @@ from s3mgrd.cache.nodes import Inode, Kind, Node
 from s3mgrd.errors import Denied, NotFound, PreconditionFailed
 from s3mgrd.fs import attributes, descriptions
 from s3mgrd.fs.tasks import side_by_side
-from s3mgrd.fs.volume import Volume
+from s3mgrd.fs.volume import NS, Volume
 from s3mgrd.s3.port import ObjectHead
 
 log = logging.getLogger(__name__)
@@ -111,15 +111,20 @@ class Metadata:
         A node that the kernel holds as a file and that turns out to be something else gets a new inode number.
         """
         volume = self._volume
-        if volume.settings.attributes == "off" or node.attributes_known or node.attributes_dirty:
+        if volume.settings.attributes == "off" or node.attributes_dirty:
             return node
         if not node.is_directory and head.etag != node.etag:
+            return node
+        if node.attributes_known and not _is_touched(node, head):
             return node
         found = attributes.decode(head.metadata)
         if not found.is_empty:
             self.note_in_use()
         columns: dict[str, object] = {"attributes_known": 1}
         text = descriptions.write(head)
+        if node.attributes_known:
+            columns |= dict.fromkeys(("mode", "uid", "gid", "atime_ns", "ctime_ns"))
+            columns |= {"mtime_ns": head.mtime_ns, "remote_mtime_ns": head.mtime_ns}
         for name in ("mode", "uid", "gid", "mtime_ns", "atime_ns", "ctime_ns"):
             value = getattr(found, name)
             if value is not None:
@@ -224,3 +229,8 @@ class Metadata:
         current = volume.nodes.get(inode)
         if current is not None and not current.is_detached:
             self.learn(current, head)
+
+
+def _is_touched(node: Node, head: ObjectHead) -> bool:
+    """Whether a version's metadata were replaced since they were learned: the same bytes with a later date."""
+    return node.remote_mtime_ns is not None and head.mtime_ns // NS > node.remote_mtime_ns // NS

@@ -247,7 +247,10 @@ class Objects:
                     return
                 is_changed = attributes.differ(own, self._metadata.own(current))
                 volume.nodes.update(
-                    inode, marker=int(Marker.EXISTS), attributes_dirty=int(is_changed)
+                    inode,
+                    marker=int(Marker.EXISTS),
+                    attributes_dirty=int(is_changed),
+                    remote_mtime_ns=written.mtime_ns,
                 )
                 self._metadata.note_written(inode, like)
                 volume.changes.note(current.parent, current.name or "")

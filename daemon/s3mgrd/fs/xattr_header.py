@@ -23,7 +23,7 @@ def encode(xattrs: Mapping[str, bytes]) -> str:
         return ""
     values = {name: base64.b64encode(xattrs[name]).decode("ascii") for name in sorted(xattrs)}
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
-    return quote(text, safe="")
+    return quote(text, safe="/")
 
 
 def decode(value: str) -> dict[str, bytes] | None:

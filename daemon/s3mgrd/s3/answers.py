@@ -70,6 +70,8 @@ def _from_headers(operation: Operation, headers: Mapping[str, str]) -> Answer:
         elif name.startswith("x-amz-meta-"):
             metadata[name[11:]] = value
     answer["Metadata"] = metadata
+    if "date" in headers:
+        answer["Date"] = read_time(headers["date"])
     return answer
 
 

@@ -12,6 +12,7 @@ for completing a multipart upload that is "gone".
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Final
 
 import trio
@@ -38,7 +39,7 @@ from s3mgrd.s3.deleting import delete_batch
 from s3mgrd.s3.grants import LiveCredentials
 from s3mgrd.s3.headers import describing_params, placing_params
 from s3mgrd.s3.http import Exchange, Pool
-from s3mgrd.s3.listing import UploadsPage, etag_of, parse_list_page, parse_uploads_page
+from s3mgrd.s3.listing import UploadsPage, etag_of, parse_list_page, parse_uploads_page, time_ns
 from s3mgrd.s3.metadata import encode_metadata
 from s3mgrd.s3.multipart import multipart_etag
 from s3mgrd.s3.operations import Params
@@ -268,7 +269,7 @@ class S3Store:
         small = upload.length <= VERIFY_BYTES
         if condition != ALWAYS and small and self.conditions.writes == "unknown":
             await self._conditions.find_out(send)
-        return Written(etag_of(answer.get("ETag")))
+        return Written(etag_of(answer.get("ETag")), _answered_ns(answer))
 
     async def delete(self, key: str) -> None:
         """See the port."""
@@ -421,7 +422,7 @@ class S3Store:
             raise failure.error from failure
         # radosgw 16 answers with an empty ETag.
         etag = etag_of(answer.get("ETag")) or multipart_etag(parts) or (await self.head(key)).etag
-        return Written(etag)
+        return Written(etag, _answered_ns(answer))
 
     async def _complete(self, key: str, upload_id: str, params: Params) -> Answer:
         """Complete an upload, or find out early that it is gone: radosgw 16 says InternalError then, for ever."""
@@ -557,6 +558,12 @@ class S3Store:
         except S3mgrError:
             return False
         return head.etag == etag and (metadata is None or dict(head.metadata) == dict(metadata))
+
+
+def _answered_ns(answer: Answer) -> int | None:
+    """Return when S3 answered, in ns; None: it did not say."""
+    date = answer.get("Date")
+    return time_ns(date) if isinstance(date, datetime) else None
 
 
 def _may_be_ours(failure: CallFailed) -> bool:

@@ -310,7 +310,7 @@ class MemoryStore:
             self._check(key, condition)
             data = self._receive(body)
             etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
-            self._store(
+            stored = self._store(
                 key,
                 data,
                 etag,
@@ -319,7 +319,7 @@ class MemoryStore:
                 storage_class=like.storage_class if like else None,
                 headers=like.headers if like else None,
             )
-            return Written(etag)
+            return Written(etag, stored.mtime_ns)
 
     async def delete(self, key: str) -> None:
         """See the port."""
@@ -455,7 +455,7 @@ class MemoryStore:
             self._check(key, condition)
             etag = multipart_etag(parts)
             data = b"".join(upload.parts[part.number] for part in parts)
-            self._store(
+            stored = self._store(
                 key,
                 data,
                 etag,
@@ -465,7 +465,7 @@ class MemoryStore:
                 headers=upload.like.headers if upload.like else None,
             )
             del self._uploads[upload_id]
-            return Written(etag)
+            return Written(etag, stored.mtime_ns)
 
     async def abort_multipart(self, key: str, upload_id: str) -> None:
         """See the port."""

@@ -92,7 +92,11 @@ Body = bytes | FileSlice
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The version that S3 acknowledged. `mtime_ns` is None where the answer does not tell (PUT, complete)."""
+    """The version that S3 acknowledged.
+
+    `mtime_ns` is its LastModified; of a PUT and of parts, whose answers do not tell that, when S3 answered, which is no
+    earlier, in whole seconds. None: neither is known.
+    """
 
     etag: str
     mtime_ns: int | None = None

@@ -277,6 +277,40 @@ async def test_one_file_of_a_plain_directory_is_looked_at(lab: Lab) -> None:
         assert spent(lab) == {"head": 1}
 
 
+async def test_what_another_changed_is_asked_for_again(lab: Lab) -> None:
+    """The same bytes and ETag with a later date, of a file that we wrote and of one that we learned; also of a marker."""
+    changed = {"mode": "33152", "xattr": xattr_header.encode({"user.b": b"2"}), "theirs": "2"}
+    lab.store.insert("theirs", b"x", metadata={"mode": "33188", "theirs": "1", "uid": "5"})
+    async with lab.mounted() as fs:
+        await lab.ls()
+        await lab.write("ours", b"x")
+        await lab.mkdir("d")
+        await lab.settle()
+        lab.later(100)
+        await lab.ls()
+        lab.store.clock = lambda: START_NS + 1000 * S
+        for key in ("ours", "theirs", "d/"):
+            data = lab.data(key)
+            mode = {"mode": "16832"} if key == "d/" else {}
+            lab.store.insert(key, data, metadata=changed | mode)
+        for path in (
+            "d",
+            "",
+            "",
+        ):  # a marker is seen in its own directory, and shown in the one around it
+            lab.later(100)
+            await lab.ls(path)
+        for path in ("ours", "theirs", "d"):
+            node = await lab.get(path)
+            assert fs.volume.mode(node) == (0o700 if path == "d" else 0o600)
+            assert await fs.attributes.xattr(node.id, b"user.b") == b"2"
+            await fs.attributes.change(node.id, AttributeChange(uid=7))
+        await lab.settle()
+        for key in ("ours", "theirs", "d/"):
+            metadata = lab.store.objects[key].head.metadata
+            assert (metadata["theirs"], metadata["uid"]) == ("2", "7")
+
+
 # What is kept
 
 
