@@ -36,6 +36,7 @@ from s3mgrd.worker.channel import (
 )
 from s3mgrd.worker.protocol import (
     MAX_MESSAGE_BYTES,
+    ConflictEvent,
     ErrorReply,
     Flush,
     GetStats,
@@ -47,6 +48,7 @@ from s3mgrd.worker.protocol import (
     SessionEnded,
     StatusEvent,
     Stop,
+    WorkerEvent,
 )
 
 encode = msgspec.json.encode
@@ -337,6 +339,21 @@ async def test_what_could_not_be_delivered_comes_first_and_is_not_newer_than_the
         log_event("second"),
         status(2),
     ]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        log_event("x"),
+        status(1),
+        SessionEnded(),
+        ConflictEvent(action="kept", id=7, path="a", size_bytes=1, reason="recovered"),
+    ],
+)
+async def test_every_event_arrives(event: WorkerEvent) -> None:
+    async with conversation() as pair:
+        await pair.theirs.send_event(event)
+        assert await pair.incoming.get() == event
 
 
 async def test_events_that_nobody_took_wait_for_the_next_conversation() -> None:

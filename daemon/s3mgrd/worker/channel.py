@@ -32,7 +32,6 @@ from s3mgrd.worker.protocol import (
     LogEvent,
     Packet,
     Reply,
-    SessionEnded,
     StatusEvent,
     SupervisorRequest,
     WorkerEvent,
@@ -237,7 +236,7 @@ class Channel:
             raise MalformedPacket(f"{type(packet.body).__name__} is no reply")
 
     def _take_event(self, body: Body) -> None:
-        if not isinstance(body, StatusEvent | SessionEnded | LogEvent):
+        if not isinstance(body, WorkerEvent):
             raise MalformedPacket(f"{type(body).__name__} is no event")
         self._incoming.put(body)
 
