@@ -119,6 +119,15 @@ class MountOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             description="Most memory for data that is being read ahead or uploaded.",
         ),
     ] = 128 * MIB
+    metadata_size_bytes: Annotated[
+        int,
+        Meta(
+            ge=MIB,
+            le=1 << 40,
+            description="Most disk space for the metadata of this mount; what was not used for longest is forgotten and asked "
+            "of S3 again. Some 150 bytes an entry. What is in use, or not in S3 yet, stays in any case.",
+        ),
+    ] = 2 * GIB
     cache_size_bytes: Annotated[
         int,
         Meta(
@@ -156,6 +165,7 @@ class LiveOptions(
     retry_deadline_s: Annotated[float, Meta(ge=0, le=3600)] | UnsetType = UNSET
     concurrency: Annotated[int, Meta(ge=1, le=256)] | UnsetType = UNSET
     memory_limit_bytes: Annotated[int, Meta(ge=32 * MIB, le=64 * GIB)] | UnsetType = UNSET
+    metadata_size_bytes: Annotated[int, Meta(ge=MIB, le=1 << 40)] | UnsetType = UNSET
     cache_size_bytes: Annotated[int, Meta(ge=0, le=1 << 50)] | UnsetType = UNSET
     debug: bool | UnsetType = UNSET
 

@@ -104,6 +104,21 @@ class MountDatabase:
         pages = self.execute("PRAGMA page_count").fetchone()[0]
         return int(pages) * int(self.execute("PRAGMA page_size").fetchone()[0])
 
+    def used_bytes(self) -> int:
+        """Size of what is in use of the main file."""
+        free = self.execute("PRAGMA freelist_count").fetchone()[0]
+        return self.size_bytes() - int(free) * int(self.execute("PRAGMA page_size").fetchone()[0])
+
+    def shrink(self, pages: int) -> bool:
+        """Cut up to *pages* free pages off the file, for which others move; whether there are more."""
+        if not self.execute("PRAGMA freelist_count").fetchone()[0]:
+            return False
+        before = self.size_bytes()
+        # Each row that is fetched is a page that went.
+        self.execute(f"PRAGMA incremental_vacuum({int(pages)})").fetchall()
+        self._written += 1
+        return self.size_bytes() < before
+
     @property
     def wants_checkpoint(self) -> bool:
         """Whether enough was written since the last checkpoint for another to pay."""
@@ -201,6 +216,8 @@ def open_database(path: Path) -> tuple[MountDatabase, SetAside | None]:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    # Only a file that has no table yet takes it up: free pages can be given back in small steps.
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA wal_autocheckpoint = 0")

@@ -111,6 +111,25 @@ _REMEMBERED: Final = 1024
 """Rows."""
 _GET: Final = f"SELECT {_COLUMNS} FROM inodes WHERE id = ?"  # noqa: S608 - our own column list
 _FIND: Final = f"SELECT {_COLUMNS} FROM inodes WHERE parent = ? AND name = ?"  # noqa: S608
+_CLEAN: Final = """
+SELECT id FROM inodes AS node INDEXED BY inodes_by_parent
+WHERE parent = ? AND name IS NOT NULL AND id > ?
+    AND remote_key IS NULL AND remote_prefix IS NULL AND attributes_dirty = 0 AND marker <> 2
+    AND (kind = 2 OR etag IS NOT NULL)
+    AND NOT EXISTS (SELECT 1 FROM staged WHERE inode = node.id)
+    AND NOT EXISTS (SELECT 1 FROM conflicts WHERE inode = node.id)
+    AND NOT EXISTS (SELECT 1 FROM uploads WHERE inode = node.id)
+    AND NOT EXISTS (SELECT 1 FROM deletes WHERE holder = node.id)
+    AND (
+        kind <> 2
+        OR (
+            NOT EXISTS (SELECT 1 FROM inodes AS child WHERE child.parent = node.id AND child.name IS NOT NULL)
+            AND NOT EXISTS (SELECT 1 FROM inodes AS gone WHERE gone.parent = node.id AND gone.name IS NULL)
+        )
+    )
+ORDER BY id LIMIT ?
+"""
+"""A nameless row below a directory still needs it, to say where it was."""
 _LISTED: Final = (
     f"SELECT {', '.join(Listed._fields)} FROM inodes INDEXED BY inodes_by_parent "  # noqa: S608
     "WHERE parent = ? AND name IS NOT NULL AND id > ? AND id <= ? ORDER BY id LIMIT ?"
@@ -275,6 +294,33 @@ class NodeTable:
             self.names_changed(before.parent, False)
         with self._database.transaction() as db:
             db.execute("DELETE FROM inodes WHERE id = ?", (inode,))
+
+    def drop_many(self, directory: int, inodes: Sequence[int]) -> None:
+        """Delete entries of a directory that nobody can refer to any more, with what they hid."""
+        numbers = [(inode,) for inode in inodes]
+        with self._database.transaction() as db:
+            db.executemany("DELETE FROM inodes WHERE id = ?", numbers)
+            db.executemany("DELETE FROM hidden WHERE directory = ?", numbers)
+        self.names_changed(directory, False)
+
+    def directories_by_listing(self, after: tuple[int, int], limit: int) -> list[Node]:
+        """Return directories in the order of (listed_ns, inode number), those after the given place."""
+        rows = self._execute(
+            f"SELECT {_COLUMNS} FROM inodes INDEXED BY inodes_by_listing "  # noqa: S608
+            "WHERE kind = 2 AND (listed_ns, id) > (?, ?) ORDER BY listed_ns, id LIMIT ?",
+            (*after, limit),
+        )
+        return [Node._make(row) for row in rows]
+
+    def clean_children(self, parent: int, *, after: int, limit: int) -> list[Inode]:
+        """Return entries of a directory with inode numbers above *after* of which S3 could tell everything again."""
+        rows = self._execute(_CLEAN, (parent, after, limit))
+        return [Inode(row[0]) for row in rows]
+
+    def has_detached(self) -> bool:
+        """Whether there is a row without a name."""
+        query = "SELECT 1 FROM inodes WHERE name IS NULL LIMIT 1"
+        return self._execute(query).fetchone() is not None
 
     def detached(self, *, after: int = 0, limit: int = -1) -> list[Node]:
         """Return rows without a name and with inode numbers above *after*; all of them by default.

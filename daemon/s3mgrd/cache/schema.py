@@ -74,7 +74,7 @@ from sqlite_utils import Database, Migrations
 
 migrations = Migrations("s3mgr-mount")
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 APPLICATION_ID = 0x73336D67  # "s3mg"
 
 
@@ -249,4 +249,17 @@ def keep_extras(db: Database) -> None:
     db.conn.execute(
         "UPDATE inodes SET attributes_known = 0 WHERE attributes_dirty = 0 AND id > 1 "
         "AND (etag IS NOT NULL OR kind = 2)"
+    )
+
+
+@migrations()
+def order_directories(db: Database) -> None:
+    """Find directories by when they were listed, for pruning; by where they are, and what S3 lacks, for looking into trees."""
+    db.conn.execute("CREATE INDEX inodes_by_listing ON inodes (listed_ns) WHERE kind = 2")
+    db.conn.execute(
+        "CREATE INDEX inodes_directories ON inodes (parent) WHERE kind = 2 AND name IS NOT NULL"
+    )
+    db.conn.execute(
+        "CREATE INDEX inodes_ours ON inodes (parent) WHERE name IS NOT NULL AND (remote_key IS NOT NULL "
+        "OR remote_prefix IS NOT NULL OR marker = 2 OR (kind <> 2 AND etag IS NULL))"
     )

@@ -20,6 +20,7 @@ from s3mgrd.fs.move import Mover
 from s3mgrd.fs.namespace import Namespace
 from s3mgrd.fs.objects import Objects
 from s3mgrd.fs.prefetch import Prefetcher
+from s3mgrd.fs.pruning import Pruner
 from s3mgrd.fs.reader import Reader
 from s3mgrd.fs.recovery import Recovery
 from s3mgrd.fs.stages import Stages
@@ -87,6 +88,11 @@ class FileSystem:
             self.objects,
             Mover(volume, self.metadata),
             kernel_holds,
+        )
+        self.pruner = Pruner(
+            volume,
+            is_listing=lambda inode: self.lister.running(inode) is not None,
+            kernel_holds=kernel_holds,
         )
         self.health = Health(volume.store, volume.settings.prefix)
         self.counters = Counters()

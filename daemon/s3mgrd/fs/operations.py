@@ -177,6 +177,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Find a name."""
         parent, text = Inode(parent_inode), decode_name(name)
+        self.fs.pruner.note_use(parent)
         node = await self.fs.namespace.lookup(parent, text)
         if node is not None:
             return self._entry_of(node)
@@ -527,6 +528,7 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: pyfuse3.InodeT, ctx: RequestContext) -> pyfuse3.FileHandleT:
         """Open a directory."""
         directory = self.fs.volume.directory(inode)
+        self.fs.pruner.note_use(directory.id)
         number = self._handles.make(Inode(inode))
         if self._caches is not None:
             number = self._caches.opened(directory, number)
@@ -544,6 +546,7 @@ class Operations(pyfuse3.Operations):
         namespace, fill, reply = self.fs.namespace, self._shower.fill, pyfuse3.readdir_reply
         shown = blank()
         entries = await namespace.entries(inode, start_id, READDIR_ROWS)
+        self.fs.pruner.note_use(inode)
         if caches is not None:
             caches.reading(volume.directory(inode), fh, start_id)
         while entries:
@@ -568,6 +571,8 @@ class Operations(pyfuse3.Operations):
 
     async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
         """The kernel let inodes go; nameless ones are dropped then."""
+        if not self.fs.volume.nodes.has_detached():
+            return  # what the kernel drops by the ten thousand, when it needs the memory
         for inode, _ in inode_list:
             node = self.fs.volume.nodes.get(inode)
             if node is not None and node.is_detached and not self.fs.kernel_holds(node.id):

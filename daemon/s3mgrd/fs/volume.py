@@ -49,6 +49,7 @@ class Settings:
     retry_deadline_s: float
     concurrency: int
     memory_limit_bytes: int
+    metadata_size_bytes: int
 
 
 class Locks:

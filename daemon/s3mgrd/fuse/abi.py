@@ -5,6 +5,7 @@ native byte order, as the kernel sends it. libfuse speaks the rest of the protoc
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Final
@@ -41,6 +42,10 @@ NOTIFY_ENTRY: Final = struct.Struct("=QII")
 NOTIFY_INODE: Final = struct.Struct("=Qqq")
 """fuse_notify_inval_inode_out: ino, off (negative: attributes only), len (0: to the end)."""
 
+NOTIFY_PRUNE_OUT: Final = struct.Struct("=IIQ")
+"""fuse_notify_prune_out: count, padding, spare; so many node ids follow."""
+NODEID: Final = struct.Struct("=Q")
+
 NOTIFY_INVAL_INODE: Final = 2
 """Notification that attributes and content of an inode can no longer be believed."""
 NOTIFY_INVAL_ENTRY: Final = 3
@@ -49,6 +54,8 @@ EXPIRE_ONLY: Final = 1
 """Its flag: ask again, and drop nothing before the answer differs (Linux 6.2)."""
 NOTIFY_RESEND: Final = 7
 """Notification that makes the kernel queue again what was read and never answered (Linux 6.9)."""
+NOTIFY_PRUNE: Final = 9
+"""Notification that inodes may be dropped where nobody uses them (Linux 6.18)."""
 UNIQUE_RESEND: Final = 1 << 63
 """Set in `unique` of a request that was queued again."""
 
@@ -205,6 +212,12 @@ def notify_expire_entry(parent: int, name: bytes) -> bytes:
     """
     body = NOTIFY_ENTRY.pack(parent, len(name), EXPIRE_ONLY) + name + b"\0"
     return OUT_HEADER.pack(OUT_HEADER.size + len(body), NOTIFY_INVAL_ENTRY, 0) + body
+
+
+def notify_prune(inodes: Sequence[int]) -> bytes:
+    """Make the notification that inodes may be dropped where no program uses them."""
+    body = NOTIFY_PRUNE_OUT.pack(len(inodes), 0, 0) + b"".join(map(NODEID.pack, inodes))
+    return OUT_HEADER.pack(OUT_HEADER.size + len(body), NOTIFY_PRUNE, 0) + body
 
 
 def notify_inval_inode(inode: int, *, pages: bool) -> bytes:

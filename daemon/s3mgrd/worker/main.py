@@ -270,6 +270,8 @@ class MountWorker:
                     self._memory = Memory(files.database)
                     store.recall(self._memory.recall(volume.now_ns()))
                     nursery.start_soon(fs.syncer.run)
+                    fs.pruner.let_go = self._let_go
+                    nursery.start_soon(fs.pruner.run)
                     fs.conflicts.tell = self._tell_conflict
                     nursery.start_soon(fs.health.watch)
                     nursery.start_soon(self._report_status)
@@ -384,6 +386,11 @@ class MountWorker:
         if self._fuse_fd is not None:
             await trio.to_thread.run_sync(session.invalidate_inodes, self._fuse_fd, inodes)
 
+    async def _let_go(self, inodes: Sequence[Inode]) -> None:
+        """Ask the kernel to forget inodes that nobody uses."""
+        if self._fuse_fd is not None:
+            await trio.to_thread.run_sync(session.let_go, self._fuse_fd, inodes)
+
     def _tell_conflict(self, notice: Notice) -> None:
         self._server.emit(
             ConflictEvent(
@@ -484,6 +491,7 @@ class MountWorker:
             "retry_deadline_s",
             "concurrency",
             "memory_limit_bytes",
+            "metadata_size_bytes",
         ):
             value = getattr(options, name)
             if isinstance(value, int | float):
@@ -592,4 +600,5 @@ def _settings(message: Configure) -> Settings:
         retry_deadline_s=options.retry_deadline_s,
         concurrency=options.concurrency,
         memory_limit_bytes=options.memory_limit_bytes,
+        metadata_size_bytes=options.metadata_size_bytes,
     )

@@ -19,7 +19,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -115,6 +115,16 @@ def invalidate_inodes(fuse_fd: int, inodes: Iterable[tuple[int, bool]]) -> None:
                 return
             if exc.errno != errno.ENOENT:  # ENOENT: the kernel does not know the inode
                 log.debug("the kernel refuses to ask for inode %d again: %s", inode, exc)
+
+
+def let_go(fuse_fd: int, inodes: Sequence[int]) -> None:
+    """Ask the kernel to drop names and inodes that no program uses; it says which by forgetting them. Linux 6.18 and later."""
+    try:
+        os.write(fuse_fd, abi.notify_prune(inodes))
+    except OSError as exc:
+        # EINVAL: an older kernel, which forgets them when it needs the memory. The others: the connection has ended.
+        if exc.errno not in (errno.EINVAL, errno.ENODEV, errno.EPERM):
+            log.debug("the kernel does not let go of %d inodes: %s", len(inodes), exc)
 
 
 @contextmanager

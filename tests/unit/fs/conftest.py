@@ -50,6 +50,7 @@ def settings(**changes: object) -> Settings:
         "retry_deadline_s": 60.0,
         "concurrency": 8,
         "memory_limit_bytes": 32 << 20,
+        "metadata_size_bytes": 1 << 30,
     }
     return Settings(**(values | changes))  # type: ignore[arg-type] # names and types as above
 
