@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from s3mgrd.cache.nodes import ROOT, Inode, Node
@@ -110,6 +111,11 @@ def _answer(
             raise
         except Exception as error:
             number = errno_of(error)
+            database = self.fs.volume.database
+            database.note(error)
+            if database.damage:
+                # Whatever failed may have failed of it. This worker ends; the kernel asks the next one again.
+                await trio.sleep_forever()
             self.note_error(name, error)
             raise FUSEError(number) from error
         finally:
@@ -507,12 +513,16 @@ class Operations(pyfuse3.Operations):
         """Upload at close(2), so that the program hears of a failure."""
         handle = read_handle(fh)
         if handle.writes:
-            await self.fs.commit(handle.inode)
+            await self._commit(handle.inode)
 
     @_answer
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         """Upload, as close does."""
-        await self.fs.commit(read_handle(fh).inode)
+        await self._commit(read_handle(fh).inode)
+
+    async def _commit(self, inode: Inode) -> None:
+        self.fs.volume.node(inode)  # ESTALE where a lost mount.db took what was written to another inode
+        await self.fs.commit(inode)
 
     @_answer
     async def release(self, fh: pyfuse3.FileHandleT) -> None:

@@ -156,7 +156,7 @@ _RULES: Final[dict[str, _Rule]] = {
     "416": _RANGE,
     "InvalidObjectState": _Rule(
         Archived,
-        "{key!r} is archived and must be restored before it can be read",
+        "{key!r} is archived{storage} and must be restored before it can be read",
         "restore the object from cold storage",
     ),
     "NotImplemented": _UNSUPPORTED,
@@ -260,6 +260,7 @@ def _from_answer(
         "key": target.key or "",
         "operation": target.operation,
         "said": said,
+        "storage": _storage(fields),
         "what": f"{what} {target.bucket!r}",
     }
     retryable = rule.retryable
@@ -276,6 +277,12 @@ def _from_answer(
         retry_after_s=_retry_after(exchange),
         ambiguous=status >= 500,
     )
+
+
+def _storage(fields: Mapping[str, Any]) -> str:
+    """Say where S3 keeps an archived object, as far as its answer tells."""
+    named = [str(fields[name]) for name in ("StorageClass", "AccessTier") if fields.get(name)]
+    return f" in storage class {', '.join(named)}" if named else ""
 
 
 def _fill(template: str, text: Mapping[str, str]) -> str:

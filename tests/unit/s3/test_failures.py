@@ -83,6 +83,13 @@ ANSWERS: list[tuple[Call, Answer, type[S3mgrError], str, str]] = [
     (put, error("400 Bad Request", "KeyTooLongError", "long"), TooLarge, "long", ""),
     (get, error("416 Range", "InvalidRange"), UserError, "beyond the end of 'a key'", ""),
     (get, error("403 Forbidden", "InvalidObjectState"), Archived, "archived", "restore"),
+    (
+        get,
+        error("403 Forbidden", "InvalidObjectState", StorageClass="DEEP_ARCHIVE"),
+        Archived,
+        "archived in storage class DEEP_ARCHIVE",
+        "restore",
+    ),
     (put, error("501 Not Implemented", "NotImplemented", "no"), Unsupported, "does not implement PutObject", ""),
     (put, error("405 Not Allowed", "MethodNotAllowed", "no"), Unsupported, "does not implement", ""),
     (put, error("503 Slow Down", "SlowDown", "slow"), Unavailable, "fewer requests: slow", ""),
