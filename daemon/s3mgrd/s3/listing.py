@@ -1,33 +1,46 @@
 """Reading S3's XML: listings fast, and every answer safely.
 
-botocore's parser walks a generic shape and takes about 35 ms for a page of 1,000 keys, in the event loop; the one
-here takes about 5 ms. Both sit on expat, which (since 2.4.1) bounds entity expansion itself.
+A page of 1,000 keys is read in the event loop: botocore's parser, which walks a generic shape, takes about 35 ms for
+it, expat and a walk over its elements 7 ms. Here the entries, which all look alike, are taken out by one pattern, and
+what is left, a few elements, is read as XML: 3 ms. A page with an entry that does not look as S3 writes it is read as
+XML in full. (expat, since 2.4.1, bounds entity expansion itself.)
 """
 
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-from typing import Final, NamedTuple
+from datetime import UTC, datetime
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from s3mgrd.s3.documents import ParseError, parse
 from s3mgrd.s3.failures import NotS3, ShortBody
 from s3mgrd.s3.port import ListPage, ObjectInfo, PendingUpload
 
-NS: Final = 1_000_000_000
-_PLAIN_TIME: Final = re.compile(
-    r"(\d{4}-\d\d-\d\dT\d\d:\d\d):([0-5]\d)(?:\.(\d{3}))?Z", re.ASCII
-).fullmatch
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_ENTRY: Final = re.compile(
+    r"<Contents>(?:"
+    r"<Key>([^<&]*)</Key>"
+    r"|<LastModified>([^<&]*)</LastModified>"
+    r"|<ETag>(?:\"|&quot;|&\#34;)?([^<&\"]*)(?:\"|&quot;|&\#34;)?</ETag>"
+    r"|<Size>([0-9]+)</Size>"
+    r"|<StorageClass>([^<&]*)</StorageClass>"
+    r"|<Owner>(?:<\w+>[^<]*</\w+>|<\w+/>|\s+)*+</Owner>"
+    # Any other field; one of the above that has an unusual value makes the entry unusual.
+    r"|<(?!Key|LastModified|ETag|Size|StorageClass|Owner)\w+(?:/>|>[^<]*</\w+>)"
+    r"|\s+"
+    r")*+</Contents>"
+)
+"""An entry of a listing: key, time, ETag, size, storage class, in any order. Possessive, so linear in any case."""
+_FIELDS: Final = 5
 
 
 def time_ns(moment: datetime) -> int:
     """Return ns since the epoch, exactly; a moment without a zone is UTC."""
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
+    since = moment - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1000
 
 
 def etag_of(value: str | None) -> str:
@@ -68,12 +81,14 @@ def parse_list_page(body: bytes) -> ListPage:
     Raises:
         NotS3: it is not one.
     """
-    root, space = _root(body, "ListBucketResult")
+    entries, rest = _take_entries(body)
+    root, space = _root(rest, "ListBucketResult")
     encoded = root.findtext(f"{space}EncodingType") == "url"
-    tags = _Tags(
-        *(space + name for name in ("Key", "Size", "ETag", "LastModified", "StorageClass"))
-    )
-    objects = [_object(child, tags, encoded=encoded) for child in root.findall(f"{space}Contents")]
+    if entries:
+        objects = [_info(*entry, encoded=encoded) for entry in entries]
+    else:
+        found = root.findall(f"{space}Contents")
+        objects = [_object(child, len(space), encoded=encoded) for child in found]
     prefixes = [
         _decode(child.findtext(f"{space}Prefix"), encoded=encoded)
         for child in root.findall(f"{space}CommonPrefixes")
@@ -86,42 +101,54 @@ def parse_list_page(body: bytes) -> ListPage:
     return ListPage(objects, prefixes, token)
 
 
-class _Tags(NamedTuple):
-    """The names of what an entry has, with the answer's namespace."""
-
-    key: str
-    size: str
-    etag: str
-    modified: str
-    storage_class: str
+_Entry = tuple[str, str | None, str | None, str | None, str | None]
 
 
-def _object(node: ET.Element, tags: _Tags, *, encoded: bool) -> ObjectInfo:
-    fields = {child.tag: child.text for child in node}
-    storage_class = fields.get(tags.storage_class)
+def _take_entries(body: bytes) -> tuple[list[_Entry], bytes]:
+    """Take the entries out of a page; returns them and what is left. A page with an unusual entry is left whole."""
+    try:
+        pieces = _ENTRY.split(body.decode("utf-8"))
+    except UnicodeDecodeError:
+        return [], body
+    rest = "".join(pieces[:: _FIELDS + 1])
+    fields = [pieces[number :: _FIELDS + 1] for number in range(1, _FIELDS + 1)]
+    if "<Contents" in rest or None in fields[0]:
+        return [], body
+    return list(zip(*fields, strict=True)), rest.encode("utf-8")
+
+
+def _object(node: ET.Element, skip: int, *, encoded: bool) -> ObjectInfo:
+    fields = {child.tag[skip:]: child.text for child in node}
+    return _info(
+        fields.get("Key"),
+        fields.get("LastModified"),
+        fields.get("ETag"),
+        fields.get("Size"),
+        fields.get("StorageClass"),
+        encoded=encoded,
+    )
+
+
+def _info(
+    key: str | None,
+    modified: str | None,
+    etag: str | None,
+    size: str | None,
+    storage_class: str | None,
+    *,
+    encoded: bool,
+) -> ObjectInfo:
     return ObjectInfo(
-        _decode(fields.get(tags.key), encoded=encoded),
-        int(fields.get(tags.size) or 0),
-        etag_of(fields.get(tags.etag)),
-        _parse_time(fields.get(tags.modified)),
+        _decode(key, encoded=encoded),
+        int(size or 0),
+        etag_of(etag),
+        _parse_time(modified),
         None if storage_class == "STANDARD" else storage_class,
     )
 
 
 def _parse_time(text: str | None) -> int:
-    if not text:
-        return 0
-    plain = _PLAIN_TIME(text)
-    if plain is None:
-        return time_ns(datetime.fromisoformat(text))
-    minute, seconds, ms = plain.groups("0")
-    return _minute_ns(minute) + int(seconds) * NS + int(ms) * 1_000_000
-
-
-@lru_cache(maxsize=1024)
-def _minute_ns(minute: str) -> int:
-    """Return the time of a minute: objects that were written together share it."""
-    return time_ns(datetime.fromisoformat(minute))
+    return time_ns(datetime.fromisoformat(text)) if text else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal, Protocol
 
+from msgspec import Struct
+
 Support = Literal["supported", "unsupported", "unknown"]
 
 MAX_PARTS = 10_000
@@ -26,9 +28,11 @@ MAX_DELETE_KEYS = 1000
 MAX_LIST_KEYS = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """What a listing says about an object. `mtime_ns` is S3's LastModified."""
+class ObjectInfo(Struct, frozen=True, gc=False):
+    """What a listing says about an object. `mtime_ns` is S3's LastModified.
+
+    A `Struct` because there are a thousand on a page: a frozen dataclass takes eight times as long to make.
+    """
 
     key: str
     size: int

@@ -7,6 +7,7 @@ import pytest
 from s3mgrd.s3.documents import strip_invalid
 from s3mgrd.s3.failures import NotS3, ShortBody
 from s3mgrd.s3.listing import parse_list_page, parse_uploads_page, time_ns
+from s3mgrd.s3.port import ObjectInfo
 
 SPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 
@@ -51,6 +52,50 @@ def test_names_are_decoded_if_the_server_says_they_are_encoded(
 ) -> None:
     says = f"<EncodingType>{encoding}</EncodingType>" if encoding else ""
     assert parse_list_page(page(says + contents(text))).objects[0].key == key
+
+
+OWNER = "<Owner><ID>1</ID><DisplayName>a &amp; b</DisplayName></Owner>"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        contents("k"),
+        contents("k").replace("<Contents>", "<Contents>\n  ").replace("</Key>", "</Key>\n"),
+        contents("k").replace("</Contents>", f"{OWNER}</Contents>"),
+        contents("k").replace("<Size>", f"{OWNER}<ChecksumType>FULL_OBJECT</ChecksumType><Size>"),
+        contents("k").replace("</Contents>", "<RestoreStatus/><Keys>x</Keys></Contents>"),
+        contents("k").replace("&quot;", '"'),
+        contents("k").replace("&quot;", ""),
+        # not as S3 writes it, but the same document
+        contents("k").replace("<Key>k", "<Key>&#107;"),
+        contents("k").replace("<Key>k", "<Key><![CDATA[k]]>"),
+        contents("k").replace("<Key>", "<Key >"),
+        contents("k").replace("<Contents>", "<Contents a='b'>"),
+        contents("k").replace("<Size>5</Size>", "<Size>\n5\n</Size>"),
+        contents("k").replace("<Contents>", "<Contents><!-- <Key>x</Key> -->"),
+        contents("k").replace("<Contents>", "<Contents><Other><Key>x</Key></Other>"),
+    ],
+)
+def test_an_entry_is_the_same_however_it_is_written(entry: str) -> None:
+    expected = parse_list_page(page(contents("k"))).objects
+    read = parse_list_page(page(contents("a") + entry + contents("z"))).objects
+    assert [o.key for o in read] == ["a", "k", "z"]
+    assert [read[1]] == expected
+
+
+def test_an_entry_without_a_key_or_with_unusual_text_does_not_shift_others() -> None:
+    amp = contents("a&amp;b")
+    read = parse_list_page(page(contents("a") + amp + contents("c"))).objects
+    assert [o.key for o in read] == ["a", "a&b", "c"]
+    least = "<Contents><Key>k</Key></Contents>"
+    assert parse_list_page(page(least)).objects == [ObjectInfo("k", 0, "", 0)]
+
+
+def test_a_page_that_is_made_to_be_slow_is_not() -> None:
+    """Backtracking would take years."""
+    with pytest.raises(NotS3):
+        parse_list_page(page("<Contents>" + "<Key>k</Key><Size>1</Size>" * 20_000))
 
 
 def test_a_page_goes_on_while_it_is_truncated() -> None:
