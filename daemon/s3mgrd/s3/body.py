@@ -21,7 +21,8 @@ from s3mgrd.s3.port import Body, FileSlice
 
 CHUNK_BYTES: Final = 1 << 20
 """Large enough that the cost per chunk (a thread, a send) vanishes, small enough to bound memory and waiting."""
-HASH_BYTES: Final = 256 << 10
+PIECE_BYTES: Final = 256 << 10
+"""What goes through a buffer stays in the processor's cache."""
 INLINE_BYTES: Final = 32 << 10
 """Bodies up to this size are hashed at once: changing threads costs more."""
 
@@ -75,12 +76,27 @@ class UploadBody:
             if sent < self.length:
                 raise _too_short(self.length - sent)
         else:
-            for start in range(0, self.length, CHUNK_BYTES):
-                length = min(CHUNK_BYTES, self.length - start)
-                chunk = await trio.to_thread.run_sync(
-                    _pread, body, start, length, limiter=self._threads
+            await self._send_pieces(connection, body)
+
+    async def _send_pieces(self, connection: Connection, body: FileSlice) -> None:
+        """Send a file by way of one small buffer: through TLS."""
+        view = memoryview(bytearray(min(PIECE_BYTES, self.length)))
+        sent = 0
+        while sent < self.length:
+            piece = view[: self.length - sent]
+            position = body.offset + sent
+            try:
+                length = os.preadv(body.fd, [piece], position, os.RWF_NOWAIT)
+            except OSError:
+                # It is not in memory, or this file system cannot tell.
+                length = await trio.to_thread.run_sync(
+                    os.preadv, body.fd, [piece], position, limiter=self._threads
                 )
-                await connection.send(chunk)
+            if not length:
+                raise _too_short(self.length - sent)
+            await connection.send(piece[:length])
+            await trio.lowlevel.checkpoint()
+            sent += length
 
     def read(self, size: int = -1) -> NoReturn:
         """Mark this object as file-like for botocore, which must never read it: that would block the event loop."""
@@ -103,26 +119,16 @@ class UploadBody:
         return digest.hexdigest()
 
 
-def _pread(body: FileSlice, start: int, length: int) -> bytes:
-    data = os.pread(body.fd, length, body.offset + start)
-    while len(data) < length:
-        more = os.pread(body.fd, length - len(data), body.offset + start + len(data))
-        if not more:
-            raise _too_short(length - len(data))
-        data += more
-    return data
-
-
 def _too_short(missing: int) -> Corrupt:
     return Corrupt(f"the file to upload ends {missing} bytes before the part that belongs to it")
 
 
 def _hash_slice(body: FileSlice, start: int, stop: int, digest: _Hash) -> None:
     # One buffer that stays in the processor's cache, rather than new memory for each piece.
-    buffer = bytearray(HASH_BYTES)
+    buffer = bytearray(PIECE_BYTES)
     view = memoryview(buffer)
     while start < stop:
-        piece = view[: min(HASH_BYTES, stop - start)]
+        piece = view[: min(PIECE_BYTES, stop - start)]
         length = os.preadv(body.fd, [piece], body.offset + start)
         if not length:
             raise _too_short(stop - start)

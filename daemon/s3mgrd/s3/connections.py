@@ -1,8 +1,8 @@
-"""Connections to the endpoint: sockets that trio waits for, TLS directly on them, proxies.
+"""Connections to the endpoint: sockets that trio waits for, TLS, proxies.
 
-Why not trio's streams: each of their calls is a checkpoint or two, and their TLS goes through memory buffers in pieces of
-16 KiB. Here a call that can be done at once costs one system call, bytes of an object go from the kernel (or from
-OpenSSL) into the buffer where they stay, and a file goes into a socket without passing through this process (sendfile).
+Why not trio's streams: each of their calls is a checkpoint or two, and their TLS passes pieces of 16 KiB on. Here a call
+that can be done at once costs one system call, bytes of an object go from the kernel (or from OpenSSL) into the buffer
+where they stay, and a file goes into a socket without passing through this process (sendfile).
 
 Concurrency: one task at a time uses a connection. Cancelled in the middle of anything, it must be closed.
 """
@@ -12,8 +12,7 @@ import os
 import select
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -25,6 +24,8 @@ from s3mgrd.s3.settings import is_loopback
 
 READ_BYTES: Final = 64 << 10
 """Most that is read at once where the amount is not known: heads and small answers."""
+BULK_BYTES: Final = 256 << 10
+"""How much encrypted data OpenSSL gets at once."""
 TURN_BYTES: Final = 1 << 20
 """After how many bytes other tasks get their turn though the connection has more: 1 MiB takes about 0.2 ms."""
 MAX_PROXY_ANSWER_BYTES: Final = 64 << 10
@@ -45,8 +46,8 @@ class ProxyRefused(Exception):
 class Connection(Protocol):
     """A byte stream to the endpoint. Errors of the network are OSErrors; ssl.SSLError is one."""
 
-    async def receive(self) -> bytes:
-        """Wait for bytes, at most `READ_BYTES`; empty: the other side has closed."""
+    async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
+        """Wait for bytes; empty: the other side has closed."""
 
     async def receive_into(self, view: memoryview) -> int:
         """Fill some of *view* and return how much; 0: the other side has closed."""
@@ -69,79 +70,38 @@ class Connection(Protocol):
 
 
 class SocketConnection:
-    """A connection on a non-blocking socket, or on an `ssl.SSLSocket` after `start_tls`. Owns the socket."""
+    """A connection on a non-blocking socket, which it owns; a wait for the other side takes at most *timeout_s*."""
+
+    sends_files: Final = True
 
     def __init__(self, sock: socket.socket, timeout_s: float) -> None:
-        self._socket = sock
-        self._tls: ssl.SSLSocket | None = None
+        self._socket: Final = sock
         self._timeout_s: Final = timeout_s
 
-    @property
-    def sends_files(self) -> bool:
-        """See the protocol."""
-        return self._tls is None
-
-    async def start_tls(self, context: ssl.SSLContext, host: str) -> None:
-        """Shake hands. The time it may take is the caller's to bound."""
-        # The new object takes the descriptor over, also when it cannot be made.
-        self._tls = self._socket = context.wrap_socket(
-            self._socket, server_hostname=host, do_handshake_on_connect=False
-        )
-        while True:
-            try:
-                self._tls.do_handshake()
-            except ssl.SSLWantReadError:
-                await trio.lowlevel.wait_readable(self._socket)
-            except ssl.SSLWantWriteError:
-                await trio.lowlevel.wait_writable(self._socket)
-            else:
-                return
-
-    async def receive(self) -> bytes:
+    async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         """See the protocol."""
         while True:
             try:
-                return self._socket.recv(READ_BYTES)
-            except (BlockingIOError, ssl.SSLWantReadError):
+                return self._socket.recv(max_bytes)
+            except BlockingIOError:
                 await self._wait(trio.lowlevel.wait_readable)
-            except ssl.SSLWantWriteError:
-                await self._wait(trio.lowlevel.wait_writable)
-            except ssl.SSLEOFError:
-                return b""  # closed without a farewell; lengths tell whether something is missing
 
     async def receive_into(self, view: memoryview) -> int:
-        """See the protocol. With TLS OpenSSL gives 16 KiB at a time: takes what is there before it returns."""
-        have = 0
-        while have < min(len(view), TURN_BYTES):
+        """See the protocol."""
+        while True:
             try:
-                got = self._socket.recv_into(view[have:])
-            except (BlockingIOError, ssl.SSLWantReadError):
-                if have:
-                    return have
+                return self._socket.recv_into(view)
+            except BlockingIOError:
                 await self._wait(trio.lowlevel.wait_readable)
-                continue
-            except ssl.SSLWantWriteError:
-                await self._wait(trio.lowlevel.wait_writable)
-                continue
-            except ssl.SSLEOFError:
-                return have
-            have += got
-            if not got or self._tls is None:
-                return have
-        return have
 
     async def send(self, data: bytes | memoryview) -> None:
         """See the protocol."""
         view = memoryview(data)
         while view:
             try:
-                sent = self._socket.send(view)
-            except (BlockingIOError, ssl.SSLWantWriteError):
+                view = view[self._socket.send(view) :]
+            except BlockingIOError:
                 await self._wait(trio.lowlevel.wait_writable)
-            except ssl.SSLWantReadError:
-                await self._wait(trio.lowlevel.wait_readable)
-            else:
-                view = view[sent:]
 
     async def send_file(self, fd: int, offset: int, length: int) -> int:
         """See the protocol."""
@@ -177,59 +137,109 @@ class SocketConnection:
             raise WaitedTooLong
 
 
-class StreamConnection:
-    """A connection on a TLS stream of trio's: for TLS inside of TLS, which needs memory between the two."""
+class TlsConnection:
+    """TLS over another connection, which it owns.
+
+    OpenSSL works in memory: left to read from the socket itself it makes two system calls for each 16 KiB, which costs a
+    fifth more. It also lets TLS go through TLS, for proxies.
+    """
 
     sends_files: Final = False
 
-    def __init__(
-        self, stream: trio.abc.Stream, transport: trio.SocketStream, timeout_s: float
-    ) -> None:
-        self._stream: Final = stream
-        self._transport: Final = transport
-        self._timeout_s: Final = timeout_s
+    def __init__(self, inner: Connection, context: ssl.SSLContext, host: str) -> None:
+        self._inner: Final = inner
+        self._incoming: Final = ssl.MemoryBIO()
+        self._outgoing: Final = ssl.MemoryBIO()
+        self._tls: Final = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
 
-    async def receive(self) -> bytes:
+    async def shake_hands(self) -> None:
+        """Begin. The time it may take is the caller's to bound.
+
+        Raises:
+            OSError: TLS does not come about.
+        """
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._receive_more()
+            else:
+                await self._flush()
+                return
+
+    async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         """See the protocol."""
-        with _stream_errors(self._timeout_s):
-            return bytes(await self._stream.receive_some(READ_BYTES))
+        while True:
+            try:
+                return self._tls.read(max_bytes)
+            except ssl.SSLWantReadError:
+                await self._receive_more()
+            except ssl.SSLEOFError:
+                return b""  # closed without a farewell; lengths tell whether something is missing
 
     async def receive_into(self, view: memoryview) -> int:
         """See the protocol."""
-        with _stream_errors(self._timeout_s):
-            data = await self._stream.receive_some(len(view))
-        view[: len(data)] = data
-        return len(data)
+        have = 0
+        stop = min(len(view), TURN_BYTES)
+        while have < stop:
+            try:
+                # OpenSSL gives 16 KiB at a time.
+                got = int(self._tls.read(stop - have, view[have:stop]))
+            except ssl.SSLWantReadError:
+                if have:
+                    break
+                await self._receive_more()
+                continue
+            except ssl.SSLEOFError:
+                break
+            if not got:
+                break
+            have += got
+        return have
 
     async def send(self, data: bytes | memoryview) -> None:
         """See the protocol."""
-        with _stream_errors(self._timeout_s):
-            await self._stream.send_all(data)
+        view = memoryview(data)
+        while view:
+            try:
+                written = self._tls.write(view[:BULK_BYTES])
+            except ssl.SSLWantReadError:
+                await self._receive_more()
+            else:
+                view = view[written:]
+                await self._flush()
 
     async def send_file(self, fd: int, offset: int, length: int) -> int:
         """See the protocol."""
         raise NotImplementedError
 
     def is_usable(self) -> bool:
-        """See the protocol. Nobody can tell, and proxies of this kind are rare: it is used once."""
+        """See the protocol."""
+        if not self._inner.is_usable():
+            return False
+        try:
+            self._tls.read(1)
+        except ssl.SSLWantReadError:
+            return True  # nothing, or session tickets, which came after the last answer
+        except ssl.SSLError:
+            return False
         return False
 
     def close(self) -> None:
         """See the protocol."""
-        self._transport.socket.close()
+        self._inner.close()
 
+    async def _receive_more(self) -> None:
+        await self._flush()
+        data = await self._inner.receive(BULK_BYTES)
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
 
-@contextmanager
-def _stream_errors(timeout_s: float) -> Iterator[None]:
-    """Bound a wait, and make errors of the network of what a stream raises."""
-    with trio.move_on_after(timeout_s) as scope:
-        try:
-            yield
-        except trio.BrokenResourceError as exc:
-            raise ConnectionResetError(str(exc.__cause__ or exc)) from exc
-        return
-    if scope.cancelled_caught:
-        raise WaitedTooLong
+    async def _flush(self) -> None:
+        if self._outgoing.pending:
+            await self._inner.send(self._outgoing.read())
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,41 +311,26 @@ class Connector:
             OSError: no connection, or TLS failed.
             ProxyRefused: as it says.
         """
-        if proxy is not None and proxy.is_tls:
-            return await self._through_tls(proxy, address)
         to = proxy or address
-        connection = SocketConnection(await _open_socket(to.host, to.port), self.read_timeout_s)
+        connection: Connection = SocketConnection(
+            await _open_socket(to.host, to.port), self.read_timeout_s
+        )
         try:
+            if proxy is not None and proxy.is_tls:
+                connection = await self._secured(connection, proxy.host)
+            if proxy is not None and address.is_tls:
+                await _tunnel(connection, proxy, address)
             if address.is_tls:
-                if proxy is not None:
-                    await _tunnel(connection, proxy, address)
-                await connection.start_tls(self.tls, address.host)
+                connection = await self._secured(connection, address.host)
         except BaseException:
             connection.close()
             raise
         return connection
 
-    async def _through_tls(self, proxy: Proxy, address: Address) -> Connection:
-        transport = await trio.open_tcp_stream(proxy.host, proxy.port)
-        try:
-            stream: trio.abc.Stream = await self._wrap(transport, proxy.host)
-            connection = StreamConnection(stream, transport, self.read_timeout_s)
-            if address.is_tls:
-                await _tunnel(connection, proxy, address)
-                stream = await self._wrap(stream, address.host)
-                connection = StreamConnection(stream, transport, self.read_timeout_s)
-        except trio.BrokenResourceError as exc:
-            transport.socket.close()
-            raise ConnectionResetError(str(exc.__cause__ or exc)) from exc
-        except BaseException:
-            transport.socket.close()
-            raise
-        return connection
-
-    async def _wrap(self, stream: trio.abc.Stream, host: str) -> trio.abc.Stream:
-        tls = trio.SSLStream(stream, self.tls, server_hostname=host, https_compatible=True)
-        await tls.do_handshake()
-        return tls
+    async def _secured(self, connection: Connection, host: str) -> Connection:
+        secured = TlsConnection(connection, self.tls, host)
+        await secured.shake_hands()
+        return secured
 
 
 async def _open_socket(host: str, port: int) -> socket.socket:

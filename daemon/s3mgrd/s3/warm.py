@@ -157,7 +157,7 @@ class _StagedConnection:
     def __init__(self, answer: bytes) -> None:
         self._answer = answer
 
-    async def receive(self) -> bytes:
+    async def receive(self, max_bytes: int = 0) -> bytes:
         answer, self._answer = self._answer, b""
         return answer
 

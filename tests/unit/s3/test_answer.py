@@ -15,7 +15,7 @@ class Pieces:
         self._data = data
         self._size = size
 
-    async def receive(self) -> bytes:
+    async def receive(self, max_bytes: int = 0) -> bytes:
         piece, self._data = self._data[: self._size], self._data[self._size :]
         return piece
 

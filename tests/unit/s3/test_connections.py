@@ -80,6 +80,22 @@ async def test_a_file_that_ends_early_is_not_sent_through_tls_either(tls: ssl.SS
             assert store.open_connections == 0
 
 
+@pytest.mark.parametrize("flag", [os.RWF_NOWAIT, 1 << 30])
+async def test_a_file_that_must_be_waited_for_is_sent_through_tls(
+    flag: int, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flag that no kernel knows stands for what is not in memory: both are refused."""
+    monkeypatch.setattr(os, "RWF_NOWAIT", flag)
+    data = os.urandom(MIB + 3)
+    bucket = Memory()
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        async with serve(bucket, tls=tls) as server, open_store(settings(server.url)) as store:
+            await store.put("k", FileSlice(file.fileno(), 2, len(data) - 2), metadata={})
+    assert list(bucket.objects.values()) == [data[2:]]
+
+
 # Connections that are used again, or not.
 
 
