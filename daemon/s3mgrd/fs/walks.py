@@ -197,7 +197,7 @@ class Walk:
         self._frames = [Frame(prefix, "", inode=root.id, is_whole=False)]
         self._promised: dict[str, _Promise] = {}
         self._delivered: set[Inode] = set()
-        """Directories that the last page told of."""
+        """Directories that the last page told of and nobody had asked for."""
         self._position = ""
         """The last key that was passed."""
         self._start_after = ""
@@ -407,7 +407,8 @@ class Walk:
             for frame in touched:
                 if frame.learned is None:
                     continue
-                self._delivered.add(frame.learned.directory)
+                if frame.prefix not in self._promised:
+                    self._delivered.add(frame.learned.directory)
                 if frame.is_closed and frame.is_whole:
                     self._merger.complete(frame.learned)
         by_prefix = {frame.prefix: frame for frame in touched}
