@@ -56,7 +56,7 @@ BODIES = [
     ("option out of range", request(options={"uid": -1}), 422, "invalid-spec", "/spec/options/uid"),
     ("option far out of range", request(options={"concurrency": 10**30}), 422, "invalid-spec", "/spec/options/concurrency"),
     ("not a number", b'{"spec": {"bucket": "b-1", "mountpoint": "/mnt/x", "options": {"metadata_ttl_s": NaN}}}', 400, "invalid-request", None),
-    ("write_mode=writeback", request(options={"write_mode": "writeback"}), 422, "invalid-spec", "/spec/options/write_mode"),
+    ("write_mode=later", request(options={"write_mode": "later"}), 422, "invalid-spec", "/spec/options/write_mode"),
     ("prefix with ..", request(options={"prefix": "a/../b/"}), 422, "invalid-spec", "/spec/options/prefix"),
     ("labels of another type", request(labels={"a": 1}), 422, "invalid-spec", "/spec/labels"),
     ("impossible endpoint", request(endpoint="file:///etc/passwd"), 422, "invalid-spec", "/spec/endpoint"),

@@ -276,10 +276,10 @@ MISTAKES = [
         "the options are described by: s3mgr mount --help-options",
     ),
     Mistake(
-        "write_mode=writeback",
-        lambda s: mount(s, None, "-o", "write_mode=writeback"),
+        "write_mode=later",
+        lambda s: mount(s, None, "-o", "write_mode=later"),
         2,
-        "option 'write_mode' must be close, not 'writeback'",
+        "option 'write_mode' must be close or writeback, not 'later'",
         "the options are described by: s3mgr mount --help-options",
     ),
     Mistake(

@@ -16,7 +16,8 @@ ID_MAX = 0xFFFF_FFFE  # (uid_t)-1 means "no change" to the kernel
 
 UserOrGroupId = Annotated[int, Meta(ge=0, le=ID_MAX)]
 Attributes = Literal["lazy", "full", "off"]
-WriteMode = Literal["close"]
+WriteMode = Literal["close", "writeback"]
+Fsync = Literal["local", "remote"]
 Addressing = Literal["auto", "path", "virtual"]
 
 
@@ -147,9 +148,25 @@ class MountOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     write_mode: Annotated[
         WriteMode,
         Meta(
-            description="`close`: close() and fsync() return when S3 has acknowledged the object."
+            description="`close`: close() and fsync() return when S3 has acknowledged the object. `writeback`: close() returns "
+            "when data and journal are on the local disk; the upload follows in the background."
         ),
     ] = "close"
+    fsync: Annotated[
+        Fsync,
+        Meta(
+            description="With `write_mode=writeback`: fsync() brings data and journal to the local disk (`local`), or waits until "
+            "S3 has the object (`remote`)."
+        ),
+    ] = "local"
+    dirty_limit_bytes: Annotated[
+        int,
+        Meta(
+            ge=16 * MIB,
+            le=1 << 50,
+            description="With `write_mode=writeback`: close() waits while more than this is queued for upload.",
+        ),
+    ] = 4 * GIB
     debug: Annotated[
         bool, Meta(description="Log every file system operation and every S3 request.")
     ] = False
@@ -167,6 +184,8 @@ class LiveOptions(
     memory_limit_bytes: Annotated[int, Meta(ge=32 * MIB, le=64 * GIB)] | UnsetType = UNSET
     metadata_size_bytes: Annotated[int, Meta(ge=MIB, le=1 << 40)] | UnsetType = UNSET
     cache_size_bytes: Annotated[int, Meta(ge=0, le=1 << 50)] | UnsetType = UNSET
+    fsync: Fsync | UnsetType = UNSET
+    dirty_limit_bytes: Annotated[int, Meta(ge=16 * MIB, le=1 << 50)] | UnsetType = UNSET
     debug: bool | UnsetType = UNSET
 
 

@@ -44,7 +44,8 @@ staged      One row per inode that has a staging file (journal/staging.py).
     condition        What the upload must find: "match" base_etag, "absent", or "always".
     conflict         1: never tried again by itself. With a name: S3 takes no such file. Without: another writer was first,
                      and the data is (or, once discarded, was) a conflict copy; who has it open goes on with it alone.
-    error, since_ns, tries, retry_ns   The last failure; error NULL: none.
+    error, since_ns, tries             The last failure; error NULL: none.
+    retry_ns         From when on the upload is due, uploads that are due going in this order; NULL: somebody still writes.
 conflicts   Conflict copies: what an upload that another writer outran was to write. The data are the staging files of that
             inode, and its row in staged stays with it; no other inode ever gets the number, which is the copy's id.
     path             Where it was to be when it lost, relative to the mount.
@@ -74,7 +75,7 @@ from sqlite_utils import Database, Migrations
 
 migrations = Migrations("s3mgr-mount")
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 APPLICATION_ID = 0x73336D67  # "s3mg"
 
 
@@ -263,3 +264,9 @@ def order_directories(db: Database) -> None:
         "CREATE INDEX inodes_ours ON inodes (parent) WHERE name IS NOT NULL AND (remote_key IS NOT NULL "
         "OR remote_prefix IS NOT NULL OR marker = 2 OR (kind <> 2 AND etag IS NULL))"
     )
+
+
+@migrations()
+def find_due_uploads(db: Database) -> None:
+    """Find the uploads that are due without looking at all of them."""
+    db.conn.execute("CREATE INDEX staged_due ON staged (retry_ns) WHERE dirty = 1 AND conflict = 0")

@@ -163,13 +163,40 @@ class FileSystem:
         if await self.uploader.commit(inode):
             self._wake()  # the object may have left another key behind
 
+    async def flush(self, inode: Inode) -> None:
+        """Do what close(2) waits for; raises as `commit`."""
+        if self.volume.settings.write_mode == "writeback":
+            await self.stages.backlog.room(self.volume.settings.dirty_limit_bytes)
+        else:
+            await self.commit(inode)
+
+    async def fsync(self, inode: Inode) -> None:
+        """Make a file outlive a power loss: in S3, or with write_mode=writeback and fsync=local on this disk."""
+        settings = self.volume.settings
+        if settings.write_mode != "writeback" or settings.fsync == "remote":
+            await self.commit(inode)
+            return
+        stage = self.stages.get(inode)
+        if stage is None or not stage.dirty:
+            return
+        async with self.volume.locks.holding(("inode", inode)):
+            await trio.to_thread.run_sync(stage.file.sync)
+        await trio.to_thread.run_sync(self.volume.staging.sync)
+        await self.volume.database.checkpoint()
+
+    async def truncated(self, inode: Inode) -> None:
+        """Do what truncate(2) of a file that is not open waits for; raises as `commit`."""
+        if self.volume.settings.write_mode == "writeback":
+            if self.stages.queue(inode):
+                self._wake()
+            await self.flush(inode)
+        else:
+            await self.commit(inode)
+
     def closed(self, inode: Inode) -> None:
         """Note that a handle that could write is gone; what it left unsent (a mapping, say) is sent now."""
         self.stages.closed(inode)
-        stage = self.stages.get(inode)
-        row = self.volume.journal.staged(inode) if stage is not None and stage.dirty else None
-        if row is not None and row.retry_ns is None and not row.conflict:
-            self.volume.journal.retry_staged(inode, self.volume.now_ns())
+        if self.stages.queue(inode):
             self._wake()
 
     def discard(self) -> None:

@@ -212,7 +212,7 @@ class Operations(pyfuse3.Operations):
             await self._truncate(number, attr.st_size)
             # truncate(2) has no close() that could report, and O_TRUNC with O_RDONLY none that looks for changes.
             if fh is None or not read_handle(fh).writes:
-                await self.fs.commit(number)
+                await self.fs.truncated(number)
         change = AttributeChange(
             mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -478,7 +478,7 @@ class Operations(pyfuse3.Operations):
             if without_privileges(mode) != mode:
                 await self.fs.attributes.change(node.id, AttributeChange(strips_privileges=True))
             if not writes:
-                await self.fs.commit(node.id)
+                await self.fs.truncated(node.id)
         if writes:
             self.fs.stages.opened(node.id)
         else:
@@ -510,19 +510,18 @@ class Operations(pyfuse3.Operations):
 
     @_answer
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
-        """Upload at close(2), so that the program hears of a failure."""
+        """Upload at close(2), so that the program hears of a failure; with write_mode=writeback only queue."""
         handle = read_handle(fh)
         if handle.writes:
-            await self._commit(handle.inode)
+            self.fs.volume.node(handle.inode)  # ESTALE where a lost mount.db took it
+            await self.fs.flush(handle.inode)
 
     @_answer
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
-        """Upload, as close does."""
-        await self._commit(read_handle(fh).inode)
-
-    async def _commit(self, inode: Inode) -> None:
+        """Upload, or bring to the local disk."""
+        inode = read_handle(fh).inode
         self.fs.volume.node(inode)  # ESTALE where a lost mount.db took what was written to another inode
-        await self.fs.commit(inode)
+        await self.fs.fsync(inode)
 
     @_answer
     async def release(self, fh: pyfuse3.FileHandleT) -> None:

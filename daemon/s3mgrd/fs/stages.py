@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from s3mgrd.cache.nodes import Inode, Kind, Node
+from s3mgrd.fs.backlog import Backlog, due_ns
 from s3mgrd.fs.recovery import note_purpose
 from s3mgrd.fs.volume import Volume
 from s3mgrd.journal.staging import StagedFile
@@ -50,6 +51,7 @@ class Stages:
         self._kernel_holds = kernel_holds
         self._stages: dict[Inode, Stage] = {}
         self._writers: dict[Inode, int] = {}
+        self.backlog: Final = Backlog()
 
     def recover(self) -> None:
         """Take over what the last worker left: dirty files stay, the rest is removed."""
@@ -64,6 +66,8 @@ class Stages:
                 continue
             try:
                 self._stages[inode] = self._load(node, row)
+                if row.dirty and row.retry_ns is not None:
+                    self.backlog.add(inode, self._stages[inode].file.size)
             except OSError as error:
                 log.exception("staged data of inode %d cannot be read", inode)
                 self._volume.journal.fail_staged(
@@ -126,6 +130,25 @@ class Stages:
         self._writers.pop(inode, None)
         self.tidy(inode)
 
+    def queue(self, inode: Inode) -> bool:
+        """Have a file uploaded in the background; whether it has to be, and nobody writes to it any more."""
+        stage = self._stages.get(inode)
+        row = self._volume.journal.staged(inode) if stage is not None and stage.dirty else None
+        if stage is None or row is None or row.retry_ns is not None or row.conflict:
+            return False
+        now_ns, size = self._volume.now_ns(), stage.file.size
+        if self._volume.settings.write_mode == "writeback":
+            if inode in self._writers:
+                return False
+            now_ns = due_ns(now_ns, size)
+        self._volume.journal.retry_staged(inode, now_ns)
+        self.backlog.add(inode, size)
+        return True
+
+    def sent(self, inode: Inode) -> None:
+        """Note that S3 has a file."""
+        self.backlog.drop(inode)
+
     def tidy(self, inode: Inode) -> None:
         """Remove the staging files of a file that is in S3 and that nobody writes."""
         stage = self._stages.get(inode)
@@ -140,6 +163,7 @@ class Stages:
     def remove(self, inode: Inode) -> None:
         """Remove the staging files of a file, whatever is in them."""
         stage = self._stages.pop(inode, None)
+        self.backlog.drop(inode)
         if stage is not None:
             stage.file.close()
         # In this order: files without a row would be saved by the next worker as if mount.db had lost it.
@@ -152,6 +176,7 @@ class Stages:
         """Note that another writer was first; `Journal.add_conflict` says so in the same transaction."""
         stage = self._stages[inode]
         stage.dirty, stage.is_lost = False, True
+        self.backlog.drop(inode)
         self._note_copy(inode, stage)
 
     def put_away(self, inode: Inode) -> None:
@@ -237,6 +262,9 @@ class Stages:
         """Return the stage to change, dirty in the journal before its first byte changes."""
         stage = self._stages.get(inode)
         if stage is not None and stage.dirty:
+            if inode in self.backlog:  # half of what is being written must not be uploaded
+                self.backlog.drop(inode)
+                self._volume.journal.hold_staged(inode)
             if whole and (row := self._volume.journal.staged(inode)) and row.condition == "match":
                 self._volume.journal.set_condition(inode, "always")
             if self._volume.journal.upload(inode) is not None:

@@ -221,12 +221,14 @@ class Syncer:
         for node in volume.nodes.with_dirty_attributes(limit=BATCH):
             if not self._is_staged(node.id) and volume.move_around(node.parent) is None:
                 yield ("object", node.id), partial(self._objects.describe, node.id)
-        now_ns = volume.now_ns()
-        for row in volume.journal.dirty_staged():
-            is_due = row.retry_ns is not None and row.retry_ns <= now_ns
-            if not row.conflict and (is_due or self._is_flushing):
-                inode = Inode(row.inode)
-                yield ("upload", inode), partial(self._uploader.commit, inode)
+        if self._is_flushing:
+            rows = [row for row in volume.journal.dirty_staged() if not row.conflict]
+        else:
+            rows = volume.journal.due_staged(volume.now_ns(), limit=BATCH)
+        for row in rows:
+            inode = Inode(row.inode)
+            only_due = not self._is_flushing
+            yield ("upload", inode), partial(self._uploader.commit, inode, only_due=only_due)
         deletes = volume.journal.deletes(limit=MAX_DELETE_KEYS)
         if deletes:
             yield "deletes", partial(self._delete, deletes)

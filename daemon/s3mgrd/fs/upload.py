@@ -70,8 +70,8 @@ class Uploader:
         self._settled = settled
         self._conflicts = conflicts
 
-    async def commit(self, inode: Inode) -> bool:
-        """Upload a file if S3 lacks it; returns whether it had to be done.
+    async def commit(self, inode: Inode, *, only_due: bool = False) -> bool:
+        """Upload a file if S3 lacks it, and (*only_due*) if nobody began to write it again; returns whether it had to be done.
 
         Safe to cancel: the data stays staged and dirty.
 
@@ -88,6 +88,8 @@ class Uploader:
                     self._stages.note_copy(inode)
                     raise PreconditionFailed("another writer was first; this is a conflict copy")
                 if stage is None or row is None or not stage.dirty:
+                    return False
+                if only_due and row.retry_ns is None:
                     return False
                 if row.conflict:
                     raise TooLarge(row.error or "S3 takes no such file")
@@ -233,6 +235,7 @@ class Uploader:
             volume.journal.drop_upload(node.id)
             volume.staging.describe(node.id, None)
         stage.dirty = False
+        self._stages.sent(sent.id)
         stage.base_etag = written.etag
         stage.file.rebase(size)
 

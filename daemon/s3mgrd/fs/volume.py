@@ -51,6 +51,10 @@ class Settings:
     memory_limit_bytes: int
     metadata_size_bytes: int
 
+    write_mode: str = "close"
+    fsync: str = "local"
+    dirty_limit_bytes: int = 4 << 30
+
 
 class Locks:
     """One lock per thing, made when wanted and dropped when nobody wants it.

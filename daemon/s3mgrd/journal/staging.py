@@ -164,6 +164,11 @@ class StagedFile:
         """When the staging file was last written."""
         return os.fstat(self.data_fd).st_mtime_ns
 
+    def sync(self) -> None:
+        """Bring bytes and log to the disk."""
+        os.fsync(self.data_fd)
+        os.fsync(self._log_fd)
+
     def close(self) -> None:
         """Close the descriptors; the files stay."""
         self.is_closed = True
@@ -268,6 +273,10 @@ class StagingDirectory:
     def inodes(self) -> set[int]:
         """Return the inode numbers that have a staging file."""
         return {int(name) for name in os.listdir(self._fd) if name.isdecimal()}
+
+    def sync(self) -> None:
+        """Bring the directory itself to the disk: which files there are."""
+        os.fsync(self._fd)
 
     def close(self) -> None:
         """Close the directory."""

@@ -151,6 +151,22 @@ class Journal:
                 (now_ns, inode),
             )
 
+    def due_staged(self, now_ns: int, *, limit: int) -> list[StagedRow]:
+        """Return up to *limit* rows whose upload is due, in their order."""
+        rows = self._execute(
+            "SELECT * FROM staged WHERE dirty = 1 AND conflict = 0 AND retry_ns <= ? ORDER BY retry_ns LIMIT ?",
+            (now_ns, limit),
+        )
+        return [StagedRow._make(row) for row in rows]
+
+    def hold_staged(self, inode: int) -> None:
+        """Note that a file is being written again: its upload is not due before it is closed."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE staged SET retry_ns = NULL, error = NULL, tries = 0 WHERE inode = ?",
+                (inode,),
+            )
+
     def drop_staged(self, inode: int) -> None:
         """Forget the staging row of an inode, and abandon the upload begun for it."""
         with self._database.transaction() as db:

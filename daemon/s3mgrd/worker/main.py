@@ -492,9 +492,11 @@ class MountWorker:
             "concurrency",
             "memory_limit_bytes",
             "metadata_size_bytes",
+            "fsync",
+            "dirty_limit_bytes",
         ):
             value = getattr(options, name)
-            if isinstance(value, int | float):
+            if isinstance(value, int | float | str):
                 setattr(settings, name, value)
         if store is not None:
             store.set_retry_deadline(settings.retry_deadline_s)
@@ -561,6 +563,12 @@ class MountWorker:
                 f"{len(failed)} {'file' if len(failed) == 1 else 'files'} could not be uploaded, "
                 f"and the data is kept; {failed[0].path}: {failed[0].error}",
             )
+        backlog = fs.stages.backlog
+        if backlog.waiting:
+            return (
+                "dirty-limit",
+                f"{backlog.waiting} writers wait: {backlog.files} files with {backlog.bytes} bytes are queued for upload",
+            )
         errors = fs.syncer.errors()
         if errors:
             return "changes-failed", f"changes are kept and tried again: {errors[0]}"
@@ -601,4 +609,7 @@ def _settings(message: Configure) -> Settings:
         concurrency=options.concurrency,
         memory_limit_bytes=options.memory_limit_bytes,
         metadata_size_bytes=options.metadata_size_bytes,
+        write_mode=options.write_mode,
+        fsync=options.fsync,
+        dirty_limit_bytes=options.dirty_limit_bytes,
     )

@@ -231,7 +231,7 @@ def options(**values: object) -> dict[str, object]:
         (options(uid=1 << 80), "/spec/options/uid"),
         (options(debug="yes"), "/spec/options/debug"),
         (options(attributes="some"), "/spec/options/attributes"),
-        (options(write_mode="writeback"), "/spec/options/write_mode"),
+        (options(write_mode="later"), "/spec/options/write_mode"),
         (options(metadata_ttl=3), "/spec/options/metadata_ttl"),
         (options(part_size_bytes=1), "/spec/options/part_size_bytes"),
         (options(file_mode="0999"), "/spec/options/file_mode"),

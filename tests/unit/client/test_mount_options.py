@@ -73,7 +73,7 @@ def test_good_options(given: list[str], expected: dict[str, object]) -> None:
         ("part_size_bytes=big", "option 'part_size_bytes' must be a size such as 16M", ""),
         ("file_mode=999", "option 'file_mode' must be an octal mode such as 0644, not 999", ""),
         ("attributes=none", "option 'attributes' must be lazy, full or off, not 'none'", ""),
-        ("write_mode=writeback", "option 'write_mode' must be close, not 'writeback'", ""),
+        ("write_mode=later", "option 'write_mode' must be close or writeback, not 'later'", ""),
         ("prefix=" + "x" * 1024, "option 'prefix' must be at most 1023 characters long", ""),
         ("ro,rw", "option 'read_only' is given twice, with different values", ""),
         ("=3", "unknown option ''", ""),

@@ -1,0 +1,220 @@
+"""write_mode=writeback: close() returns at once, S3 follows in a good order, and nothing is lost on the way."""
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from s3mgrd.errors import Unavailable
+from s3mgrd.fs.backlog import MAX_BONUS_S, due_ns
+from s3mgrd.fs.volume import NS
+from tests.unit.fs.conftest import WHO, Lab, settings
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def writeback(lab: Lab) -> Lab:
+    lab.settings = settings(write_mode="writeback", dirty_limit_bytes=10 * MIB, concurrency=1)
+    return lab
+
+
+async def close(lab: Lab, path: str, data: bytes) -> int:
+    """Write a file and close it, as the kernel's handlers do."""
+    fs = lab.fs
+    parent, name = await lab._parent(path)
+    node = await fs.tree.create(parent, name, WHO, lab.record, exclusive=False)
+    fs.stages.take_up(node)
+    fs.stages.opened(node.id)
+    if fs.stages.size(node):
+        fs.stages.truncate(node.id, 0)
+    await fs.stages.write(node.id, 0, data)
+    await fs.flush(node.id)
+    fs.closed(node.id)
+    return node.id
+
+
+async def test_close_does_not_wait_for_s3(writeback: Lab, autojump_clock: MockClock) -> None:
+    async with writeback.mounted() as fs:
+        with writeback.store.hold("put"):
+            await close(writeback, "a", b"hello")
+            assert writeback.stored() == []
+            assert await writeback.read("a") == b"hello"
+            assert (fs.stages.backlog.files, fs.stages.backlog.bytes) == (1, 5)
+            assert fs.syncer.left().files == 1
+        await trio.sleep(1)
+        assert writeback.data("a") == b"hello"
+        assert fs.stages.backlog.files == 0
+        assert fs.syncer.left().is_nothing
+    assert list((writeback.directory / "staging").iterdir()) == []
+
+
+async def test_what_was_closed_survives_a_crash_of_everything(writeback: Lab) -> None:
+    async with writeback.mounted(sync=False):
+        await close(writeback, "a", b"one")
+        await close(writeback, "b", b"two")
+    assert writeback.stored() == []
+    async with writeback.mounted("second"):
+        await writeback.settle()
+        assert (writeback.data("a"), writeback.data("b")) == (b"one", b"two")
+
+
+async def test_a_worker_that_takes_over_goes_on_with_the_queue(
+    writeback: Lab, autojump_clock: MockClock
+) -> None:
+    async with writeback.mounted(sync=False):
+        await close(writeback, "a", b"one")
+    async with writeback.mounted() as fs:
+        assert fs.stages.backlog.files == 1
+        await trio.sleep(2)
+        assert writeback.data("a") == b"one"
+
+
+async def test_what_is_rewritten_renamed_or_removed_is_sent_once_or_never(
+    writeback: Lab, autojump_clock: MockClock
+) -> None:
+    async with writeback.mounted() as fs:
+        with writeback.store.hold("put"):
+            await close(writeback, "first", b"keeps the one transfer busy")
+            await trio.sleep(1)
+            await close(writeback, "a", b"old")
+            await close(writeback, "a", b"new")
+            await close(writeback, "part", b"whole")
+            await writeback.rename("part", "whole")
+            await close(writeback, "gone", b"never")
+            await writeback.unlink("gone")
+            writeback.store.calls.clear()
+        await writeback.settle()
+        assert writeback.stored() == ["a", "first", "whole"]
+        assert writeback.data("a") == b"new"
+        assert writeback.store.calls["put"] == 2
+        assert fs.stages.backlog.bytes == 0
+
+
+async def test_a_file_that_is_being_written_again_is_not_sent_half(
+    writeback: Lab, autojump_clock: MockClock
+) -> None:
+    async with writeback.mounted() as fs:
+        with writeback.store.hold("put"):
+            await close(writeback, "first", b"keeps the one transfer busy")
+            await trio.sleep(1)
+            inode = await close(writeback, "a", b"complete")
+            node = fs.volume.node(inode)
+            fs.stages.opened(node.id)
+            fs.stages.truncate(node.id, 0)
+            await fs.stages.write(node.id, 0, b"ha")
+        await trio.sleep(5)
+        assert writeback.stored() == ["first"]
+        await fs.stages.write(node.id, 2, b"lf and whole")
+        fs.closed(node.id)
+        await trio.sleep(5)
+        assert writeback.data("a") == b"half and whole"
+
+
+async def test_a_file_is_not_sent_while_another_handle_writes(
+    writeback: Lab, autojump_clock: MockClock
+) -> None:
+    async with writeback.mounted() as fs:
+        parent, name = await writeback._parent("a")
+        node = await fs.tree.create(parent, name, WHO, writeback.record, exclusive=False)
+        fs.stages.take_up(node)
+        fs.stages.opened(node.id)
+        fs.stages.opened(node.id)
+        await fs.stages.write(node.id, 0, b"one ")
+        await fs.flush(node.id)
+        fs.closed(node.id)
+        await trio.sleep(3)
+        assert writeback.stored() == []
+        await fs.stages.write(node.id, 4, b"two")
+        fs.closed(node.id)
+        await trio.sleep(3)
+        assert writeback.data("a") == b"one two"
+
+
+def test_small_files_go_first_and_large_ones_are_not_starved() -> None:
+    now = 1_000_000 * NS
+    assert due_ns(now, 10) < due_ns(now, 5 * MIB) < due_ns(now, 100 * MIB) <= now
+    later = now + (MAX_BONUS_S + 1) * NS
+    assert due_ns(now, 1 << 40) < due_ns(later, 10)
+
+
+async def test_the_queue_is_sent_in_its_order(writeback: Lab, autojump_clock: MockClock) -> None:
+    order: list[str] = []
+    writeback.settings.dirty_limit_bytes = 100 * MIB
+    writeback.store.before = lambda op, key: order.append(key) if op == "put" else None
+    async with writeback.mounted(sync=False) as fs:
+        await close(writeback, "large", bytes(9 * MIB))
+        await close(writeback, "medium", bytes(3 * MIB))
+        await close(writeback, "small", b"x")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fs.syncer.run)
+            await trio.sleep(5)
+            nursery.cancel_scope.cancel()
+    assert order == ["small", "medium", "large"]
+
+
+async def test_writers_wait_while_too_much_is_queued(
+    writeback: Lab, autojump_clock: MockClock
+) -> None:
+    writeback.settings.dirty_limit_bytes = 40_000
+    closed: list[str] = []
+
+    async def write(name: str) -> None:
+        await close(writeback, name, bytes(30_000))
+        closed.append(name)
+
+    async with writeback.mounted() as fs:
+        with writeback.store.hold("put"):
+            async with trio.open_nursery() as nursery:
+                await write("a")
+                await write("b")
+                nursery.start_soon(write, "c")
+                await wait_all_tasks_blocked()
+                assert closed == ["a", "b"]
+                assert fs.stages.backlog.waiting == 1
+                for hold in writeback.store._holds["put"]:
+                    hold.release()
+        assert closed == ["a", "b", "c"]
+        assert fs.stages.backlog.waiting == 0
+        await writeback.settle()
+        assert writeback.stored() == ["a", "b", "c"]
+
+
+async def test_what_s3_does_not_take_stays_queued_and_is_tried_again(
+    writeback: Lab, autojump_clock: MockClock
+) -> None:
+    async with writeback.mounted() as fs:
+        writeback.store.fail_next("put", Unavailable("down"), times=3)
+        await close(writeback, "a", b"x")
+        await trio.sleep(2)
+        assert fs.stages.backlog.files == 1
+        row = fs.volume.journal.dirty_staged()[0]
+        assert (row.error, row.tries) == ("down", 1)
+        for _ in range(10):
+            writeback.later(300)
+            await trio.sleep(400)
+        assert writeback.data("a") == b"x"
+
+
+@pytest.mark.parametrize(("fsync", "stored"), [("local", []), ("remote", ["a"])])
+async def test_fsync_waits_for_what_it_is_told_to(
+    writeback: Lab, fsync: str, stored: list[str]
+) -> None:
+    writeback.settings.fsync = fsync
+    async with writeback.mounted(sync=False) as fs:
+        parent, name = await writeback._parent("a")
+        node = await fs.tree.create(parent, name, WHO, writeback.record, exclusive=False)
+        fs.stages.take_up(node)
+        await fs.stages.write(node.id, 0, b"x")
+        await fs.fsync(node.id)
+        assert writeback.stored() == stored
+
+
+async def test_a_truncate_by_name_is_queued(writeback: Lab, autojump_clock: MockClock) -> None:
+    writeback.store.insert("a", b"hello")
+    async with writeback.mounted() as fs:
+        node = await writeback.get("a")
+        fs.stages.truncate(node.id, 2)
+        await fs.truncated(node.id)
+        assert fs.stages.backlog.files == 1
+        await trio.sleep(2)
+        assert writeback.data("a") == b"he"
