@@ -209,12 +209,12 @@ async def test_fsync_waits_for_what_it_is_told_to(
         assert writeback.stored() == stored
 
 
-async def test_a_truncate_by_name_is_queued(writeback: Lab, autojump_clock: MockClock) -> None:
+async def test_a_truncate_by_name_is_queued(writeback: Lab) -> None:
     writeback.store.insert("a", b"hello")
     async with writeback.mounted() as fs:
         node = await writeback.get("a")
         fs.stages.truncate(node.id, 2)
         await fs.truncated(node.id)
         assert fs.stages.backlog.files == 1
-        await trio.sleep(2)
+        await writeback.settle()
         assert writeback.data("a") == b"he"
