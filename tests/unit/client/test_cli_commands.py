@@ -548,7 +548,7 @@ class TestActions:
         assert (result.code, result.err) == (0, "forgot 2 listings and 40 names of 'logs'\n")
         assert daemon.requests[-1].json == {"path": sent}
 
-    @pytest.mark.parametrize("path", ["/mnt/logs2", "/etc", "a/../../b"])
+    @pytest.mark.parametrize("path", ["/mnt/logs2", "/etc", "a/../../b", "bad-\udcff"])
     def test_invalidate_refuses_paths_outside(
         self, daemon: FakeDaemon, run: Run, path: str
     ) -> None:

@@ -1,5 +1,6 @@
 """``s3mgr invalidate``: forget what is known of a directory, so that the next look asks S3."""
 
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -37,8 +38,15 @@ def path_inside(mount: "Mount", path: str) -> str:
     """Make *path* relative to the mount, without asking the file system.
 
     Raises:
-        InvalidRequest: it lies outside, or has components that lead elsewhere.
+        InvalidRequest: it lies outside, has components that lead elsewhere, or is no text.
     """
+    try:
+        path.encode()
+    except UnicodeEncodeError as exc:
+        name = os.fsencode(path).decode(errors="backslashreplace")
+        raise InvalidRequest(
+            f"'{name}' is not UTF-8", hint="no key has such a name, so there is nothing to ask S3"
+        ) from exc
     mountpoint = mount.spec.mountpoint
     if path.startswith("/"):
         if path.rstrip("/") != mountpoint and not path.startswith(mountpoint + "/"):
