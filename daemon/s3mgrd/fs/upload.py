@@ -163,11 +163,15 @@ class Uploader:
         if unseen is not None and self._is_this(unseen, node, key, stage, metadata):
             self._take_note(node, key, stage, Written(unseen.etag, unseen.mtime_ns), own, like)
             return
+        was_sent = any(
+            (write.size, write.mtime) == (stage.file.size, None)
+            for write in volume.journal.writes_of(key)
+        )
         volume.journal.begin_write(key, size=stage.file.size, mtime=metadata.get("mtime"))
         try:
             written = await self._sender.send(node, key, stage, row, metadata, like, condition)
         except PreconditionFailed:
-            found = await self._find_ours(key, stage, metadata)
+            found = await self._find_ours(key, stage, metadata, was_sent=was_sent)
             if found is None:
                 raise
             written = found
@@ -282,19 +286,26 @@ class Uploader:
             and _has_own(unseen, metadata)
         )
 
-    async def _find_ours(self, key: str, stage: Stage, metadata: dict[str, str]) -> Written | None:
-        """Recognise an object that an attempt of ours wrote although nobody saw the answer."""
+    async def _find_ours(
+        self, key: str, stage: Stage, metadata: Mapping[str, str], *, was_sent: bool
+    ) -> Written | None:
+        """Recognise an object that an attempt of ours wrote although nobody saw the answer.
+
+        That it has the same bytes proves nothing: two programs that make the same lock file write the same nothing into
+        it. *was_sent*: a request of ours, without attributes to know it by, may have written that many bytes.
+        """
         try:
             head = await self._volume.store.head(key)
         except NotFound:
             return None
         if head.size != stage.file.size:
             return None
-        if "-" not in head.etag and len(head.etag) == 32:
-            digest = await trio.to_thread.run_sync(_md5, stage.file.data_fd, head.size)
-            return Written(head.etag, head.mtime_ns) if digest == head.etag else None
         # The times have nanoseconds: no other writer has all of these by chance.
-        return Written(head.etag, head.mtime_ns) if _has_own(head, metadata) else None
+        is_ours = _has_own(head, metadata)
+        if not is_ours and was_sent and "-" not in head.etag and len(head.etag) == 32:
+            digest = await trio.to_thread.run_sync(_md5, stage.file.data_fd, head.size)
+            is_ours = digest == head.etag
+        return Written(head.etag, head.mtime_ns) if is_ours else None
 
 
 def _has_own(head: ObjectHead, metadata: Mapping[str, str]) -> bool:

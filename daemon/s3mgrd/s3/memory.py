@@ -1,3 +1,4 @@
+# over 600 lines because one store is read beside the one port that it implements
 """An `ObjectStore` in memory, with the semantics of S3 and hooks for tests.
 
 It is what tests of the layers above run on, under trio's autojump clock: no thread, no socket, no real time. The

@@ -1,11 +1,14 @@
 """Files: what is written is what S3 gets, and what a crash leaves is what was acknowledged."""
 
+import dataclasses
 import errno
+from typing import Any
 
 import pytest
 
 from s3mgrd.errors import BucketNotFound, PreconditionFailed, Unavailable
 from s3mgrd.fs.errnos import errno_of
+from s3mgrd.s3.port import Written
 from tests.unit.fs.conftest import Lab
 
 
@@ -152,16 +155,31 @@ async def test_an_overwritten_file_is_the_last_writers(lab: Lab) -> None:
         assert lab.data("a") == b"ours"
 
 
-async def test_an_upload_that_s3_did_before_the_crash_is_recognised_as_ours(lab: Lab) -> None:
+@pytest.mark.parametrize("attributes", ["lazy", "off"])
+async def test_an_upload_that_s3_did_before_the_crash_is_recognised_as_ours(
+    lab: Lab, attributes: str
+) -> None:
     """The condition fails because of our own earlier attempt; that is no lost race."""
+    lab.settings = dataclasses.replace(lab.settings, attributes=attributes)
     lab.store.insert("a", b"one")
-    async with lab.mounted():
+    put = lab.store.put
+
+    async def put_and_die(*args: Any, **options: Any) -> Written:  # noqa: ANN401 - the port's own
+        await put(*args, **options)
+        raise Unavailable("no answer")
+
+    async with lab.mounted(sync=False):
         node = await lab.get("a")
         await lab.fs.stages.write(node.id, 0, b"ours")
-    lab.store.insert("a", b"ours")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lab.store, "put", put_and_die)
+            with pytest.raises(Unavailable):
+                await lab.fs.commit(node.id)
+    assert lab.data("a") == b"ours"
     async with lab.mounted():
         await lab.fs.commit(node.id)
         assert lab.fs.syncer.left().is_nothing
+        assert lab.fs.volume.journal.count_conflicts() == (0, 0)
 
 
 async def test_writes_wait_for_an_upload_so_that_no_mixture_is_sent(lab: Lab) -> None:
