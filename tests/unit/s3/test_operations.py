@@ -9,6 +9,7 @@ import pytest
 from s3mgrd.errors import InvalidSpec, NotFound, S3mgrError, Unavailable
 from s3mgrd.s3.calls import Calls
 from s3mgrd.s3.client import S3Store, open_store
+from s3mgrd.s3.connections import Address, Connection, Proxy
 from s3mgrd.s3.operations import LEAN, operation
 from s3mgrd.s3.port import FileSlice, Part
 from s3mgrd.s3.retry import CallFailed
@@ -87,6 +88,43 @@ async def test_a_request_is_what_aiobotocore_sends(
     first, second = ([(*r[:3], {**r[3], **host}, r[4]) for r in some] for some in seen)  # type: ignore[dict-item]  # a tuple of objects
     assert first == second
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("path", ["", "/", "/below/path"])
+async def test_an_endpoint_may_have_a_path(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = []
+    for by_library in (False, True):
+        if by_library:
+            force_library(monkeypatch)
+        async with serve([Answer(body=b"<ListBucketResult/>")]) as server:
+            async with open_store(settings(server.url + path)) as store:
+                await store.put("k", b"x", metadata={})
+                await store.list_page("", delimited=False)
+            targets.append([(r.method, r.target.partition("?")[0]) for r in server.requests])
+    assert targets[0] == targets[1]
+
+
+@pytest.mark.parametrize("region", ["us-east-1", "eu-west-1", "cn-north-1", "us-gov-west-1"])
+@pytest.mark.parametrize("bucket", ["bucket", "with.dots", "Capital_letters"])
+@pytest.mark.parametrize("addressing", ["auto", "path", "virtual"])
+async def test_aws_is_found_where_botocore_finds_it(
+    region: str, bucket: str, addressing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, Address]] = []
+
+    async def connect(address: Address, proxy: Proxy | None) -> Connection:
+        asked.append((bucket, address))
+        raise ConnectionRefusedError
+
+    options = settings(None, region=region, bucket=bucket, addressing=addressing)
+    for by_library in (False, True):
+        if by_library:
+            force_library(monkeypatch)
+        async with open_store(options, connect=connect) as store:
+            with pytest.raises(Unavailable):
+                await store.put("k", b"x", metadata={})
+    assert len(asked) == 2
+    assert asked[0] == asked[1]
 
 
 async def parsed(
