@@ -130,6 +130,25 @@ WHERE parent = ? AND name IS NOT NULL AND id > ?
 ORDER BY id LIMIT ?
 """
 """A nameless row below a directory still needs it, to say where it was."""
+_OURS_BELOW: Final = """
+WITH RECURSIVE below(id) AS (
+    VALUES (?)
+    UNION ALL
+    SELECT child.id FROM below CROSS JOIN inodes AS child INDEXED BY inodes_directories
+    WHERE child.parent = below.id AND child.kind = 2 AND child.name IS NOT NULL
+)
+SELECT EXISTS (
+    SELECT 1 FROM below CROSS JOIN inodes AS node INDEXED BY inodes_ours
+    WHERE node.parent = below.id AND node.name IS NOT NULL AND (
+        node.remote_key IS NOT NULL OR node.remote_prefix IS NOT NULL OR node.marker = 2
+        OR (node.kind <> 2 AND node.etag IS NULL)
+    )
+) OR EXISTS (
+    SELECT 1 FROM staged JOIN inodes AS node ON node.id = staged.inode
+    WHERE staged.dirty = 1 AND node.name IS NOT NULL AND node.parent IN below
+)
+"""
+"""Reads a row for each directory and none for each file."""
 _LISTED: Final = (
     f"SELECT {', '.join(Listed._fields)} FROM inodes INDEXED BY inodes_by_parent "  # noqa: S608
     "WHERE parent = ? AND name IS NOT NULL AND id > ? AND id <= ? ORDER BY id LIMIT ?"
@@ -294,6 +313,10 @@ class NodeTable:
             self.names_changed(before.parent, False)
         with self._database.transaction() as db:
             db.execute("DELETE FROM inodes WHERE id = ?", (inode,))
+
+    def has_ours_below(self, directory: int) -> bool:
+        """Whether anything below a directory, however deep, is not in S3 as it is here and where its path says."""
+        return bool(self._execute(_OURS_BELOW, (directory,)).fetchone()[0])
 
     def drop_many(self, directory: int, inodes: Sequence[int]) -> None:
         """Delete entries of a directory that nobody can refer to any more, with what they hid."""

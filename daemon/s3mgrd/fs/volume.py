@@ -252,14 +252,7 @@ class Volume:
                 return True
             row = self.journal.staged(node.id)
             return row is not None and bool(row.dirty)
-        if node.marker == Marker.WANTED:
-            return True
-        after = 0
-        while children := self.nodes.children(node.id, after=after):
-            if any(self.is_ours_alone(child) for child in children):
-                return True
-            after = children[-1].id
-        return False
+        return node.marker == Marker.WANTED or self.nodes.has_ours_below(node.id)
 
     def detach(self, node: Node) -> None:
         """Take a name away; who holds the inode keeps what it was. Below a directory everything goes with it."""

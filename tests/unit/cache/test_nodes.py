@@ -7,6 +7,7 @@ import pytest
 
 from s3mgrd.cache.database import MountDatabase, open_database
 from s3mgrd.cache.nodes import ROOT, Kind, NodeTable
+from s3mgrd.journal.tables import Journal
 
 
 @pytest.fixture
@@ -51,3 +52,42 @@ def test_a_row_is_read_again_after_a_rollback(database: MountDatabase) -> None:
     after = nodes.get(inode)
     assert after is not None
     assert after.size == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns"),
+    [
+        (Kind.FILE, {}),
+        (Kind.FILE, {"etag": "1", "remote_key": "elsewhere"}),
+        (Kind.SYMLINK, {"target": "a"}),
+        (Kind.DIRECTORY, {"marker": 2}),
+        (Kind.DIRECTORY, {"remote_prefix": "elsewhere/"}),
+    ],
+)
+def test_what_s3_lacks_is_found_however_deep(
+    database: MountDatabase, kind: Kind, columns: dict[str, object]
+) -> None:
+    """Until it has it, or until no name leads there; and not beside the directory that was asked of."""
+    nodes = NodeTable(database)
+    top = nodes.insert(ROOT, "top", Kind.DIRECTORY, 1)
+    beside = nodes.insert(ROOT, "beside", Kind.DIRECTORY, 1)
+    deep = nodes.insert(nodes.insert(top, "a", Kind.DIRECTORY, 1), "b", Kind.DIRECTORY, 1)
+    nodes.insert(deep, "stored", Kind.FILE, 1, etag="1")
+    assert not nodes.has_ours_below(top)
+    inode = nodes.insert(deep, "ours", kind, 1, **columns)
+    assert nodes.has_ours_below(top)
+    assert not nodes.has_ours_below(beside)
+    nodes.detach(inode)
+    assert not nodes.has_ours_below(top)
+
+
+def test_staged_data_is_found_however_deep(database: MountDatabase) -> None:
+    """Also of a file that S3 has in another version."""
+    nodes, journal = NodeTable(database), Journal(database)
+    top = nodes.insert(ROOT, "top", Kind.DIRECTORY, 1)
+    deep = nodes.insert(top, "a", Kind.DIRECTORY, 1)
+    inode = nodes.insert(deep, "file", Kind.FILE, 1, etag="1")
+    journal.put_staged(inode, dirty=True, base_etag="1", base_size=1, condition="match", now_ns=1)
+    assert nodes.has_ours_below(top)
+    journal.clean_staged(inode)
+    assert not nodes.has_ours_below(top)
