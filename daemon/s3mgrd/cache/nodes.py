@@ -294,11 +294,11 @@ class NodeTable:
             )
 
     def mark_seen(self, parent: int, low: str, high: str | None, seen_ns: int) -> None:
-        """Set seen_ns of the entries behind *low* up to *high*, in S3's order; not back."""
+        """Set seen_ns of the entries behind *low* of which the file's and the directory's place is up to *high*; not back."""
         with self._database.transaction() as db:
             db.execute(
                 "UPDATE inodes SET seen_ns = ?1 WHERE parent = ?2 AND name > ?3 AND seen_ns < ?1 "
-                "AND (?4 IS NULL OR (name <= ?4 AND (kind != 2 OR name || '/' <= ?4)))",
+                "AND (?4 IS NULL OR (name <= ?4 AND name || '/' <= ?4))",
                 (seen_ns, parent, low, high),
             )
 

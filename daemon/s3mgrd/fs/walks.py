@@ -215,7 +215,7 @@ class Walk:
             return False
         frame = next((frame for frame in self._frames if frame.prefix == prefix), None)
         if frame is not None:
-            if frame.inode != directory.id or frame.learned is None or not frame.is_whole:
+            if frame.inode != directory.id or not self._is_good(frame):
                 return False
             listing.shown_up_to = self._shown_up_to
         elif names.order(prefix) <= names.order(self._position):
@@ -236,6 +236,13 @@ class Walk:
         return next(
             (f for f in self._frames if f.inode == directory and f.learned is not None), None
         )
+
+    def _is_good(self, frame: Frame) -> bool:
+        """Whether what was and will be merged of a directory can be its listing."""
+        if frame.learned is None or not frame.is_whole:
+            return False
+        age_ns = self._volume.now_ns() - frame.learned.asked.time_ns
+        return 0 <= age_ns < self._volume.settings.metadata_ttl_s * NS
 
     def _jump(self, prefix: str) -> None:
         """Go on at a directory farther on: nobody asked for what lies between."""

@@ -114,7 +114,7 @@ def fill(lab: Lab, content: list[tuple[str, bytes]]) -> None:
         lab.store.insert(key, data)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(first=keys, second=keys, size=st.integers(1, 5))
 def test_a_walk_learns_what_listings_learn(
     first: list[tuple[str, bytes]], second: list[tuple[str, bytes]], size: int
@@ -247,7 +247,7 @@ async def shown_files(lab: Lab, inode: Inode, path: str = "") -> set[str]:
     return found
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 1 << 30), size=st.integers(1, 7))
 def test_a_walk_undoes_nothing_that_is_done_meanwhile(seed: int, size: int) -> None:
     """Writes, removals and renames of files and directories here, and others' changes, while pages are on their way."""

@@ -154,3 +154,17 @@ async def test_forgetting_ends_what_a_walk_would_tell(lab: Lab) -> None:
             hold.release()
             await listing.finished()
         assert "f000000" not in await lab.ls("t/d00/e0")
+
+
+async def test_a_walk_that_paused_does_not_finish_a_directory_with_what_it_saw_long_ago(
+    lab: Lab,
+) -> None:
+    for i in range(1500):
+        lab.store.insert(f"t/a/f{i:04}", b"")
+    lab.store.insert("t/0/x", b"")
+    async with lab.mounted(sync=False):
+        await lab.ls("t")
+        await lab.ls("t/0")
+        lab.later(31)
+        lab.store.remove("t/a/f0000")
+        assert len(await lab.ls("t/a")) == 1499

@@ -1,0 +1,147 @@
+"""Names asked for one by one: few requests, and never an answer that S3 did not give."""
+
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from s3mgrd.errors import Unavailable
+from s3mgrd.s3.port import ListPage
+from tests.unit.fs.conftest import Lab, settings
+
+
+def fill(lab: Lab, count: int, prefix: str = "d/") -> list[str]:
+    paths = [f"{prefix}f{i:07d}" for i in range(count)]
+    for path in paths:
+        lab.store.insert(path, b"abc")
+    return paths
+
+
+async def test_many_names_in_one_directory_cost_its_pages(lab: Lab) -> None:
+    paths = fill(lab, 2000)
+    async with lab.mounted(sync=False):
+        for path in paths[::10]:
+            assert (await lab.get(path)).size == 3
+        assert lab.store.calls["list_page"] <= 5
+        assert lab.store.calls["head"] <= 4
+
+
+async def test_names_that_are_not_there_cost_one_page_together(lab: Lab) -> None:
+    fill(lab, 3000)
+    async with lab.mounted(sync=False):
+        for i in range(100):
+            assert await lab.find(f"d/absent-{i}") is None
+        assert lab.store.calls["list_page"] <= 5
+
+
+async def test_every_second_step_of_a_path_is_known_with_the_one_before(lab: Lab) -> None:
+    lab.store.insert("a/b/c/d/e/f", b"x")
+    async with lab.mounted(sync=False):
+        assert await lab.find("a/b/c/d/e/f") is not None
+        assert lab.store.calls["list_page"] <= 6
+
+
+async def test_making_files_asks_for_none_of_them(lab: Lab) -> None:
+    """The page that told of the first tells that the others are not there."""
+    fill(lab, 10)
+    async with lab.mounted(sync=False):
+        await lab.write("d/new-0", b"", close=False)
+        before = lab.store.calls.total()
+        for i in range(1, 50):
+            await lab.write(f"d/new-{i}", b"", close=False)
+        assert lab.store.calls.total() == before
+
+
+async def test_what_others_do_is_seen_after_the_ttl(lab: Lab) -> None:
+    """What a page told of is believed as long as what was asked for alone, and no longer."""
+    paths = fill(lab, 3000)
+    async with lab.mounted(sync=False):
+        await lab.get(paths[0])
+        assert await lab.find("d/f0000010x") is None
+        lab.store.insert("d/f0000010x", b"new")
+        lab.store.remove(paths[20])
+        lab.store.insert(paths[30], b"another")
+        lab.later(29)
+        assert (await lab.get(paths[30])).size == 3
+        lab.later(2)
+        assert await lab.find("d/f0000010x") is not None
+        assert await lab.find(paths[20]) is None
+        assert (await lab.get(paths[30])).size == 7
+
+
+async def test_without_a_time_to_live_each_name_is_asked_for(lab: Lab) -> None:
+    lab.settings = settings(metadata_ttl_s=0.0, negative_ttl_s=0.0)
+    fill(lab, 20)
+    async with lab.mounted(sync=False):
+        for size in (1, 2, 3):
+            lab.store.insert("d/f0000003", b"x" * size)
+            assert (await lab.get("d/f0000003")).size == size
+        assert await lab.find("d/new") is None
+        lab.store.insert("d/new", b"")
+        assert await lab.find("d/new") is not None
+
+
+async def test_a_name_that_thousands_begin_like_is_asked_for_alone(lab: Lab) -> None:
+    """A page that begins at the name does not reach the directory of the same name."""
+    fill(lab, 2500, "d/x-")
+    lab.store.insert("d/x", b"file")
+    lab.store.insert("d/x/inside", b"")
+    async with lab.mounted(sync=False):
+        assert (await lab.get("d/x")).is_directory
+
+
+async def test_a_page_that_fails_leaves_the_name_to_be_asked_for_alone(lab: Lab) -> None:
+    fill(lab, 20)
+    async with lab.mounted(sync=False):
+        directory = await lab.get("d")
+        await wait_all_tasks_blocked()
+        lab.later(60)
+        lab.fs.volume.nodes.update(directory.id, listed_ns=0)
+        await lab.get("d/f0000001")
+        lab.later(60)
+        lab.store.fail_next("list_page", Unavailable("busy"))
+        assert (await lab.find("d/f0000002")) is not None
+
+
+@pytest.mark.parametrize("policy", ["full", "lazy"])
+async def test_a_name_is_shown_with_its_attributes_and_they_are_asked_for_once(
+    lab: Lab, policy: str
+) -> None:
+    """Also where the page told of it before anybody asked."""
+    lab.settings = settings(attributes=policy)
+    for i in range(20):
+        lab.store.insert(f"d/f{i:02}", b"x", metadata={"mode": str(0o100600)})
+    fill(lab, 1500)
+    async with lab.mounted(sync=False):
+        for _ in range(2):
+            for i in range(20):
+                assert (await lab.get(f"d/f{i:02}")).mode == 0o600
+        assert lab.store.calls["head"] <= 20 + 2  # and two for the directory
+
+
+async def test_a_name_changed_here_while_its_page_is_on_the_way_is_not_undone(lab: Lab) -> None:
+    """S3 answers the page with what was there before."""
+    paths = fill(lab, 1500)
+    async with lab.mounted(sync=False) as fs, trio.open_nursery() as nursery:
+        await lab.get(paths[0])
+        directory = await lab.get("d")
+        really, answered = lab.store.list_page, trio.Event()
+
+        async def late(*args: Any, **kwargs: Any) -> ListPage:  # noqa: ANN401 - passed on
+            page = await really(*args, **kwargs)
+            await answered.wait()
+            return page
+
+        lab.later(60)
+        lab.store.list_page = late  # type: ignore[method-assign] # as the store's, but late
+        nursery.start_soon(fs.namespace.lookup, directory.id, "f0000700")
+        await wait_all_tasks_blocked()
+        node = fs.volume.nodes.find(directory.id, "f0000800")
+        assert node is not None
+        fs.volume.nodes.update(node.id, seen_ns=fs.volume.now_ns())
+        await fs.tree.unlink(directory.id, "f0000800", lab.record)
+        answered.set()
+        await wait_all_tasks_blocked()
+        assert fs.volume.nodes.find(directory.id, "f0000800") is None
+        assert fs.volume.nodes.find(directory.id, "f0000700") is not None
