@@ -4,6 +4,8 @@ Its exit status is 1 when s3mgr surprised anybody: failed what it should pass, o
 """
 
 import argparse
+import fcntl
+import os
 import sys
 import tempfile
 import time
@@ -42,6 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         limit_s=args.limit_minutes * 60,
     )
     box.scratch.mkdir(parents=True, exist_ok=True)
+    lock = os.open(box.scratch, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"another run uses {box.scratch}", file=sys.stderr)
+        return 2
     kept = results.load(args.json)
     kept = results.Results(dict(versions(box)), kept.runs)
     surprises: list[str] = []
