@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -21,10 +21,8 @@ import trio
 
 from s3mgr.schema import (
     CacheReport,
-    ConditionSupport,
     ConflictList,
     Credentials,
-    FailedUpload,
     FlushReport,
     InvalidateReport,
     LiveOptions,
@@ -37,11 +35,8 @@ from s3mgrd.cache.damage import SetAside
 from s3mgrd.cache.database import MountDatabase, open_database
 from s3mgrd.cache.nodes import Inode, NodeTable
 from s3mgrd.errors import (
-    BucketNotFound,
     Conflict,
-    CredentialsRejected,
     Defect,
-    Denied,
     NotMounted,
     S3mgrError,
     Unavailable,
@@ -72,6 +67,7 @@ from s3mgrd.worker.protocol import (
     StatusEvent,
 )
 from s3mgrd.worker.ring import Ring
+from s3mgrd.worker.status import status_of
 
 log = logging.getLogger(__name__)
 
@@ -526,64 +522,12 @@ class MountWorker:
             await trio.sleep(STATUS_INTERVAL_S)
 
     def _tell_status(self) -> None:
-        status = self._status()
+        fs = self._file_system()
+        status = status_of(fs, self._files.damaged if self._files is not None else None)
         if status != self._last_status:
             self._server.emit(status)
-            volume = self._file_system().volume
-            self._memory.keep(volume.store.conditions, volume.now_ns())
+            self._memory.keep(fs.volume.store.conditions, fs.volume.now_ns())
             self._last_status = status
-
-    def _status(self) -> StatusEvent:
-        fs = self._file_system()
-        left = fs.syncer.left()
-        failed = inspection.failed_uploads(fs)
-        conflicts, conflict_bytes = fs.volume.journal.count_conflicts()
-        reason, message = self._trouble(fs, failed)
-        return StatusEvent(
-            health="degraded" if reason else "ok",
-            reason=reason,
-            message=message,
-            dirty_bytes=left.bytes,
-            dirty_files=left.files,
-            pending_operations=left.operations,
-            failed_uploads=failed,
-            conflicts=conflicts,
-            conflict_bytes=conflict_bytes,
-            conditional_writes=fs.volume.store.conditions.writes,
-            conditions=ConditionSupport(**asdict(fs.volume.store.conditions)),
-        )
-
-    def _trouble(self, fs: FileSystem, failed: list[FailedUpload]) -> tuple[str, str]:
-        trouble = fs.health.trouble
-        if trouble is not None:
-            return _reason(trouble), trouble.detail
-        if failed:
-            return (
-                "uploads-failed",
-                f"{len(failed)} {'file' if len(failed) == 1 else 'files'} could not be uploaded, "
-                f"and the data is kept; {failed[0].path}: {failed[0].error}",
-            )
-        backlog = fs.stages.backlog
-        if backlog.waiting:
-            return (
-                "dirty-limit",
-                f"{backlog.waiting} writers wait: {backlog.files} files with {backlog.bytes} bytes are queued for upload",
-            )
-        errors = fs.syncer.errors()
-        if errors:
-            return "changes-failed", f"changes are kept and tried again: {errors[0]}"
-        damaged = self._files.damaged if self._files is not None else None
-        if damaged is not None:
-            return "metadata-damaged", str(damaged)
-        return "", ""
-
-
-def _reason(error: S3mgrError) -> str:
-    if isinstance(error, BucketNotFound):
-        return "bucket-not-found"
-    if isinstance(error, CredentialsRejected):
-        return "credentials-rejected"
-    return "access-denied" if isinstance(error, Denied) else "s3-unavailable"
 
 
 def _set_debug(debug: bool) -> None:

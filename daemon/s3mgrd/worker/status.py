@@ -1,0 +1,66 @@
+"""How a mount is, as its worker tells the supervisor: what S3 lacks, and what is wrong, the worst first."""
+
+from dataclasses import asdict
+
+from s3mgr.schema import ConditionSupport, FailedUpload
+from s3mgrd.cache.damage import SetAside
+from s3mgrd.errors import BucketNotFound, CredentialsRejected, Denied, S3mgrError
+from s3mgrd.fs import inspection
+from s3mgrd.fs.filesystem import FileSystem
+from s3mgrd.worker.protocol import StatusEvent
+
+
+def status_of(fs: FileSystem, damaged: SetAside | None) -> StatusEvent:
+    """Describe how a mount is. *damaged*: the mount.db that was not trusted when the worker began."""
+    left = fs.syncer.left()
+    failed = inspection.failed_uploads(fs)
+    conflicts, conflict_bytes = fs.volume.journal.count_conflicts()
+    reason, message = _trouble(fs, failed, damaged)
+    return StatusEvent(
+        health="degraded" if reason else "ok",
+        reason=reason,
+        message=message,
+        dirty_bytes=left.bytes,
+        dirty_files=left.files,
+        pending_operations=left.operations,
+        failed_uploads=failed,
+        conflicts=conflicts,
+        conflict_bytes=conflict_bytes,
+        conditional_writes=fs.volume.store.conditions.writes,
+        conditions=ConditionSupport(**asdict(fs.volume.store.conditions)),
+    )
+
+
+def _trouble(
+    fs: FileSystem, failed: list[FailedUpload], damaged: SetAside | None
+) -> tuple[str, str]:
+    """Return the reason and the message of what is wrong; both empty where nothing is."""
+    trouble = fs.health.trouble
+    if trouble is not None:
+        return _reason(trouble), trouble.detail
+    if failed:
+        return (
+            "uploads-failed",
+            f"{len(failed)} {'file' if len(failed) == 1 else 'files'} could not be uploaded, "
+            f"and the data is kept; {failed[0].path}: {failed[0].error}",
+        )
+    backlog = fs.stages.backlog
+    if backlog.waiting:
+        return (
+            "dirty-limit",
+            f"{backlog.waiting} writers wait: {backlog.files} files with {backlog.bytes} bytes are queued for upload",
+        )
+    errors = fs.syncer.errors()
+    if errors:
+        return "changes-failed", f"changes are kept and tried again: {errors[0]}"
+    if damaged is not None:
+        return "metadata-damaged", str(damaged)
+    return "", ""
+
+
+def _reason(error: S3mgrError) -> str:
+    if isinstance(error, BucketNotFound):
+        return "bucket-not-found"
+    if isinstance(error, CredentialsRejected):
+        return "credentials-rejected"
+    return "access-denied" if isinstance(error, Denied) else "s3-unavailable"
