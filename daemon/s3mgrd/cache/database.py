@@ -168,10 +168,15 @@ class MountDatabase:
             self.set_meta(OPENINGS, str(openings))
         self._witness.opened(openings=openings, first_inode=last + 1)
 
-    def note(self, error: BaseException) -> None:
-        """Take note of an error that came out of here untranslated: rows are fetched from cursors by whoever asked."""
+    async def wait_for_the_end_if_damaged(self, error: BaseException) -> None:
+        """Never return if the file is damaged: whatever failed may have failed of it, and the next worker is asked again.
+
+        Rows are fetched from cursors by whoever asked, so *error* may be SQLite's own.
+        """
         if isinstance(error, sqlite3.Error):
             self._translated(error)
+        if self.damage:
+            await trio.sleep_forever()
 
     def _translated(self, error: sqlite3.Error) -> OSError | Corrupt:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF

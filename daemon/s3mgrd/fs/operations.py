@@ -16,7 +16,6 @@ from dataclasses import replace
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
-import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from s3mgrd.cache.nodes import ROOT, Inode, Node
@@ -111,11 +110,7 @@ def _answer(
             raise
         except Exception as error:
             number = errno_of(error)
-            database = self.fs.volume.database
-            database.note(error)
-            if database.damage:
-                # Whatever failed may have failed of it. This worker ends; the kernel asks the next one again.
-                await trio.sleep_forever()
+            await self.fs.volume.database.wait_for_the_end_if_damaged(error)
             self.note_error(name, error)
             raise FUSEError(number) from error
         finally:
