@@ -515,7 +515,9 @@ class Operations(pyfuse3.Operations):
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         """Upload, or bring to the local disk."""
         inode = read_handle(fh).inode
-        self.fs.volume.node(inode)  # ESTALE where a lost mount.db took what was written to another inode
+        self.fs.volume.node(
+            inode
+        )  # ESTALE where a lost mount.db took what was written to another inode
         await self.fs.fsync(inode)
 
     @_answer

@@ -110,3 +110,27 @@ async def test_a_page_may_end_anywhere(lab: Lab, monkeypatch: pytest.MonkeyPatch
                 lab.store.remove("a-b")
                 lab.later(60)
                 assert await lab.ls() == ["a", "a.b", "a0", "ab/", "b-", "b/", "c"], page
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Readme", "README"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("name", "name "),
+        ("a.b", "a\nb"),
+        ("+", "%2B"),
+    ],
+)
+async def test_names_that_others_take_for_the_same_are_two(lab: Lab, old: str, new: str) -> None:
+    """Case, normalisation, blanks and escapes tell names apart; renaming from one to the other is a rename."""
+    async with lab.mounted():
+        await lab.write(old, b"1")
+        await lab.write(new, b"2")
+        assert await lab.ls() == sorted([old, new])
+        await lab.unlink(new)
+        await lab.rename(old, new)
+        await lab.settle()
+        assert await lab.ls() == [new]
+    assert lab.stored() == [new]
+    assert lab.data(new) == b"1"
