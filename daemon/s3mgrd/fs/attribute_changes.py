@@ -138,9 +138,6 @@ class AttributeChanges:
     async def _ready(self, inode: Inode) -> Node:
         """Return the row once it may be changed and is complete, so that changing one attribute keeps the others."""
         self._tree.check_writable()
-        node = self._volume.node(inode)
-        if not node.is_detached:
-            await self._tree.settled(node.parent)
         return await self._namespace.with_attributes(inode)
 
     def _apply(

@@ -81,12 +81,13 @@ class FileSystem:
             settled=self.tree.settled,
             conflicts=self.conflicts,
         )
+        self.mover = Mover(volume, self.metadata, self.objects.preserve)
         self.syncer = Syncer(
             volume,
             self.stages,
             self.uploader,
             self.objects,
-            Mover(volume, self.metadata),
+            self.mover,
             kernel_holds,
         )
         self.pruner = Pruner(
@@ -104,7 +105,7 @@ class FileSystem:
             is_database_lost: mount.db could not be trusted, and another has taken its place.
         """
         self.recovery.save(is_database_lost=is_database_lost)
-        for move in self.volume.journal.moves():
+        for move in self.volume.moves.all():
             self.volume.moving[move.inode] = trio.Event()
         self.stages.recover()
 

@@ -321,20 +321,13 @@ class Merger:
     ) -> bool:
         """Take over a common prefix; return whether it has to be added."""
         volume = self._volume
-        if node is not None and not node.is_directory:
-            if volume.is_ours_alone(node):
-                return False
-            if name not in new:
-                learned.hidden.append((volume.key_in_s3(node), SHADOWED))
-                volume.detach(node)
-            node = None
-        if node is not None:
+        if node is not None and node.is_directory:
             info = learned.objects.pop(name, None)
             if info is not None:
                 learned.hidden.append((info.key, SHADOWED))
             return False
-        if name in new:
-            learned.hidden.append((new.pop(name).key, SHADOWED))
+        if node is not None and volume.is_ours_alone(node):
+            return False
         below = f"{learned.prefix}{name}/"
         if (
             any(key.startswith(below) for key in leaving)
@@ -344,6 +337,11 @@ class Merger:
             # What S3 still shows below may be only what we are about to delete: ask again later.
             learned.is_uncertain = True
             return False
+        if name in new:
+            learned.hidden.append((new.pop(name).key, SHADOWED))
+        elif node is not None:
+            learned.hidden.append((volume.key_in_s3(node), SHADOWED))
+            volume.detach(node)
         return True
 
     def _see_nothing(

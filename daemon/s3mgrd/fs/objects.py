@@ -5,15 +5,14 @@ takes note in one transaction that looks at the row again. All of them may be ca
 """
 
 import logging
-import secrets
 from collections.abc import Callable
 from contextlib import suppress
 
 from s3mgrd.cache.nodes import Inode, Kind, Marker, Node
 from s3mgrd.errors import NotFound, PreconditionFailed
-from s3mgrd.fs import attributes, descriptions
+from s3mgrd.fs import attributes, descriptions, relocation
 from s3mgrd.fs.metadata import Metadata
-from s3mgrd.fs.strays import PARKED, find_unseen
+from s3mgrd.fs.strays import find_unseen
 from s3mgrd.fs.volume import Volume
 from s3mgrd.s3.port import ObjectHead, Written
 
@@ -52,7 +51,10 @@ class Objects:
             if source == target:
                 volume.nodes.update(inode, remote_key=None)
                 return
-            if volume.move_around(node.parent) is not None:
+            if (
+                volume.move_around(node.parent) is not None
+                or relocation.occupant(volume, target, is_file=True) is not None
+            ):
                 return  # the syncer comes back when that is done
             await self.clear_key(target, inode, waiting)
             async with volume.locks.holding(("key", source), ("key", target)):
@@ -98,7 +100,7 @@ class Objects:
         for node in volume.nodes.with_remote_key(key):
             if node.name is not None or node.etag is None or not self._kernel_holds(node.id):
                 continue
-            kept = f"{key}{PARKED}{secrets.token_hex(8)}"
+            kept = relocation.parked_name(key)
             async with volume.locks.holding(("key", kept)):
                 volume.journal.begin_write(kept, size=node.size, etag=node.etag)
                 try:
@@ -121,7 +123,7 @@ class Objects:
     async def _park(self, node: Node, key: str) -> None:
         """Copy an object out of the way: a ring of renames has no free key to begin with."""
         volume = self._volume
-        parked = f"{volume.wanted_key(node)}{PARKED}{secrets.token_hex(8)}"
+        parked = relocation.parked_name(volume.wanted_key(node))
         async with volume.locks.holding(("key", key), ("key", parked)):
             current = volume.nodes.get(node.id)
             if current is None or current.is_detached or current.remote_key != key:
@@ -150,6 +152,7 @@ class Objects:
             volume.journal.begin_write(
                 target, size=node.size, mtime=(metadata or {}).get("mtime"), etag=node.etag
             )
+            relocation.forget_copy(volume, target)
             written = await volume.store.copy(
                 source,
                 target,
@@ -172,10 +175,9 @@ class Objects:
                 # Removed or renamed back while it was copied: who has it open reads from the source.
                 volume.journal.add_delete(target, etag=written.etag, holder=None, now_ns=now_ns)
                 return
-            is_home = volume.wanted_key(current) == target
             volume.nodes.update(
                 node.id,
-                remote_key=None if is_home else target,
+                remote_key=relocation.remote_key(volume, current, target),
                 etag=written.etag,
                 remote_mtime_ns=written.mtime_ns,
                 attributes_dirty=int(
@@ -183,7 +185,7 @@ class Objects:
                     and (not describes or attributes.differ(own, self._metadata.own(current)))
                 ),
             )
-            volume.journal.add_delete(source, etag=node.etag, holder=None, now_ns=now_ns)
+            relocation.remove_object(volume, source, etag=node.etag, holder=None)
             volume.changes.note(current.parent, current.name or "")
 
     async def _source_changed(self, node: Node, source: str) -> None:
@@ -214,6 +216,8 @@ class Objects:
         if node is None or node.is_detached or volume.move_around(inode) is not None:
             return
         key = volume.wanted_key(node)
+        if relocation.occupant(volume, key, is_file=True) is not None:
+            return
         async with volume.locks.holding(("key", key)):
             node = volume.nodes.get(inode)
             if node is None or node.is_detached or volume.wanted_key(node) != key:

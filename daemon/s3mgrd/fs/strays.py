@@ -9,18 +9,15 @@ is a stray: it is not shown (`Volume.strays_below`) and, if it is ours, deleted.
 
 import logging
 from collections.abc import Iterator
-from typing import Final
 
 from s3mgrd.cache.nodes import Marker, Node
 from s3mgrd.errors import NotFound
+from s3mgrd.fs.relocation import PARKED
 from s3mgrd.fs.volume import Volume
 from s3mgrd.journal.tables import WriteRow
 from s3mgrd.s3.port import ObjectHead
 
 log = logging.getLogger(__name__)
-
-PARKED: Final = ".s3mgr-"
-"""Part of the key of an object that is out of the way for a while: its own key is taken by another."""
 
 
 async def find_unseen(volume: Volume, key: str) -> ObjectHead | None:
@@ -57,15 +54,21 @@ class Strays:
         """Yield the keys to resolve now: no request is writing them, and no other work will."""
         volume = self._volume
         keys = volume.journal.writes_below(volume.settings.prefix)
-        moves = volume.journal.moves() if keys else []
+        moves = volume.moves.all() if keys else []
         for key in keys:
             if volume.locks.is_held(("key", key)):
                 continue
             if any(key.startswith((move.source, move.target)) for move in moves):
                 continue
             node = volume.named_at(key)
+            if node is None and self._is_in_use(key):
+                continue
             if node is None or not self._is_wanted(node):
                 yield key
+
+    def _is_in_use(self, key: str) -> bool:
+        """Whether a name here leads to what lies at *key*, though its path spells another."""
+        return any(node.name is not None for node in self._volume.nodes.with_remote_key(key))
 
     def _is_wanted(self, node: Node) -> bool:
         """Whether work is pending that writes the key of *node*."""
@@ -83,10 +86,10 @@ class Strays:
         volume = self._volume
         async with volume.locks.holding(("key", key)):
             node = volume.named_at(key)
-            if node is not None and self._is_wanted(node):
+            if self._is_wanted(node) if node is not None else self._is_in_use(key):
                 return
             if node is None and await find_unseen(volume, key) is not None:
-                if volume.named_at(key) is not None:
+                if volume.named_at(key) is not None or self._is_in_use(key):
                     return  # somebody made it anew while we asked; this comes back
                 log.info("%s was written before a name of it went away, and is deleted", key)
                 await volume.store.delete(key)

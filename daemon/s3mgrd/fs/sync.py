@@ -210,8 +210,9 @@ class Syncer:
     def _all(self) -> Iterator[tuple[Hashable, Work]]:
         """Yield all work there is: its subject, and how to do it."""
         volume = self._volume
-        for move in volume.journal.moves():
-            yield ("move", move.inode), partial(self._mover.follow, move)
+        for move in volume.moves.all():
+            if not self._mover.is_waiting(move):
+                yield ("move", move.inode), partial(self._mover.follow, move.inode)
         for node in volume.nodes.misplaced(limit=BATCH):
             if volume.move_around(node.parent) is None and not self._is_staged(node.id):
                 yield ("object", node.id), partial(self._objects.place, node.id)

@@ -18,15 +18,15 @@ import trio
 
 from s3mgrd.cache.nodes import STALE_NS, Inode, Kind, Marker, Node
 from s3mgrd.errors import TimedOut
-from s3mgrd.fs import names
+from s3mgrd.fs import names, relocation
 from s3mgrd.fs.namespace import Namespace
 from s3mgrd.fs.recovery import note_purpose
 from s3mgrd.fs.volume import Volume
-from s3mgrd.journal.tables import MoveRow
 
 Record = Callable[[Inode], None]
 
 RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
 NOBODY: Final = Inode(0)
 
 
@@ -127,7 +127,7 @@ class Tree:
 
     async def unlink(self, parent: Inode, name: str, record: Record) -> None:
         """Remove a name that is not a directory's. Who has the file open keeps it. Raises OSError: ENOENT, EISDIR, EROFS."""
-        await self._ready(parent, name)
+        self.check_writable()
         node = await self._namespace.existing(parent, name)
         if node.is_directory:
             raise _os_error(errno.EISDIR)
@@ -139,11 +139,10 @@ class Tree:
 
     async def rmdir(self, parent: Inode, name: str, record: Record) -> None:
         """Remove an empty directory. Raises OSError: ENOENT, ENOTDIR, ENOTEMPTY, EROFS."""
-        await self._ready(parent, name)
+        self.check_writable()
         node = await self._namespace.existing(parent, name)
         if not node.is_directory:
             raise _os_error(errno.ENOTDIR)
-        await self.settled(node.id)
         if not await self._namespace.is_empty(node):
             raise _os_error(errno.ENOTEMPTY)
         node = self._still(parent, name, node)
@@ -160,45 +159,78 @@ class Tree:
     async def rename(
         self, parent: Inode, name: str, new_parent: Inode, new_name: str, flags: int, record: Record
     ) -> None:
-        """Rename a file or directory.
+        """Rename a file or directory; with RENAME_EXCHANGE both names change places.
 
         Raises:
             OSError: ENOENT, EEXIST (NOREPLACE), EISDIR, ENOTDIR, ENOTEMPTY, EINVAL (into itself, or flags), EROFS,
                 ENAMETOOLONG (also where a name below would exceed the limit of keys).
         """
-        if flags & ~RENAME_NOREPLACE:
+        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
             raise _os_error(errno.EINVAL)
-        await self._ready(parent, name)
-        await self._ready(new_parent, new_name)
+        self.check_writable()
         node = await self._namespace.existing(parent, name)
+        if flags == RENAME_EXCHANGE:
+            await self._exchange(node, parent, name, new_parent, new_name, record)
+            return
+        if not self._is_back(node, new_parent, new_name):
+            await self._ready(new_parent, new_name)
         target = await self._namespace.lookup(new_parent, new_name)
-        if target is not None and flags & RENAME_NOREPLACE:
+        if target is not None and flags == RENAME_NOREPLACE:
             raise _os_error(errno.EEXIST)
         if target is not None and target.id == node.id:
             return
-        if node.is_directory:
-            await self.settled(node.id)
-            await self._settled_within(node.id)
-            if self._volume.is_below(self._volume.node(new_parent), node.id):
-                raise _os_error(errno.EINVAL)
         if target is not None:
             await self._check_replaceable(node, target)
         # No checkpoint from here on: both names are looked at once more, then changed.
         node = self._still(parent, name, node)
         target = self._volume.nodes.find(new_parent, new_name)
-        prefix = self._volume.wanted_key(self._volume.directory(new_parent)) + new_name
-        self._check_lengths(node, prefix)
+        self._check_movable(node, new_parent, new_name)
         with self._volume.database.transaction():
             if target is not None:
                 self._replace(node, target)
-            if node.is_directory:
-                self._move_directory(node, new_parent, new_name)
-            else:
-                self._move_file(node, new_parent, new_name)
+            self._move(node, new_parent, new_name, where=self._where(node))
             self._left(parent, name)
             self._came(new_parent, new_name)
             record(NOBODY)
         self._wake()
+
+    async def _exchange(
+        self,
+        node: Node,
+        parent: Inode,
+        name: str,
+        other_parent: Inode,
+        other_name: str,
+        record: Record,
+    ) -> None:
+        other = await self._namespace.existing(other_parent, other_name)
+        if other.id == node.id:
+            return
+        # No checkpoint from here on.
+        node, other = self._still(parent, name, node), self._still(other_parent, other_name, other)
+        self._check_movable(node, other_parent, other_name)
+        self._check_movable(other, parent, name)
+        volume = self._volume
+        where, other_where = self._where(node), self._where(other)
+        with volume.database.transaction():
+            volume.nodes.update(node.id, name=None)  # a name is one row's at any time
+            self._move(other, parent, name, where=other_where, exchanged=True)
+            self._move(node, other_parent, other_name, where=where, exchanged=True)
+            self._came(parent, name)
+            self._came(other_parent, other_name)
+            record(NOBODY)
+        self._wake()
+
+    def _is_back(self, node: Node, new_parent: Inode, new_name: str) -> bool:
+        """Whether a directory gets the name back under which S3 still has its contents."""
+        key = self._volume.wanted_key(self._volume.directory(new_parent)) + new_name
+        return node.is_directory and self._where(node) == f"{key}/"
+
+    def _check_movable(self, node: Node, new_parent: Inode, new_name: str) -> None:
+        directory = self._volume.directory(new_parent)
+        if node.is_directory and self._volume.is_below(directory, node.id):
+            raise _os_error(errno.EINVAL)
+        self._check_lengths(node, self._volume.wanted_key(directory) + new_name)
 
     async def _check_replaceable(self, node: Node, target: Node) -> None:
         if node.is_directory and not target.is_directory:
@@ -218,35 +250,41 @@ class Tree:
         else:
             self._remove_file(target)
 
-    def _move_file(self, node: Node, new_parent: Inode, new_name: str) -> None:
+    def _where(self, node: Node) -> str | None:
+        """Return where S3 has a file's version or a directory's contents; None for a file that it has not."""
+        if node.is_directory:
+            return self._volume.prefix_in_s3(node)
+        return self._volume.key_in_s3(node) if node.etag is not None else None
+
+    def _move(
+        self,
+        node: Node,
+        new_parent: Inode,
+        new_name: str,
+        *,
+        where: str | None,
+        exchanged: bool = False,
+    ) -> None:
+        """Give a node its new name; S3 has what it is at *where*."""
         volume = self._volume
-        lies_at = volume.key_in_s3(node) if node.etag is not None else None
-        belongs_at = volume.wanted_key(volume.directory(new_parent)) + new_name
-        volume.nodes.update(
-            node.id,
-            parent=new_parent,
-            name=new_name,
-            ctime_ns=volume.now_ns(),
-            remote_key=None if lies_at == belongs_at else lies_at,
+        is_in_s3 = node.is_directory and (
+            # What is exchanged gets a name below which S3 still has the other's contents.
+            exchanged or node.remote_prefix is not None or self._is_in_s3(node)
         )
+        volume.nodes.update(node.id, parent=new_parent, name=new_name, ctime_ns=volume.now_ns())
+        if node.is_directory:
+            if is_in_s3 and where is not None:
+                relocation.relocate(volume, node.id, where)
+            relocation.retarget_below(volume, node.id)
+            return
+        moved = volume.node(node.id)
+        remote_key = None if where is None else relocation.remote_key(volume, moved, where)
+        volume.nodes.update(node.id, remote_key=remote_key)
         staged = volume.journal.staged(node.id)
         if staged is not None and staged.dirty:
             # The condition was about the old name; under the new one rename() already decided who wins.
             volume.journal.set_condition(node.id, "always")
             note_purpose(volume, node.id)
-
-    def _move_directory(self, node: Node, new_parent: Inode, new_name: str) -> None:
-        volume = self._volume
-        source = volume.prefix_in_s3(node)
-        volume.nodes.update(node.id, parent=new_parent, name=new_name, ctime_ns=volume.now_ns())
-        if not self._is_in_s3(node):
-            return
-        volume.nodes.update(node.id, remote_prefix=source)
-        target = volume.wanted_key(volume.node(node.id))
-        volume.journal.add_move(
-            MoveRow(node.id, source, target, node.parent, node.name or "", volume.now_ns())
-        )
-        volume.moving[node.id] = trio.Event()
 
     def _is_in_s3(self, directory: Node) -> bool:
         """Whether S3 may have anything below a directory."""
@@ -288,26 +326,22 @@ class Tree:
             raise _os_error(errno.EROFS)
 
     async def _ready(self, parent: Inode, name: str) -> None:
-        """Refuse on read-only mounts, and wait for a directory rename that S3 has yet to follow around *parent* or from *name*."""
+        """Refuse on read-only mounts, and wait where S3 still has to follow a directory's rename away from that name."""
         self.check_writable()
-        await self.settled(parent)
-        while self._volume.moving:
-            leaving = [
-                move.inode
-                for move in self._volume.journal.moves()
-                if (move.source_parent, move.source_name) == (parent, name)
-            ]
-            if not leaving or leaving[0] not in self._volume.moving:
+        while True:
+            key = self._volume.wanted_key(self._volume.directory(parent)) + name
+            event = relocation.occupant(self._volume, key)
+            if event is None:
                 return
-            await self._wait(self._volume.moving[leaving[0]])
-
-    async def settled(self, directory: Inode) -> None:
-        """Wait until no rename of *directory* or around it is pending in S3. Raises `TimedOut`."""
-        while (event := self._volume.move_around(directory)) is not None:
             await self._wait(event)
 
-    async def _settled_within(self, directory: Inode) -> None:
-        while (event := self._volume.move_within(directory)) is not None:
+    async def settled(self, directory: Inode) -> None:
+        """Wait until nothing copies from where *directory* is now, so that S3 can take new contents. Raises `TimedOut`."""
+        while True:
+            key = self._volume.wanted_key(self._volume.directory(directory))
+            event = relocation.occupant(self._volume, key, is_file=True)
+            if event is None:
+                return
             await self._wait(event)
 
     async def _wait(self, event: trio.Event) -> None:
@@ -315,7 +349,7 @@ class Tree:
             await event.wait()
             return
         raise TimedOut(
-            "a directory's rename is not finished in S3 yet, and changes inside it have to wait"
+            "a directory's rename is not finished in S3 yet, and its old name cannot be used before"
         )
 
     async def _must_be_free(self, parent: Inode, name: str) -> None:
@@ -355,9 +389,7 @@ class Tree:
     def _remove_file(self, node: Node) -> None:
         volume = self._volume
         if node.etag is not None:
-            volume.journal.add_delete(
-                volume.key_in_s3(node), etag=node.etag, holder=node.id, now_ns=volume.now_ns()
-            )
+            relocation.remove_object(volume, volume.key_in_s3(node), etag=node.etag, holder=node.id)
         volume.journal.clean_staged(node.id)
         volume.staging.describe(node.id, None)
         volume.detach(node)
@@ -365,9 +397,9 @@ class Tree:
     def _remove_directory(self, node: Node) -> None:
         volume = self._volume
         if node.marker == Marker.EXISTS:
-            volume.journal.add_delete(
-                volume.prefix_in_s3(node), etag=None, holder=None, now_ns=volume.now_ns()
-            )
+            relocation.remove_object(volume, volume.prefix_in_s3(node), etag=None, holder=None)
+        if (move := volume.moves.get(node.id)) is not None:
+            relocation.abandon(volume, move)
         volume.detach(node)
 
     def _still(self, parent: Inode, name: str, node: Node) -> Node:

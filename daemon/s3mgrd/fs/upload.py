@@ -15,7 +15,7 @@ import trio
 
 from s3mgrd.cache.nodes import Inode, Node
 from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, TooLarge, Unavailable
-from s3mgrd.fs import attributes, descriptions
+from s3mgrd.fs import attributes, descriptions, relocation
 from s3mgrd.fs.conflicts import Conflicts, Notice
 from s3mgrd.fs.metadata import Metadata
 from s3mgrd.fs.reader import Reader
@@ -45,7 +45,7 @@ class Uploader:
     Args:
         clear_key: awaited before a key is written: makes the objects that lie there, but belong elsewhere, go first.
         preserve: awaited with the key locked: keeps what lies there for who still has it open under no name.
-        settled: awaited with a directory's inode: waits for a rename around it that S3 has yet to follow.
+        settled: awaited with a directory's inode: waits until no rename copies from where it is now.
         conflicts: gets what loses against another writer.
     """
 
@@ -143,7 +143,7 @@ class Uploader:
         condition = Condition(
             # A version that has yet to be moved here is not what lies here now: the rename decided who wins.
             if_match=row.base_etag
-            if row.condition == "match" and node.remote_key is None
+            if row.condition == "match" and volume.key_in_s3(node) == key
             else None,
             absent=row.condition == "absent",
         )
@@ -168,6 +168,7 @@ class Uploader:
             for write in volume.journal.writes_of(key)
         )
         volume.journal.begin_write(key, size=stage.file.size, mtime=metadata.get("mtime"))
+        relocation.forget_copy(volume, key)
         try:
             written = await self._sender.send(node, key, stage, row, metadata, like, condition)
         except PreconditionFailed:
@@ -222,9 +223,8 @@ class Uploader:
             else:
                 before = volume.key_in_s3(node) if node.etag is not None else key
                 if before != key:
-                    volume.journal.add_delete(before, etag=node.etag, holder=None, now_ns=now_ns)
-                if volume.wanted_key(node) != key:
-                    columns["remote_key"] = key
+                    relocation.remove_object(volume, before, etag=node.etag, holder=None)
+                columns["remote_key"] = relocation.remote_key(volume, node, key)
                 volume.changes.note(node.parent, node.name or "")
             volume.nodes.update(node.id, **columns)
             self._metadata.note_written(node.id, like)

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 import trio
@@ -20,6 +21,7 @@ from s3mgrd.cache.database import MountDatabase
 from s3mgrd.cache.extras import Extras
 from s3mgrd.cache.nodes import ROOT, STALE_NS, Inode, Kind, Listed, Marker, Node, NodeTable
 from s3mgrd.fs.coverage import Coverage
+from s3mgrd.journal.moves import MoveTable
 from s3mgrd.journal.staging import StagingDirectory
 from s3mgrd.journal.tables import Journal
 from s3mgrd.s3.port import ObjectStore
@@ -177,12 +179,17 @@ class Volume:
     expire_names: Callable[[Sequence[tuple[Inode, str]]], Awaitable[None]] = _tell_nobody
     """Makes the kernel look names up again, each with its directory. May wait for requests in these: hold no lock."""
     moving: dict[int, trio.Event] = field(default_factory=dict)
-    """Directories whose rename S3 has yet to follow, by inode; set when it has."""
+    """Directories whose rename S3 has yet to follow, by inode; set when it has, or when it is planned anew."""
     extras: Extras = field(init=False)
 
     def __post_init__(self) -> None:
         """Open what is kept beside the rows."""
         self.extras = Extras(self.database)
+
+    @cached_property
+    def moves(self) -> MoveTable:
+        """The directory renames that S3 has yet to follow."""
+        return MoveTable(self.database)
 
     def node(self, inode: int) -> Node:
         """Return the row of an inode. Raises OSError(ESTALE): nothing is known of that number."""
@@ -301,13 +308,15 @@ class Volume:
         """Whether what S3 shows below *prefix* is on its way to another name, seen from outside of what moves."""
         if not self.moving:
             return False
+        # Also where something is on its way to: a target that is a name here has a row there, the others are nobody's.
         return any(
-            prefix.startswith(move.source) and not seen_from.startswith(move.source)
-            for move in self.journal.moves()
+            prefix.startswith(place) and not seen_from.startswith(place)
+            for row in self.moves.all()
+            for place in (row.source, row.target)
         )
 
     def move_around(self, directory: int) -> trio.Event | None:
-        """Return what to wait for before changing anything in *directory*: a pending rename of it or around it."""
+        """Return what to wait for before S3 has *directory* where its path says: a pending rename of it or around it."""
         if not self.moving:
             return None
         node = self.node(directory)
@@ -315,13 +324,6 @@ class Volume:
             if node.id in self.moving:
                 return self.moving[node.id]
             node = self.node(node.parent)
-        return None
-
-    def move_within(self, directory: int) -> trio.Event | None:
-        """Return what to wait for before moving *directory* itself: a pending rename of something inside it."""
-        for inode, event in self.moving.items():
-            if self.is_below(self.node(inode), directory):
-                return event
         return None
 
     # How things look

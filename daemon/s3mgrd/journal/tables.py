@@ -1,4 +1,4 @@
-"""The journal's tables in mount.db: staged files, uploads begun, deletes, directory moves, repeated calls.
+"""The journal's tables in mount.db: staged files, uploads begun, deletes, repeated calls. Directory renames: `moves`.
 
 SQL and nothing else; the columns are explained in `s3mgrd.cache.schema`.
 """
@@ -64,17 +64,6 @@ class WriteRow(NamedTuple):
     size: int
     mtime: str | None
     etag: str | None
-
-
-class MoveRow(NamedTuple):
-    """One row of moves."""
-
-    inode: int
-    source: str
-    target: str
-    source_parent: int
-    source_name: str
-    since_ns: int
 
 
 class Journal:
@@ -267,8 +256,12 @@ class Journal:
         return None if row is None else DeleteRow._make(row)
 
     def deletes(self, *, limit: int = 1000) -> list[DeleteRow]:
-        """Return pending deletes that nobody holds back."""
-        rows = self._execute("SELECT * FROM deletes WHERE holder IS NULL LIMIT ?", (limit,))
+        """Return pending deletes that nobody holds back, but those of what has yet to be moved away from there."""
+        rows = self._execute(
+            "SELECT * FROM deletes WHERE holder IS NULL AND NOT EXISTS "
+            "(SELECT 1 FROM inodes WHERE remote_key = key AND name IS NOT NULL) LIMIT ?",
+            (limit,),
+        )
         return [DeleteRow._make(row) for row in rows]
 
     def held_deletes(self) -> list[DeleteRow]:
@@ -329,37 +322,6 @@ class Journal:
             "SELECT key FROM writes WHERE key >= ? AND key < ?", (prefix, prefix + "\U0010ffff")
         )
         return {str(row[0]) for row in rows}
-
-    # Directory moves
-
-    def add_move(self, row: MoveRow) -> None:
-        """Note a directory rename that S3 has to follow."""
-        with self._database.transaction() as db:
-            db.execute("INSERT OR REPLACE INTO moves VALUES (?, ?, ?, ?, ?, ?)", row)
-
-    def moves(self) -> list[MoveRow]:
-        """Return the directory renames that S3 has yet to follow, oldest first."""
-        return [
-            MoveRow._make(row) for row in self._execute("SELECT * FROM moves ORDER BY since_ns")
-        ]
-
-    def moved(self, inode: int) -> dict[str, tuple[str, str]]:
-        """Return what a move has copied: source key → (etag copied, etag it became)."""
-        rows = self._execute("SELECT key, etag, new_etag FROM moved WHERE inode = ?", (inode,))
-        return {str(key): (str(etag), str(new_etag)) for key, etag, new_etag in rows}
-
-    def add_moved(self, inode: int, key: str, etag: str, new_etag: str) -> None:
-        """Note one copied key of a move."""
-        with self._database.transaction() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO moved VALUES (?, ?, ?, ?)", (inode, key, etag, new_etag)
-            )
-
-    def drop_move(self, inode: int) -> None:
-        """Forget a move that is done."""
-        with self._database.transaction() as db:
-            db.execute("DELETE FROM moves WHERE inode = ?", (inode,))
-            db.execute("DELETE FROM moved WHERE inode = ?", (inode,))
 
     # Repeated calls
 

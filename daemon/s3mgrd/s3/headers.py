@@ -12,6 +12,7 @@ from s3mgrd.s3.answers import Answer
 from s3mgrd.s3.metadata import encode_metadata
 from s3mgrd.s3.port import ObjectHead
 
+SSE: Final = "x-amz-server-side-encryption"
 DESCRIPTIVE: Final[Mapping[str, str]] = {
     "cache-control": "CacheControl",
     "content-disposition": "ContentDisposition",
@@ -22,7 +23,7 @@ DESCRIPTIVE: Final[Mapping[str, str]] = {
 """Headers that belong to the metadata: copied with it or replaced with it. Each with its name in botocore."""
 PLACING: Final[Mapping[str, str]] = {
     "x-amz-website-redirect-location": "WebsiteRedirectLocation",
-    "x-amz-server-side-encryption": "ServerSideEncryption",
+    SSE: "ServerSideEncryption",
     "x-amz-server-side-encryption-aws-kms-key-id": "SSEKMSKeyId",
     "x-amz-server-side-encryption-bucket-key-enabled": "BucketKeyEnabled",
 }
@@ -57,6 +58,12 @@ def placing_params(head: ObjectHead) -> dict[str, object]:
     if head.storage_class is not None:
         params["StorageClass"] = head.storage_class
     return params
+
+
+def is_ordinary(head: ObjectHead) -> bool:
+    """Whether a copy that is told nothing but the storage class is like *head*: no redirect, no key of its own."""
+    told = {header: value for header, value in head.headers.items() if header in PLACING}
+    return told in ({}, {SSE: "AES256"})
 
 
 def describing_params(head: ObjectHead) -> dict[str, object]:
