@@ -29,7 +29,7 @@ def render(results: Results, expectations: Expectations) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results.platform.items())
     parts = [HEAD, f"Run with {versions}.\n", "## Side by side\n", _table(results.runs)]
     parts += _deaths(results.runs)
-    parts += ["## What s3mgr does not pass\n", *_own(results.runs, expectations)]
+    parts += ["## s3mgr\n", *_own(results.runs, expectations)]
     rivals = [run for run in results.runs if run.peer != OWN]
     if rivals:
         parts += ["## What the others do not pass\n", *_others(rivals)]
@@ -78,6 +78,15 @@ def _own(runs: Sequence[Run], expectations: Expectations) -> Iterator[str]:
         if names:
             yield f"{len(names)} of {rule.tool}, {rule.outcome}. {rule.reason}\n"
             yield _details(names)
+    loads = [
+        f"{run.tool} over {run.server}: {'; '.join(case.name for case in run.cases)}"
+        for run in sorted(own, key=lambda run: (run.tool, run.server))
+        if run.tool in ("fsx", "dbench")
+    ]
+    if loads:
+        yield "How much was run:\n"
+        yield from (f"- {load}" for load in loads)
+        yield ""
     surprises = [(run, text) for run in own for text in expectations.surprises(run)]
     if surprises:
         yield "**Not expected:**\n"

@@ -85,7 +85,6 @@ STRESSORS: Final = (
     "fpunch",
     "fsize",
     "fstat",
-    "getdent",
     "handle",
     "hdd",
     "io",
@@ -108,7 +107,8 @@ STRESSORS: Final = (
     "xattr",
     "aio",
 )
-"""stress-ng's stressors of files and directories; not those of other file systems, of chattr and of /proc."""
+"""stress-ng's stressors of files and directories; not those of other file systems, of chattr and of /proc, and not getdent,
+which walks the whole machine and every mount on it."""
 
 
 KILL_LIMIT_S: Final = 10.0

@@ -17,7 +17,6 @@ STRESSORS: Final = (
     "dir",
     "fpunch",
     "fstat",
-    "getdent",
     "hdd",
     "iomix",
     "lockf",
