@@ -23,6 +23,7 @@
     │   └── WorkerLost         the worker went away during a request
     ├── Archived               the object must be restored from cold storage first
     ├── Unsupported            this store or kernel cannot do it
+    ├── Unforeseen             a call of S3 failed in a way that no rule knows
     ├── Corrupt                a file of ours is damaged or from a newer version
     └── Defect                 a worker met an error that nobody foresaw
 
@@ -159,6 +160,10 @@ class Archived(S3mgrError):
 
 class Unsupported(S3mgrError):
     """The store or the kernel does not implement it."""
+
+
+class Unforeseen(S3mgrError):
+    """A call of S3 failed in a way that no rule knows, e.g. with an error code of the store's own. Not tried again."""
 
 
 class Corrupt(S3mgrError):

@@ -33,6 +33,7 @@ FAILURES: dict[str, Answer] = {
     "gone": error("404 Not Found", "NoSuchKey", "gone"),
     "changed": error("412 Precondition Failed", "PreconditionFailed", "changed"),
     "unknown": error("501 Not Implemented", "NotImplemented", "not here"),
+    "strange": error("400 Bad Request", "OurOwnInvention", "nobody knows this"),
 }
 for answer in FAILURES.values():
     answer.headers["x-amz-request-id"] = REQUEST_ID
@@ -111,6 +112,7 @@ def site(module_lab: Lab) -> Iterator[Site]:
         ("gone", errno.ESTALE, ""),
         ("changed", errno.ESTALE, ""),
         ("unknown", errno.EOPNOTSUPP, "not here"),
+        ("strange", errno.EIO, "nobody knows this"),
     ],
 )
 def test_reading_fails_with_the_errno_of_the_table(
@@ -136,6 +138,7 @@ def test_reading_fails_with_the_errno_of_the_table(
         ("broken", errno.EIO, "We are sorry."),
         ("hangs", errno.ETIMEDOUT, "did not give an answer in time"),
         ("unknown", errno.EOPNOTSUPP, "not here"),
+        ("strange", errno.EIO, "nobody knows this"),
     ],
 )
 def test_closing_what_s3_does_not_take_fails_and_the_data_is_kept(
@@ -150,6 +153,27 @@ def test_closing_what_s3_does_not_take_fails_and_the_data_is_kept(
     assert path.read_bytes() == b"kept"
     wait_for(f"the status lists {name!r}", lambda: said in site.failed_uploads().get(name, ""))
     assert f"upload of {name} failed and is kept" in site.log()
+
+
+@pytest.mark.parametrize("operation", ["read", "flush"])
+def test_what_nobody_foresaw_is_logged_with_the_request_and_a_stack(
+    site: Site, operation: str
+) -> None:
+    """Who has to find out what a store means needs both."""
+    if operation == "read":
+        with pytest.raises(OSError, match=r"\[Errno"):
+            (site.mount / "read" / "strange").read_bytes()
+    else:
+        with pytest.raises(OSError, match=r"\[Errno"):
+            (site.mount / "strange").write_bytes(b"kept")
+    lines = site.log().splitlines()
+    record = next(
+        number
+        for number, line in enumerate(lines)
+        if f" {operation}: " in line and "nobody knows this" in line and REQUEST_ID in line
+    )
+    assert " WARNING " in lines[record]
+    assert lines[record + 1].startswith("Traceback")
 
 
 def test_a_delete_that_a_retention_denies_is_tried_again_and_said_so(site: Site) -> None:

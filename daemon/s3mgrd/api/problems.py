@@ -98,6 +98,9 @@ ERRORS: Final[dict[type[errors.S3mgrError], Kind]] = {
     errors.WorkerLost: Kind(_T.MOUNT_FAILED, 502, "The mount's worker failed", retryable=True),
     errors.Archived: Kind(_T.CONFLICT, 409, "The object is archived"),
     errors.Unsupported: Kind(_T.UNSUPPORTED, 501, "Not supported here"),
+    errors.Unforeseen: Kind(
+        _T.BUCKET_UNREACHABLE, 502, "S3 refuses for a reason that is not known"
+    ),
     errors.Corrupt: _INTERNAL,
     errors.Defect: _INTERNAL,
     MalformedRequest: _BAD_REQUEST,

@@ -18,6 +18,7 @@ from s3mgrd.errors import (
     TimedOut,
     TooLarge,
     Unavailable,
+    Unforeseen,
     Unsupported,
     UserError,
 )
@@ -35,6 +36,7 @@ ERRNOS: tuple[tuple[type[BaseException], int], ...] = (
     (Unavailable, errno.EIO),
     (Archived, errno.EIO),
     (Unsupported, errno.EOPNOTSUPP),
+    (Unforeseen, errno.EIO),
     (Corrupt, errno.EIO),
     (S3mgrError, errno.EIO),
 )
@@ -51,5 +53,5 @@ def errno_of(error: BaseException) -> int:
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether *error* is in the table, so that a log line needs no stack."""
-    return isinstance(error, OSError | S3mgrError)
+    """Whether *error* is one of the table's, neither a bug nor `Unforeseen`, so that a log line needs no stack."""
+    return isinstance(error, OSError | S3mgrError) and not isinstance(error, Unforeseen)

@@ -19,6 +19,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from s3mgrd.cache.nodes import ROOT, Inode, Node
+from s3mgrd.errors import S3mgrError
 from s3mgrd.fs.attribute_changes import WAS_ABSENT, AttributeChange, without_privileges
 from s3mgrd.fs.entry_caches import EntryCaches
 from s3mgrd.fs.errnos import errno_of, is_expected
@@ -159,10 +160,10 @@ class Operations(pyfuse3.Operations):
         self.fs.health.note(error)
         if isinstance(error, OSError):
             return  # a name that is not there, a directory that is not empty …
-        if is_expected(error):
-            request = getattr(error, "request_id", None)
-            text = f" (request {request})" if request else ""
-            stack = error if log.isEnabledFor(logging.DEBUG) else None
+        if isinstance(error, S3mgrError):
+            text = f" (request {error.request_id})" if error.request_id else ""
+            wants_stack = log.isEnabledFor(logging.DEBUG) or not is_expected(error)
+            stack = error if wants_stack else None
             log.warning("%s: %s%s", operation, error, text, exc_info=stack)
         else:
             log.error("%s: unforeseen %s", operation, type(error).__name__, exc_info=error)

@@ -29,6 +29,7 @@ from s3mgrd.errors import (
     TimedOut,
     TooLarge,
     Unavailable,
+    Unforeseen,
     Unsupported,
     UserError,
 )
@@ -205,8 +206,8 @@ RENEWABLE: Final = frozenset(
 def map_failure(exc: Exception, exchange: Exchange, target: Target) -> CallFailed:
     """Say what *exc* means. The caller raises the result ``from`` *exc*.
 
-    An exception that no rule knows becomes `Unavailable` and is not tried again; it is logged by whoever handles
-    it, with *exc* as its cause.
+    An exception that no rule knows becomes `Unforeseen` and is not tried again; whoever handles it logs it with its
+    stack, of which *exc* is the end.
     """
     if isinstance(exc, CallFailed):
         return exc
@@ -228,10 +229,10 @@ def map_failure(exc: Exception, exchange: Exchange, target: Target) -> CallFaile
         )
     if isinstance(exc, (ShortBody, ClosedEarly, NotHttp, WaitedTooLong, ProxyRefused, OSError)):
         return _from_network(exc, exchange, target)
-    detail = f"{target.operation} failed in an unforeseen way: {type(exc).__name__}"
-    if isinstance(exc, BotoCoreError):
-        detail = f"{target.operation} failed: {exc}"
-    return CallFailed(Unavailable(detail), code=type(exc).__name__, ambiguous=exchange.sent)
+    # What botocore says is free of secrets; of any other exception nobody knows.
+    said = str(exc) if isinstance(exc, BotoCoreError) else type(exc).__name__
+    error = Unforeseen(f"{target.operation} failed: {said}", request_id=request_id(exchange))
+    return CallFailed(error, code=type(exc).__name__, ambiguous=exchange.sent)
 
 
 # Any: a tree of dicts and strings
@@ -296,7 +297,7 @@ def _rule_of_status(status: int) -> _Rule:
         return _BROKEN
     if status in (401, 403):
         return _DENIED
-    return _Rule(UserError, "{endpoint} refuses {operation}: {said}")
+    return _Rule(Unforeseen, "{endpoint} refuses {operation} of {what}: {said}")
 
 
 def _wrong_region(

@@ -49,6 +49,7 @@ EXPECTED = {
     errors.WorkerLost: (502, "mount-failed"),
     errors.Archived: (409, "conflict"),
     errors.Unsupported: (501, "unsupported"),
+    errors.Unforeseen: (502, "bucket-unreachable"),
     errors.Corrupt: (500, "internal"),
     errors.Defect: (500, "internal"),
     problems.MalformedRequest: (400, "invalid-request"),

@@ -24,6 +24,7 @@ SEMANTICS = Path(__file__).parents[3] / "docs" / "semantics.md"
         (errors.TimedOut("x"), errno.ETIMEDOUT),
         (errors.Unavailable("x"), errno.EIO),
         (errors.Archived("x"), errno.EIO),
+        (errors.Unforeseen("x"), errno.EIO),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), errno.ENOSPC),
         (FileNotFoundError(errno.ENOENT, "x"), errno.ENOENT),
         (ZeroDivisionError(), errno.EIO),

@@ -23,6 +23,7 @@ from s3mgrd.errors import (
     TimedOut,
     TooLarge,
     Unavailable,
+    Unforeseen,
     Unsupported,
     UserError,
 )
@@ -97,7 +98,7 @@ ANSWERS: list[tuple[Call, Answer, type[S3mgrError], str, str]] = [
     (put, error("400 Bad Request", "RequestTimeout"), TimedOut, "waited too long", ""),
     (put, error("400 Bad Request", "XAmzContentSHA256Mismatch", "x"), Unavailable, "damaged", ""),
     (put, error("507 Full", "XMinioStorageFull"), Unavailable, "no space", ""),
-    (put, error("400 Bad Request", "SomethingNew", "hm"), UserError, "refuses PutObject: hm", ""),
+    (put, error("400 Bad Request", "SomethingNew", "hm"), Unforeseen, "refuses PutObject of 'a key' in bucket 'bucket': hm", ""),
     (put, Answer("502 Bad Gateway", b"<html>nginx</html>"), Unavailable, "failed", ""),
     (put, Answer("429 Too Many", b""), Unavailable, "fewer requests", ""),
     (probe, Answer("200 OK", b"<html>hello</html>", {"Content-Type": "text/html"}), InvalidSpec, "does not speak S3: it answered 200 with text/html", "port"),
