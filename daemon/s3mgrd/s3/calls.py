@@ -31,6 +31,12 @@ NO_PARAMS: Final[Params] = {}
 
 LISTINGS: Final = frozenset({"ListObjectsV2", "ListMultipartUploads"})
 """Operations whose answers `s3mgrd.s3.listing` reads, from `Exchange.body`."""
+LIGHT: Final = frozenset(
+    {"CopyObject", "HeadObject", "ListObjectsV2", "DeleteObject", "DeleteObjects"}
+)
+"""Operations that carry no object's data: the network hardly notices them, and whoever makes many waits for each."""
+LIGHT_FACTOR: Final = 4
+"""So many times as many of these as of transfers may be made at the same time."""
 EXPECTED: Final = frozenset({304, 404, 412, 416})
 """Statuses that are answers rather than errors for the statistics."""
 
@@ -38,8 +44,8 @@ EXPECTED: Final = frozenset({304, 404, 412, 416})
 class Calls:
     """Makes the calls of one store. Any number of tasks may use it.
 
-    `limiter` bounds requests at the same time; it is held for an attempt, transfer of the body included, and not while
-    waiting for the next attempt.
+    `limiter` bounds transfers at the same time, `light` the requests that are none; held for an attempt, transfer of the body
+    included, and not while waiting for the next attempt.
     """
 
     def __init__(
@@ -63,7 +69,18 @@ class Calls:
         self._signs_payload: Final = not settings.anonymous and self.endpoint.startswith("http:")
         self.retry: Final = RetryPolicy(settings.retry_deadline_s)
         self.limiter: Final = trio.CapacityLimiter(settings.concurrency)
+        self.light: Final = trio.CapacityLimiter(LIGHT_FACTOR * settings.concurrency)
         self.stats: Final = StoreStats()
+
+    @property
+    def running(self) -> int:
+        """How many requests are being made."""
+        return int(self.limiter.borrowed_tokens + self.light.borrowed_tokens)
+
+    def set_concurrency(self, requests: int) -> None:
+        """Let at most *requests* transfers run at the same time; those that run already go on."""
+        self.limiter.total_tokens = requests
+        self.light.total_tokens = LIGHT_FACTOR * requests
 
     async def call(
         self,
@@ -122,8 +139,10 @@ class Calls:
             key=key,
         )
 
+        limiter = self.light if operation in LIGHT else self.limiter
+
         async def attempt() -> T:
-            async with self.limiter:
+            async with limiter:
                 return await self._attempt(target, given, body, finish)
 
         def note(failure: CallFailed, delay_s: float) -> None:

@@ -165,15 +165,15 @@ class S3Store:
     @property
     def requests_running(self) -> int:
         """How many requests are being made."""
-        return int(self._calls.limiter.borrowed_tokens)
+        return self._calls.running
 
     def set_retry_deadline(self, seconds: float) -> None:
         """Try failing calls again for *seconds*, also those that are being retried now."""
         self._calls.retry.deadline_s = seconds
 
     def set_concurrency(self, requests: int) -> None:
-        """Let at most *requests* run at the same time; those that run already go on."""
-        self._calls.limiter.total_tokens = requests
+        """Let at most *requests* transfers run at the same time; those that run already go on."""
+        self._calls.set_concurrency(requests)
 
     def set_credentials(self, provider: CredentialProvider) -> None:
         """Sign the next request with keys from *provider*. An anonymous store stays anonymous."""

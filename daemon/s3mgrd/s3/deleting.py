@@ -6,6 +6,7 @@ from typing import Final
 
 import trio
 
+from s3mgrd.errors import BucketNotFound
 from s3mgrd.s3.answers import Answer
 from s3mgrd.s3.calls import Calls
 from s3mgrd.s3.conditions import DELETE, NO_ETAG, ConditionalWrites, quoted
@@ -13,6 +14,8 @@ from s3mgrd.s3.port import REPLACED, DeleteFailure
 from s3mgrd.s3.retry import CallFailed
 
 _NOT_IN_XML: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+_NO_BATCHES: Final = frozenset({404, 405, 501})
+"""Statuses of stores that do not know DeleteObjects at all."""
 _REFUSED: Final = frozenset({400, 501})
 """Statuses with which a store says that it does not know what an ETag is doing there."""
 
@@ -20,7 +23,7 @@ _REFUSED: Final = frozenset({400, 501})
 async def delete_batch(
     calls: Calls, conditions: ConditionalWrites, keys: Sequence[str], if_match: Mapping[str, str]
 ) -> list[DeleteFailure]:
-    """Delete *keys* with one DeleteObjects; those that XML cannot carry one by one.
+    """Delete *keys* with one DeleteObjects; those that XML cannot carry, or all where the store has no such call, one by one.
 
     Raises:
         S3mgrError: the batch as a whole failed; whether some keys were deleted is unknown.
@@ -35,12 +38,15 @@ async def delete_batch(
         try:
             answer = await _delete(calls, {key: versions.get(key) for key in plain})
         except CallFailed as failure:
-            raise failure.error from failure
-        failures += [
-            DeleteFailure(e.get("Key", ""), e.get("Code", ""), e.get("Message", ""))
-            for e in answer.get("Errors", [])
-            if e.get("Code") != "NoSuchKey"
-        ]
+            if failure.status not in _NO_BATCHES or isinstance(failure.error, BucketNotFound):
+                raise failure.error from failure
+            odd = list(keys)
+        else:
+            failures += [
+                DeleteFailure(e.get("Key", ""), e.get("Code", ""), e.get("Message", ""))
+                for e in answer.get("Errors", [])
+                if e.get("Code") != "NoSuchKey"
+            ]
     waiting = iter(odd)
 
     async def delete_odd() -> None:
@@ -54,7 +60,7 @@ async def delete_batch(
                 failures.append(DeleteFailure(key, code, failure.error.detail))
 
     async with trio.open_nursery() as nursery:
-        for _ in range(min(len(odd), int(calls.limiter.total_tokens))):
+        for _ in range(min(len(odd), int(calls.light.total_tokens))):
             nursery.start_soon(delete_odd)
     return failures
 
@@ -69,7 +75,9 @@ async def _find_out(
     try:
         answer = await _delete(calls, {probed: NO_ETAG})
     except CallFailed as failure:
-        if failure.status not in _REFUSED:
+        if failure.status not in _REFUSED | _NO_BATCHES or isinstance(
+            failure.error, BucketNotFound
+        ):
             raise failure.error from failure
         conditions.note_unsupported(DELETE)
         return keys
