@@ -17,15 +17,15 @@ from typing import Final
 import trio
 
 from s3mgrd.cache.nodes import Inode
-from s3mgrd.errors import S3mgrError, Unavailable
+from s3mgrd.errors import S3mgrError
+from s3mgrd.fs.deletes import Deleter
 from s3mgrd.fs.move import Mover
 from s3mgrd.fs.objects import Objects
 from s3mgrd.fs.stages import Stages
-from s3mgrd.fs.strays import Strays, find_unseen
+from s3mgrd.fs.strays import Strays
 from s3mgrd.fs.upload import Uploader
 from s3mgrd.fs.volume import Volume
-from s3mgrd.journal.tables import DeleteRow
-from s3mgrd.s3.port import MAX_DELETE_KEYS, REPLACED
+from s3mgrd.s3.port import MAX_DELETE_KEYS
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ class Syncer:
         self._mover = mover
         self._kernel_holds = kernel_holds
         self._strays = Strays(volume)
+        self.deleter = Deleter(volume)
         self._wanted = trio.Event()
         self._progress = trio.Event()
         self._running: set[Hashable] = set()
@@ -232,7 +233,7 @@ class Syncer:
             yield ("upload", inode), partial(self._uploader.commit, inode, only_due=only_due)
         deletes = volume.journal.deletes(limit=MAX_DELETE_KEYS)
         if deletes:
-            yield "deletes", partial(self._delete, deletes)
+            yield "deletes", partial(self.deleter.delete, deletes)
         for key in self._strays.pending():
             yield ("stray", key), partial(self._strays.resolve, key)
         for key, upload_id in volume.journal.abandoned():
@@ -260,52 +261,6 @@ class Syncer:
             self._progress.set()
             self._progress = trio.Event()
             self.wake()
-
-    async def _delete(self, rows: list[DeleteRow]) -> None:
-        volume = self._volume
-        async with volume.locks.holding(*[("key", row.key) for row in rows]):
-            keys = [
-                row.key
-                for row in rows
-                if volume.journal.pending_delete(row.key) is not None
-                and not any(node.name is not None for node in volume.nodes.with_remote_key(row.key))
-            ]
-            if not keys:  # all of them wait for renames, whose ends wake the loop
-                await trio.sleep(REST_S)
-                return
-            answers = await volume.store.delete_many(keys, if_match=await self._versions(rows))
-            failures = [failure for failure in answers if failure.code != REPLACED]
-            failed = {failure.key for failure in failures}
-            for answer in answers:
-                if answer.code == REPLACED:
-                    log.info("%s is not deleted: somebody replaced it first", answer.key)
-                    self._distrust(answer.key)
-            with volume.database.transaction():
-                done = [key for key in keys if key not in failed]
-                volume.journal.drop_deletes(done)
-                for key in done:
-                    volume.changes.note_key(key)
-        if failures:
-            first = failures[0]
-            raise Unavailable(
-                f"{len(failures)} objects were not deleted; {first.key}: {first.code} {first.message}"
-            )
-
-    async def _versions(self, rows: list[DeleteRow]) -> dict[str, str]:
-        """Return which version is to be deleted at each key: what another writer put there meanwhile is not ours."""
-        versions = {}
-        for row in rows:
-            if row.etag is None:
-                continue
-            unseen = await find_unseen(self._volume, row.key)
-            versions[row.key] = row.etag if unseen is None else unseen.etag
-        return versions
-
-    def _distrust(self, key: str) -> None:
-        """Have the directory of *key* listed again: what lies there was hidden as if it were deleted."""
-        directory = self._volume.named_at(key.rpartition("/")[0] + "/" if "/" in key else "")
-        if directory is not None:
-            self._volume.distrust(directory.id)
 
     async def _abort(self, key: str, upload_id: str) -> None:
         await self._volume.store.abort_multipart(key, upload_id)

@@ -139,6 +139,7 @@ class MemoryStore:
             moment and advances by 1 ms a write, so that tests see the same times always.
         before: called with operation and key before each call.
         calls: how many calls of each operation were begun.
+        kept: keys that a batch does not delete, each with the code that it answers.
         bucket_exists: False makes every call fail with `BucketNotFound`.
         min_part_bytes: smallest part but the last; tests make it small.
     """
@@ -153,6 +154,7 @@ class MemoryStore:
         self.conditions = Conditions(*[conditions] * 5)
         self.calls: Counter[Operation] = Counter()
         self.before: Callable[[Operation, str], None] | None = None
+        self.kept: dict[str, str] = {}
         self.bucket_exists = True
         self.min_part_bytes = MIN_PART_BYTES
         self.max_copy_bytes = MAX_COPY_BYTES
@@ -334,6 +336,9 @@ class MemoryStore:
         failures = []
         async with self._call("delete_many", ""):
             for key in keys:
+                if key in self.kept:
+                    failures.append(DeleteFailure(key, self.kept[key], "it stays"))
+                    continue
                 try:
                     if key in self._objects and self.conditions.delete != "unsupported":
                         self._check(key, Condition(if_match=if_match.get(key)))

@@ -53,6 +53,13 @@ def _trouble(
     errors = fs.syncer.errors()
     if errors:
         return "changes-failed", f"changes are kept and tried again: {errors[0]}"
+    refused = fs.syncer.deleter.refused()
+    if refused:
+        return (
+            "delete-refused",
+            f"S3 keeps {len(refused)} {'object' if len(refused) == 1 else 'objects'} that were removed, and the mount shows them "
+            f"again; {refused[-1].key}: {refused[-1].reason}",
+        )
     if damaged is not None:
         return "metadata-damaged", str(damaged)
     return "", ""

@@ -259,6 +259,23 @@ async def test_a_store_that_refuses_versions_is_sent_none() -> None:
         assert "<ETag>" not in server.requests[-1].body.decode()
 
 
+@pytest.mark.parametrize("answer", ["501 Not Implemented", "405 Method Not Allowed"])
+async def test_a_store_without_batches_is_sent_single_deletes(answer: str) -> None:
+    script = [
+        error(answer, "NotImplemented"),
+        Answer(status="204 No Content"),
+        error("403 Forbidden", "AccessDenied"),
+        Answer(status="204 No Content"),
+    ]
+    async with (
+        serve(script) as server,
+        open_store(settings(server.url, concurrency=1)) as store,
+    ):
+        (failure,) = await store.delete_many(["a", "b", "c"])
+        assert failure.code == "AccessDenied"
+        assert [request.method for request in server.requests] == ["POST", *["DELETE"] * 3]
+
+
 async def test_a_key_that_is_gone_tells_nothing_of_the_store() -> None:
     script = [not_deleted("a", "NoSuchKey"), DELETED]
     async with serve(script) as server, open_store(settings(server.url)) as store:
