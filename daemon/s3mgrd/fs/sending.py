@@ -29,6 +29,7 @@ MIB: Final = 1 << 20
 FETCH_BYTES: Final = 2 * MIB
 SINGLE_PUT_PARTS: Final = 2
 """Files up to so many parts' size go with one PUT: three requests fewer, and the ETag is the content's MD5."""
+INLINE_BYTES: Final = 32 << 10
 
 
 class CopyUnsupported(Exception):
@@ -110,7 +111,13 @@ class Sender:
         if plan.size > MAX_OBJECT_BYTES:
             raise TooLarge(f"{key} has {plan.size} bytes; S3 takes objects of up to 5 TiB")
         if plan.size <= SINGLE_PUT_PARTS * plan.part_size:
-            body = FileSlice(stage.file.data_fd, 0, plan.size) if plan.size else b""
+            # A small one goes with the head of the request; it was written a moment ago, so no disk is waited for.
+            small = plan.size <= INLINE_BYTES
+            body = (
+                stage.file.read(0, plan.size)
+                if small
+                else FileSlice(stage.file.data_fd, 0, plan.size)
+            )
             return await self._volume.store.put(
                 key,
                 body,
