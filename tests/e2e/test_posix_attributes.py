@@ -197,6 +197,16 @@ def test_a_program_written_by_another_loses_setuid_and_setgid(place: Path) -> No
     assert _bits(thing) == 0o777
 
 
+def test_a_program_cut_by_another_loses_setuid_and_setgid_but_not_by_root(place: Path) -> None:
+    thing = make("file", place / "thing", BOB)
+    thing.chmod(0o6777)
+    os.truncate(thing, 10)
+    thing.open("wb").close()
+    assert _bits(thing) == 0o6777
+    allowed(lambda: os.truncate(thing, 5), user=ALICE)
+    assert _bits(thing) == 0o777
+
+
 @pytest.mark.parametrize("kind", TYPES)
 def test_times_are_kept_to_the_nanosecond(place: Path, kind: str) -> None:
     thing = make(kind, place / "thing")
