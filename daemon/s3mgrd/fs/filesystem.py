@@ -47,6 +47,7 @@ class FileSystem:
     ) -> None:
         self.volume = volume
         self.kernel_holds = kernel_holds
+        self.health = Health(volume.store, volume.settings.prefix)
         self.metadata = Metadata(volume, kernel_holds)
         self.lister = Lister(volume, nursery, self.metadata)
         asker = Asker(volume, nursery, self.lister, self.metadata)
@@ -89,13 +90,13 @@ class FileSystem:
             self.objects,
             self.mover,
             kernel_holds,
+            self.health.note,
         )
         self.pruner = Pruner(
             volume,
             is_listing=lambda inode: self.lister.running(inode) is not None,
             kernel_holds=kernel_holds,
         )
-        self.health = Health(volume.store, volume.settings.prefix)
         self.counters = Counters()
 
     def recover(self, *, is_database_lost: bool = False) -> None:

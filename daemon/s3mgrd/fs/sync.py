@@ -17,7 +17,7 @@ from typing import Final
 import trio
 
 from s3mgrd.cache.nodes import Inode
-from s3mgrd.errors import S3mgrError
+from s3mgrd.errors import BucketNotFound, S3mgrError
 from s3mgrd.fs.deletes import Deleter
 from s3mgrd.fs.move import Mover
 from s3mgrd.fs.objects import Objects
@@ -80,6 +80,7 @@ class Syncer:
         objects: Objects,
         mover: Mover,
         kernel_holds: Callable[[Inode], bool],
+        note_bucket_gone: Callable[[BucketNotFound], None],
     ) -> None:
         self._volume = volume
         self._stages = stages
@@ -87,6 +88,7 @@ class Syncer:
         self._objects = objects
         self._mover = mover
         self._kernel_holds = kernel_holds
+        self._note_bucket_gone = note_bucket_gone
         self._strays = Strays(volume)
         self.deleter = Deleter(volume)
         self._wanted = trio.Event()
@@ -251,6 +253,8 @@ class Syncer:
             delay_s = min(FIRST_RETRY_S * 2 ** (tries - 1), LAST_RETRY_S)
             self._failures[subject] = _Failure(tries, trio.current_time() + delay_s, str(error))
             log.warning("%s: %s; next try in %.0f s", _describe(subject), error, delay_s)
+            if isinstance(error, BucketNotFound):
+                self._note_bucket_gone(error)  # perhaps nobody else asks for anything
         else:
             self._failures.pop(subject, None)
             if subject != "deletes":

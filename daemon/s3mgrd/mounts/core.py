@@ -17,7 +17,7 @@ from s3mgr.schema import LogTail, MountStatus
 from s3mgrd.config import Config
 from s3mgrd.errors import Conflict, NotMounted, S3mgrError, Stopping, TimedOut
 from s3mgrd.mounts.link import Link
-from s3mgrd.mounts.machine import UP, Reason
+from s3mgrd.mounts.machine import Reason
 from s3mgrd.mounts.operations import RunningOperation
 from s3mgrd.mounts.ports import DescribeProblem, Kernel, Workers
 from s3mgrd.mounts.service import UnmountMode
@@ -137,8 +137,8 @@ class MountCore(ABC):
 
     @property
     def is_up(self) -> bool:
-        """Whether programs can use it, at least by waiting."""
-        return self.status_keeper.state in UP
+        """Whether it is served; see `StatusKeeper.is_up`."""
+        return self.status_keeper.is_up
 
     def set_goal(self, goal: Goal, *, superseded: S3mgrError | None = None) -> None:
         """Work towards *goal* from now on; what went on is interrupted.

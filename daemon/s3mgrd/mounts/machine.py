@@ -7,6 +7,9 @@
                    ▼            ▼            ▼
                  failed ◀── draining ──▶ unmounted
 
+A mount whose bucket is gone is failed although it is served (`BUCKET_GONE`), and the only one that goes from there to
+mounted or degraded without an attempt.
+
 `Reason` slugs are API: `status.reason` carries one, and programs may compare it.
 """
 
@@ -38,6 +41,7 @@ class Reason(StrEnum):
     WORKER_CRASH_LOOP = (
         "worker-crash-loop"  # workers died too often; asking for a restart tries again
     )
+    BUCKET_GONE = "bucket-gone"  # the bucket was deleted under the mount; goes on when it is back
     # draining
     UNMOUNTING = "unmounting"  # an unmount was asked for
     DAEMON_STOPPING = "daemon-stopping"  # the daemon stops; mounted again at its next start
@@ -65,11 +69,12 @@ _TRANSITIONS: Final[dict[MountState, frozenset[MountState]]] = {
     # back to "mounted": the tree was busy. "pending": it is wanted again while it drains.
     "draining": frozenset({"mounted", "degraded", "unmounted", "failed", "pending"}),
     "unmounted": frozenset({"pending", "draining", "failed"}),
-    "failed": frozenset({"pending", "mounting", "draining", "unmounted"}),
+    # to "mounted" and "degraded": the bucket was gone and is back, or its worker is being replaced.
+    "failed": frozenset({"pending", "mounting", "mounted", "degraded", "draining", "unmounted"}),
 }
 
 UP: Final[frozenset[MountState]] = frozenset({"mounted", "degraded"})
-"""States in which programs can use the mount, at least by waiting."""
+"""States in which programs can use the mount, at least by waiting; see also `StatusKeeper.is_up`."""
 
 
 def may_follow(old: MountState, new: MountState) -> bool:

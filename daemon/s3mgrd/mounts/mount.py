@@ -19,7 +19,7 @@ import trio
 from s3mgrd.errors import Conflict, S3mgrError, Stopping, TimedOut, Unavailable
 from s3mgrd.mounts.core import Goal, MountCore, Surroundings
 from s3mgrd.mounts.link import new_connection_id
-from s3mgrd.mounts.machine import UP, Reason
+from s3mgrd.mounts.machine import Reason
 from s3mgrd.mounts.operations import RunningOperation
 from s3mgrd.mounts.session import describe_exit
 from s3mgrd.mounts.store import MountRecord
@@ -425,7 +425,6 @@ class MountActor(MountCore):
                 pass  # SessionEnded: the session notes it
 
     def _show_health(self) -> None:
-        state, reason = self.status_keeper.state, self.status_keeper.now.reason
-        ours = reason in (Reason.WORKER_RESTARTING, Reason.WORKER_REPLACED)
-        if state in UP and not ours:
+        ours = (Reason.WORKER_RESTARTING, Reason.WORKER_REPLACED)
+        if self.is_up and self.status_keeper.now.reason not in ours:
             self.status_keeper.show_health()

@@ -8,10 +8,14 @@ from typing import Final
 import msgspec
 
 from s3mgr.schema import FlushReport, MountState, MountStatus
-from s3mgrd.mounts.machine import Reason, may_follow
+from s3mgrd.mounts.machine import UP, Reason, may_follow
 from s3mgrd.worker.protocol import StatusEvent
 
 log = logging.getLogger(__name__)
+
+BUCKET_GONE_HINT: Final = (
+    "Make the bucket again: the mount goes on by itself, and what S3 does not have is kept."
+)
 
 
 class StatusKeeper:
@@ -34,6 +38,11 @@ class StatusKeeper:
     def state(self) -> MountState:
         """The state alone."""
         return self._status.state
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the mount is served: programs can use it, by waiting or, without a bucket, by what is on this machine."""
+        return self.state in UP or self._status.reason == Reason.BUCKET_GONE
 
     def enter(
         self,
@@ -77,10 +86,14 @@ class StatusKeeper:
         event = self._health
         if event is None:
             return
-        if event.health == "degraded":
-            self.enter("degraded", event.reason or "degraded", event.message)
-        elif self.state == "degraded":
-            self.enter("mounted", Reason.READY)
+        match event.health:
+            case "degraded":
+                self.enter("degraded", event.reason or "degraded", event.message)
+            case "bucket-gone":
+                self.enter("failed", Reason.BUCKET_GONE, event.message, hint=BUCKET_GONE_HINT)
+            case "ok":
+                if self.state != "mounted":
+                    self.enter("mounted", Reason.READY)
 
     def forget_health(self) -> None:
         """Note that another worker begins, which has said nothing yet."""

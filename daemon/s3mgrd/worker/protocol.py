@@ -227,7 +227,7 @@ class ErrorReply(Struct, frozen=True, kw_only=True, tag="error"):
 class StatusEvent(Struct, frozen=True, kw_only=True, tag="status-event"):
     """What the worker knows of itself; sent when it changes, at most twice a second."""
 
-    health: Literal["ok", "degraded"]
+    health: Literal["ok", "degraded", "bucket-gone"]
     reason: str = ""
     message: str = ""
     dirty_bytes: int = 0

@@ -1,6 +1,7 @@
 """How a mount is, as its worker tells the supervisor: what S3 lacks, and what is wrong, the worst first."""
 
 from dataclasses import asdict
+from typing import Literal
 
 from s3mgr.schema import ConditionSupport, FailedUpload
 from s3mgrd.cache.damage import SetAside
@@ -16,8 +17,11 @@ def status_of(fs: FileSystem, damaged: SetAside | None) -> StatusEvent:
     failed = inspection.failed_uploads(fs)
     conflicts, conflict_bytes = fs.volume.journal.count_conflicts()
     reason, message = _trouble(fs, failed, damaged)
+    health: Literal["ok", "degraded", "bucket-gone"] = "degraded" if reason else "ok"
+    if isinstance(fs.health.trouble, BucketNotFound):
+        health = "bucket-gone"
     return StatusEvent(
-        health="degraded" if reason else "ok",
+        health=health,
         reason=reason,
         message=message,
         dirty_bytes=left.bytes,
@@ -67,7 +71,7 @@ def _trouble(
 
 def _reason(error: S3mgrError) -> str:
     if isinstance(error, BucketNotFound):
-        return "bucket-not-found"
+        return "bucket-gone"
     if isinstance(error, CredentialsRejected):
         return "credentials-rejected"
     return "access-denied" if isinstance(error, Denied) else "s3-unavailable"

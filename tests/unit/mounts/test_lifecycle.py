@@ -593,6 +593,45 @@ async def test_what_the_worker_reports_is_shown(autojump_clock: MockClock) -> No
         assert mount.status.dirty_bytes == 0
 
 
+async def test_a_mount_whose_bucket_is_gone_is_failed_and_goes_on_when_it_is_back(
+    autojump_clock: MockClock,
+) -> None:
+    """It is served all the while: nobody mounts it anew, and it can be flushed, restarted and changed."""
+    gone = status_event(health="bucket-gone", reason="bucket-gone", message="no", dirty_bytes=5)
+    async with control() as c:
+        await c.mount()
+        worker = c.workers.live("data")
+        worker.emit(gone)
+        status = (await c.wait_state("failed")).status
+        assert (status.reason, status.message, status.dirty_bytes) == ("bucket-gone", "no", 5)
+        assert "goes on by itself" in status.hint
+        assert status.retry_at is None
+        await trio.sleep(1000)
+        assert c.workers.live("data") is worker
+        await c.manager.flush_mount(ROOT, "data", timeout_s=1.0)
+
+        worker.emit(status_event())
+        assert (await c.wait_state("mounted")).status.hint == ""
+
+        # Whoever replaces its worker asks again; the next one finds out by itself.
+        worker.emit(gone)
+        await c.wait_state("failed")
+        operation = await c.manager.restart_mount(ROOT, "data")
+        assert (await c.manager.wait_operation(operation.id)).state == "succeeded"
+        assert (await c.wait_state("mounted")).status.reason == "resumed"
+
+        c.workers.live("data").emit(gone)
+        await c.wait_state("failed")
+        c.workers.live("data").die()
+        await c.wait_state("degraded")
+        await c.wait_state("mounted")
+
+        c.workers.live("data").emit(gone)
+        await c.wait_state("failed")
+        assert (await unmount(c)).state == "succeeded"
+        assert not c.kernel.is_mounted("data")
+
+
 async def test_what_a_worker_reports_before_it_serves_is_shown(autojump_clock: MockClock) -> None:
     """It says once how it is, perhaps before the mount is up; the next worker begins anew."""
     trouble = [status_event(health="degraded", reason="metadata-damaged", message="set aside")]

@@ -17,12 +17,10 @@ ILLEGAL: frozenset[tuple[MountState, MountState]] = frozenset(
         ("mounted", "pending"),
         ("degraded", "pending"),
         ("draining", "mounting"),
-        # What is down comes up only by way of an attempt.
+        # What is down comes up only by way of an attempt. Only "failed" may be up: without its bucket.
         ("unmounted", "mounting"),
         ("unmounted", "mounted"),
         ("unmounted", "degraded"),
-        ("failed", "mounted"),
-        ("failed", "degraded"),
     }
 )
 
