@@ -39,6 +39,7 @@ from s3mgr.schema.mounts import (
     MountStats,
     MountStatus,
     OperationCount,
+    PendingRename,
 )
 from s3mgr.schema.operations import (
     Operation,
@@ -88,6 +89,7 @@ __all__ = [
     "OperationList",
     "OperationState",
     "OptionDoc",
+    "PendingRename",
     "Problem",
     "ProblemType",
     "Progress",

@@ -110,6 +110,23 @@ class ConditionSupport(Struct, frozen=True, kw_only=True):
     delete: Support = "unknown"
 
 
+class PendingRename(Struct, frozen=True, kw_only=True):
+    """The rename of a directory that S3 has yet to follow: paths in the mount, and how far it is.
+
+    Totals are what is known so far, 0 at first. `error`: what the last try failed with.
+    """
+
+    id: str
+    source: str
+    target: str
+    since: datetime
+    objects_done: int = 0
+    objects_total: int = 0
+    bytes_done: int = 0
+    bytes_total: int = 0
+    error: str = ""
+
+
 class MountStatus(Struct, frozen=True, kw_only=True):
     """What is: observed by the daemon, never set by the user."""
 
@@ -127,6 +144,7 @@ class MountStatus(Struct, frozen=True, kw_only=True):
     dirty_files: int = 0
     pending_operations: int = 0
     failed_uploads: list[FailedUpload] = field(default_factory=list)
+    renames: list[PendingRename] = field(default_factory=list)
     conflicts: int = 0
     conflict_bytes: int = 0
     conditional_writes: Support = "unknown"

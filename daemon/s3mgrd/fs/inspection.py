@@ -12,6 +12,7 @@ from s3mgr.schema import (
     FailedUpload,
     MountStats,
     OperationCount,
+    PendingRename,
 )
 from s3mgrd.errors import UserError
 from s3mgrd.fs.filesystem import FileSystem
@@ -22,6 +23,10 @@ CONFLICT_PAGE_BYTES: Final = 16 << 10
 """Bytes of paths in one page of conflict copies: a message to the supervisor has a limit."""
 MAX_FAILED: Final = 100
 """Failed uploads that are listed; more are counted only."""
+MAX_RENAMES: Final = 20
+"""Renames that are listed, the oldest first."""
+SHORT_NS: Final = NS
+"""What S3 follows sooner is nothing to tell of."""
 
 
 def stats(fs: FileSystem, *, uptime_s: float) -> MountStats:
@@ -74,6 +79,33 @@ def failed_uploads(fs: FileSystem) -> list[FailedUpload]:
             )
         )
         if len(found) == MAX_FAILED:
+            break
+    return found
+
+
+def pending_renames(fs: FileSystem) -> list[PendingRename]:
+    """List the renames of directories that S3 has yet to follow."""
+    volume = fs.volume
+    found = []
+    for row in volume.moves.all() if volume.moving else ():
+        node = volume.nodes.get(row.inode)
+        if node is None or node.is_detached or volume.now_ns() - row.since_ns < SHORT_NS:
+            continue
+        progress = fs.mover.progress(row)
+        found.append(
+            PendingRename(
+                id=f"{row.inode}-{row.since_ns}",
+                source=row.source.removeprefix(volume.settings.prefix),
+                target=volume.path(node),
+                since=as_time(row.since_ns),
+                objects_done=progress.objects_done,
+                objects_total=progress.objects,
+                bytes_done=progress.bytes_done,
+                bytes_total=progress.bytes,
+                error=fs.syncer.error_of(("move", row.inode)),
+            )
+        )
+        if len(found) == MAX_RENAMES:
             break
     return found
 

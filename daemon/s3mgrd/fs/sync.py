@@ -135,6 +135,11 @@ class Syncer:
         """Return what the last tries of failing work said."""
         return sorted({failure.error for failure in self._failures.values()})
 
+    def error_of(self, subject: Hashable) -> str:
+        """Return what the last try of one piece of work said; empty: it did not fail."""
+        failure = self._failures.get(subject)
+        return "" if failure is None else failure.error
+
     async def flush(self) -> None:
         """Send everything now, also what waits for its next try; returns when nothing is left or all of it failed again.
 

@@ -6,14 +6,14 @@ Concurrency: see `mount`.
 import logging
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import msgspec
 import trio
 
-from s3mgr.schema import LogTail, MountStatus
+from s3mgr.schema import LogTail, MountStatus, PendingRename
 from s3mgrd.config import Config
 from s3mgrd.errors import Conflict, NotMounted, S3mgrError, Stopping, TimedOut
 from s3mgrd.mounts.link import Link
@@ -61,6 +61,7 @@ class Surroundings:
         changed: called when the mount's status changed; no checkpoint.
         forgotten: called when the mount is gone and its name is free; no checkpoint.
         conflict: called with what becomes of a conflict copy of the mount; no checkpoint.
+        renames: called with the renames of directories that S3 has yet to follow, as the worker says; no checkpoint.
         jitter: returns a number in [0, 1).
     """
 
@@ -73,6 +74,7 @@ class Surroundings:
     changed: Callable[["MountCore"], None]
     forgotten: Callable[["MountCore"], None]
     conflict: Callable[["MountCore", ConflictEvent], None]
+    renames: Callable[["MountCore", Sequence[PendingRename]], None]
     supervisor_uid: int
     jitter: Callable[[], float] = field(default=random.random)
 

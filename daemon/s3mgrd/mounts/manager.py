@@ -9,7 +9,7 @@ store and for waiting until a name is free, never for S3 or a worker. Lock order
 import importlib.metadata
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ from s3mgr.schema import (
     MountRequest,
     MountStats,
     Operation,
+    PendingRename,
     Readiness,
     RestoredConflict,
 )
@@ -45,6 +46,7 @@ from s3mgrd.mounts.events import EventLog
 from s3mgrd.mounts.mount import MountActor
 from s3mgrd.mounts.operations import Operations, RunningOperation
 from s3mgrd.mounts.ports import DescribeProblem, Kernel, Workers
+from s3mgrd.mounts.renames import RenameOperations
 from s3mgrd.mounts.reports import decode_report
 from s3mgrd.mounts.service import Principal, UnmountMode
 from s3mgrd.mounts.store import EventRecord, MountRecord, OperationRecord, Store
@@ -127,6 +129,7 @@ class Manager:
         self._operations: Final = Operations(
             store, identity.boot_id, describe, self._operation_changed
         )
+        self._renames: Final = RenameOperations(self._operations)
         self._actors: dict[str, MountActor] = {}
         self._around: Final = Surroundings(
             config=config,
@@ -138,6 +141,7 @@ class Manager:
             changed=self._mount_changed,
             forgotten=self._mount_forgotten,
             conflict=self._mount_conflict,
+            renames=self._mount_renames,
             supervisor_uid=os.geteuid(),
         )
         self._declaring: Final = Declaring(
@@ -267,8 +271,13 @@ class Manager:
 
     # What changed.
 
+    def _mount_renames(self, actor: MountCore, pending: Sequence[PendingRename]) -> None:
+        self._renames.report(actor.name, actor.record.owner_uid, pending)
+
     def _mount_changed(self, actor: MountCore) -> None:
         status = actor.status_keeper.now
+        if status.state == "unmounted":
+            self._renames.stop(actor.name)
         self._events.publish(
             "mount.state",
             actor.name,
@@ -282,6 +291,7 @@ class Manager:
         )
 
     def _mount_forgotten(self, actor: MountCore) -> None:
+        self._renames.stop(actor.name)
         self._actors.pop(actor.name, None)
         self._events.publish("mount.removed", actor.name, owner_uid=actor.record.owner_uid)
 

@@ -410,6 +410,7 @@ class MountActor(MountCore):
         match event:
             case StatusEvent():
                 self.status_keeper.report(event)
+                self.around.renames(self, event.renames)
                 self._unmounting.progress(event)
                 self._show_health()
             case ConflictEvent():

@@ -66,12 +66,14 @@ class RunningOperation:
 
     def progress(self, *, done: int, total: int | None) -> None:
         """Report how many bytes are done."""
-        if not self.is_running:
+        self.report(Progress(done=done, total=total, unit="bytes"))
+
+    def report(self, progress: Progress, message: str = "") -> None:
+        """Report how far it is, and what goes wrong meanwhile."""
+        operation = self.operation
+        if not self.is_running or (progress, message) == (operation.progress, operation.message):
             return
-        progress = Progress(done=done, total=total, unit="bytes")
-        if progress == self.operation.progress:
-            return
-        self._replace(progress=progress)
+        self._replace(progress=progress, message=message)
         now = trio.current_time()
         if now - self._last_progress >= PROGRESS_INTERVAL_S:
             self._last_progress = now
@@ -158,6 +160,34 @@ class Operations:
         running = RunningOperation(record, self._describe, self._changed)
         self._all[operation.id] = running
         self._listener(record)
+        return running
+
+    def follow(
+        self,
+        operation_id: str,
+        kind: OperationKind,
+        *,
+        target: str,
+        owner_uid: int,
+        detail: str,
+        created_at: datetime,
+    ) -> RunningOperation:
+        """Begin one that goes on elsewhere, or take it up again though it was given up; stored when it ends. No checkpoint."""
+        self._unstored.pop(operation_id, None)
+        operation = Operation(
+            id=operation_id,
+            kind=kind,
+            target=target,
+            state="running",
+            created_at=created_at,
+            boot_id=self._boot_id,
+            detail=detail,
+        )
+        running = RunningOperation(
+            OperationRecord(operation=operation, owner_uid=owner_uid), self._describe, self._changed
+        )
+        self._all[operation_id] = running
+        self._listener(running.record)
         return running
 
     def get(self, operation_id: str) -> RunningOperation:

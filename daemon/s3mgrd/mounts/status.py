@@ -116,6 +116,7 @@ class StatusKeeper:
             dirty_files=event.dirty_files,
             pending_operations=event.pending_operations,
             failed_uploads=event.failed_uploads,
+            renames=event.renames,
             conflicts=event.conflicts,
             conflict_bytes=event.conflict_bytes,
             conditional_writes=event.conditional_writes,

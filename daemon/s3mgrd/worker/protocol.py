@@ -25,6 +25,7 @@ from s3mgr.schema import (
     FailedUpload,
     LiveOptions,
     MountSpec,
+    PendingRename,
 )
 
 PROTOCOL_VERSION = 1
@@ -234,6 +235,7 @@ class StatusEvent(Struct, frozen=True, kw_only=True, tag="status-event"):
     dirty_files: int = 0
     pending_operations: int = 0
     failed_uploads: list[FailedUpload] = field(default_factory=list)
+    renames: list[PendingRename] = field(default_factory=list)
     conflicts: int = 0
     conflict_bytes: int = 0
     conditional_writes: Literal["supported", "unsupported", "unknown"] = "unknown"

@@ -28,6 +28,7 @@ def status_of(fs: FileSystem, damaged: SetAside | None) -> StatusEvent:
         dirty_files=left.files,
         pending_operations=left.operations,
         failed_uploads=failed,
+        renames=inspection.pending_renames(fs),
         conflicts=conflicts,
         conflict_bytes=conflict_bytes,
         conditional_writes=fs.volume.store.conditions.writes,

@@ -21,6 +21,7 @@ from s3mgr.schema import (
     FlushReport,
     LogTail,
     MountList,
+    PendingRename,
     Progress,
 )
 
@@ -37,6 +38,10 @@ from .fake_daemon import (
     make_problem,
 )
 
+RENAME = PendingRename(
+    id="7-1", source="d/", target="e/", since=datetime(2026, 1, 2, tzinfo=UTC),
+    objects_done=3, objects_total=9, bytes_done=1 << 20, bytes_total=3 << 20, error="no",
+)  # fmt: skip
 FAILED = FailedUpload(path="a/b.bin", size_bytes=2048, error="AccessDenied", since=WHEN, tries=3)
 
 
@@ -442,6 +447,7 @@ class TestShow:
             dirty_bytes=2048,
             dirty_files=1,
             failed_uploads=[FAILED],
+            renames=[RENAME],
             log_tail=["last words"],
         )
         spec = msgspec.structs.replace(
@@ -458,6 +464,7 @@ class TestShow:
             "not in S3 yet:       2.0 KiB in 1 file",
             "credentials:         given with the mount (not shown)",
             "  read_only = true",
+            "  d/    e/      3/9  1.0 MiB/3.0 MiB  2026-01-02T00:00:00Z  no",
             "  a/b.bin  2.0 KiB      3  2024-05-17T08:30:00Z  -      AccessDenied",
             "  last words",
         ):

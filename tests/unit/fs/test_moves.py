@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from s3mgrd.errors import Denied, TimedOut, Unavailable
-from s3mgrd.fs import move, sync
+from s3mgrd.fs import inspection, move, sync
 from s3mgrd.fs.attribute_changes import AttributeChange
 from s3mgrd.fs.tree import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.unit.fs.conftest import Lab, settings
@@ -369,6 +369,33 @@ async def test_the_old_name_is_free_when_s3_has_followed(
                 hold.release()
         await lab.settle()
         assert lab.stored() == ["d/", "e/a"]
+
+
+async def test_it_is_told_how_far_a_rename_is(lab: Lab, autojump_clock: MockClock) -> None:
+    fill(lab, *(f"d/{n}" for n in range(9)))
+
+    def refuse(operation: str, key: str) -> None:
+        if operation == "copy" and key == "p/e/5":
+            raise Denied(f"{key} must not be written")
+
+    lab.store.before = refuse
+    async with lab.mounted() as fs:
+        await lab.mkdir("p")
+        await lab.rename("d", "p/e")
+        assert inspection.pending_renames(fs) == []  # nobody wants to hear of what takes no time
+        await lab.settle()
+        lab.later(2)
+        (told,) = inspection.pending_renames(fs)
+        assert (told.source, told.target) == ("d/", "p/e/")
+        assert (told.objects_done, told.objects_total) == (8, 9)
+        assert (told.bytes_done, told.bytes_total) == (24, 27)
+        assert told.error == "p/e/5 must not be written"
+    async with lab.mounted() as fs:
+        (again,) = inspection.pending_renames(fs)
+        assert again.id == told.id
+        lab.store.before = None
+        await lab.settle()
+        assert inspection.pending_renames(fs) == []
 
 
 # S3 that is away, refuses, or was left in the middle

@@ -18,7 +18,7 @@ from s3mgr.cli.output import (
 from s3mgr.cli.parameters import TARGET
 
 if TYPE_CHECKING:
-    from s3mgr.schema import FailedUpload, Mount
+    from s3mgr.schema import FailedUpload, Mount, PendingRename
 
 
 @click.command(short_help="Show everything about a mount.")
@@ -78,6 +78,8 @@ def render_mount(mount: "Mount", *, color: bool) -> str:
     )
     if changed := _changed_options(mount):
         text += "\noptions that are not the default:\n" + _indent(changed)
+    if status.renames:
+        text += "\nrenamed directories that S3 has yet to follow:\n" + _renames(status.renames)
     if status.failed_uploads:
         text += "\nuploads that failed (the data is kept and tried again):\n"
         text += render_failed_uploads(status.failed_uploads)
@@ -102,6 +104,25 @@ def render_failed_uploads(uploads: "list[FailedUpload]") -> str:
             for upload in uploads
         ],
         right=frozenset(("SIZE", "TRIES")),
+    )
+    return _indent(table.splitlines())
+
+
+def _renames(renames: "list[PendingRename]") -> str:
+    table = render_table(
+        ("FROM", "TO", "OBJECTS", "SIZE", "SINCE", "ERROR"),
+        [
+            (
+                printable(rename.source),
+                printable(rename.target),
+                f"{rename.objects_done}/{rename.objects_total or '?'}",
+                f"{human_size(rename.bytes_done)}/{human_size(rename.bytes_total)}",
+                timestamp(rename.since),
+                printable(rename.error) or "-",
+            )
+            for rename in renames
+        ],
+        right=frozenset(("OBJECTS", "SIZE")),
     )
     return _indent(table.splitlines())
 
