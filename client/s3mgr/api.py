@@ -25,6 +25,7 @@ from s3mgr.schema import (
     Event,
     FlushReport,
     FlushRequest,
+    HurryRequest,
     Info,
     InvalidateReport,
     InvalidateRequest,
@@ -37,6 +38,7 @@ from s3mgr.schema import (
     Problem,
     RestoreConflictRequest,
     RestoredConflict,
+    UploadQueue,
 )
 from s3mgr.transport import (
     HOST_VARIABLE,
@@ -250,6 +252,28 @@ class Client:
     def discard_conflict(self, name: str, conflict_id: int) -> None:
         """Throw a conflict copy away, for good."""
         self._call("DELETE", _mount(name, f"conflicts/{conflict_id}"))
+
+    def mount_queue(self, name: str, *, cursor: str | None = None, limit: int = 100) -> UploadQueue:
+        """Get one page of what waits to be uploaded in the background, and the totals."""
+        query = {"cursor": cursor, "limit": limit}
+        return self.decode(self._call("GET", _mount(name, "queue"), query=query).body, UploadQueue)
+
+    def pause_queue(self, name: str) -> UploadQueue:
+        """Hold uploads in the background back, until `resume_queue`; gives the totals."""
+        return self.decode(self._call("POST", _mount(name, "queue/pause")).body, UploadQueue)
+
+    def resume_queue(self, name: str) -> UploadQueue:
+        """Let uploads in the background go on; gives the totals."""
+        return self.decode(self._call("POST", _mount(name, "queue/resume")).body, UploadQueue)
+
+    def hurry_upload(self, name: str, path: str) -> UploadQueue:
+        """Have the file at *path* uploaded next; gives the totals."""
+        try:
+            body = msgspec.json.encode(HurryRequest(path=path))
+        except UnicodeEncodeError as exc:
+            raise InvalidRequest("the path is not valid UTF-8") from exc
+        answer = self._call("POST", _mount(name, "queue/hurry"), body=body)
+        return self.decode(answer.body, UploadQueue)
 
     def mount_stats(self, name: str) -> MountStats:
         """Get the counters of the mount's worker."""

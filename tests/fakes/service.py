@@ -32,8 +32,10 @@ from s3mgr.schema import (
     OperationKind,
     OperationState,
     Problem,
+    QueuedFile,
     Readiness,
     RestoredConflict,
+    UploadQueue,
 )
 from s3mgrd.errors import (
     Conflict,
@@ -63,6 +65,9 @@ class FakeService(MountService):
         self.mounts: dict[str, Mount] = {}
         self.operations: dict[str, Operation] = {}
         self.conflicts: list[ConflictCopy] = []
+        self.queue: list[QueuedFile] = []
+        self.is_paused = False
+        self.writers_waiting = 0
         self.failures: dict[str, BaseException] = {}
         self.calls: list[tuple[str, dict[str, Any]]] = []  # Any: whatever a method takes
         self.auto_end: OperationState | None = "succeeded"
@@ -289,6 +294,58 @@ class FakeService(MountService):
             raise NotFound(f"there is no conflict copy {conflict_id}")
         self.conflicts.remove(found[0])
         return found[0]
+
+    async def mount_queue(
+        self, who: Principal, name: str, *, cursor: str | None, limit: int
+    ) -> UploadQueue:
+        await trio.lowlevel.checkpoint()
+        self._note("mount_queue", who=who, name=name, cursor=cursor, limit=limit)
+        self._authorise(who, self._find(name))
+        start = int(cursor or 0)
+        end = start + limit
+        return msgspec.structs.replace(
+            self._queue_totals(),
+            items=self.queue[start:end],
+            cursor=str(end) if limit > 0 and end < len(self.queue) else None,
+        )
+
+    async def pause_queue(self, who: Principal, name: str) -> UploadQueue:
+        await trio.lowlevel.checkpoint()
+        self._note("pause_queue", who=who, name=name)
+        self._authorise(who, self._find(name))
+        self.is_paused = True
+        return self._queue_totals()
+
+    async def resume_queue(self, who: Principal, name: str) -> UploadQueue:
+        await trio.lowlevel.checkpoint()
+        self._note("resume_queue", who=who, name=name)
+        self._authorise(who, self._find(name))
+        self.is_paused = False
+        return self._queue_totals()
+
+    async def hurry_upload(self, who: Principal, name: str, *, path: str) -> UploadQueue:
+        await trio.lowlevel.checkpoint()
+        self._note("hurry_upload", who=who, name=name, path=path)
+        self._authorise(who, self._find(name))
+        if path not in [file.path for file in self.queue]:
+            raise NotFound(f"{path!r} does not wait to be uploaded", hint="look again")
+        self.queue.sort(key=lambda file: file.path != path)
+        return self._queue_totals()
+
+    def _queue_totals(self) -> UploadQueue:
+        return UploadQueue(
+            total_files=len(self.queue),
+            total_bytes=sum(file.size_bytes for file in self.queue),
+            dirty_limit_bytes=1 << 20,
+            is_paused=self.is_paused,
+            writers_waiting=self.writers_waiting,
+        )
+
+    def add_queued(self, path: str, **fields: Any) -> QueuedFile:  # noqa: ANN401 - whatever a file has
+        """Let a file wait to be uploaded."""
+        values: dict[str, Any] = {"size_bytes": 3, "since": EPOCH, "state": "waiting"}
+        self.queue.append(QueuedFile(path=path, **(values | fields)))
+        return self.queue[-1]
 
     async def mount_logs(
         self, who: Principal, name: str, *, lines: int, offset: int | None

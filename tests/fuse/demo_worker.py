@@ -28,6 +28,7 @@ from s3mgr.schema import (
     MountSpec,
     MountStats,
     RestoredConflict,
+    UploadQueue,
 )
 from s3mgrd.errors import CredentialsRejected, NotFound
 from s3mgrd.fuse.abi import Opcode
@@ -187,6 +188,24 @@ class Service:
     async def discard_conflict(self, conflict_id: int) -> None:
         """Have none."""
         raise NotFound("no such copy")
+
+    async def queue(self, cursor: str | None, limit: int) -> UploadQueue:
+        """Have nothing to upload."""
+        return UploadQueue(
+            total_files=0, total_bytes=0, dirty_limit_bytes=0, is_paused=False, writers_waiting=0
+        )
+
+    async def pause_queue(self) -> UploadQueue:
+        """Have nothing to hold back."""
+        return await self.queue(None, 0)
+
+    async def resume_queue(self) -> UploadQueue:
+        """Have nothing to let go."""
+        return await self.queue(None, 0)
+
+    async def hurry_upload(self, path: str) -> UploadQueue:
+        """Have none."""
+        raise NotFound("no such file waits")
 
     async def flush(self, timeout_s: float) -> FlushReport:
         """Hang, if that much time was given."""

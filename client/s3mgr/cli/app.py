@@ -25,6 +25,7 @@ COMMANDS: Final = (
     "show",
     "cache",
     "conflicts",
+    "queue",
     "flush",
     "invalidate",
     "restart",

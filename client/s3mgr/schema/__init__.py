@@ -50,6 +50,7 @@ from s3mgr.schema.operations import (
 )
 from s3mgr.schema.options import LiveOptions, MountOptions, OptionDoc, option_docs
 from s3mgr.schema.problems import FieldError, Problem, ProblemType
+from s3mgr.schema.queue import HurryRequest, QueuedFile, UploadQueue
 from s3mgr.schema.system import Info, KernelInfo, Readiness
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "FlushReport",
     "FlushRequest",
     "HiddenKey",
+    "HurryRequest",
     "Info",
     "InvalidateReport",
     "InvalidateRequest",
@@ -93,8 +95,10 @@ __all__ = [
     "Problem",
     "ProblemType",
     "Progress",
+    "QueuedFile",
     "Readiness",
     "RestoreConflictRequest",
     "RestoredConflict",
+    "UploadQueue",
     "option_docs",
 ]

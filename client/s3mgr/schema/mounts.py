@@ -143,6 +143,7 @@ class MountStatus(Struct, frozen=True, kw_only=True):
     dirty_bytes: int = 0
     dirty_files: int = 0
     pending_operations: int = 0
+    uploads_paused: bool = False
     failed_uploads: list[FailedUpload] = field(default_factory=list)
     renames: list[PendingRename] = field(default_factory=list)
     conflicts: int = 0

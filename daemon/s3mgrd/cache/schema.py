@@ -44,8 +44,10 @@ staged      One row per inode that has a staging file (journal/staging.py).
     condition        What the upload must find: "match" base_etag, "absent", or "always".
     conflict         1: never tried again by itself. With a name: S3 takes no such file. Without: another writer was first,
                      and the data is (or, once discarded, was) a conflict copy; who has it open goes on with it alone.
-    error, since_ns, tries             The last failure; error NULL: none.
+    since_ns         Since when S3 lacks something of it.
+    error, tries     The last failure, and how many there were; error NULL: none.
     retry_ns         From when on the upload is due, uploads that are due going in this order; NULL: somebody still writes.
+                     0 and less: it was hurried, the last one is the least.
 conflicts   Conflict copies: what an upload that another writer outran was to write. The data are the staging files of that
             inode, and its row in staged stays with it; no other inode ever gets the number, which is the copy's id.
     path             Where it was to be when it lost, relative to the mount.
@@ -68,7 +70,8 @@ writes      One row per request that may be changing a key now, written before i
 calls       Changes made through the kernel that may not be answered yet: number is that of the repeat ring
             (worker/ring.py), written in the change's own transaction, so that a repeated request is answered and
             not done again. inode: what it made, or 0.
-meta        Facts about the file: connection_id (whose inodes the kernel may hold), bucket identity.
+meta        Facts about the file: connection_id (whose inodes the kernel may hold), bucket identity, and uploads_paused (1:
+            uploads in the background are held back until the user says otherwise).
 """
 
 from sqlite_utils import Database, Migrations

@@ -13,6 +13,8 @@ from s3mgrd.cache.nodes import Inode
 
 MIB: Final = 1 << 20
 NS: Final = 1_000_000_000
+PAUSED: Final = "uploads_paused"
+"""In mount.db's meta: "1" while uploads in the background are held back."""
 MAX_BONUS_S: Final = 60
 """A file of a few bytes overtakes what was queued up to so many seconds before it; each MiB costs one of them."""
 FILES_SHARE: Final = 4
@@ -32,6 +34,8 @@ class Backlog:
         self._shrunk = trio.Event()
         self._max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FILES_SHARE
         self.bytes = 0
+        self.is_paused = False
+        """Whether uploads in the background are held back; what is queued stays queued."""
         self.waiting = 0
         """How many writers wait for room."""
 

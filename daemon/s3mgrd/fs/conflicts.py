@@ -246,7 +246,7 @@ class Conflicts:
             )
             self._stages.win_back(inode, stage)
             volume.journal.drop_conflict(inode)
-            volume.journal.retry_staged(inode, now_ns)
+            self._stages.make_due(inode, now_ns)
             volume.changes.note(parent, name)
             volume.touch(parent)
 

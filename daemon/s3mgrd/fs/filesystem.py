@@ -12,6 +12,7 @@ from s3mgrd.cache.nodes import ROOT, Inode, Kind, Marker, Node
 from s3mgrd.errors import Conflict
 from s3mgrd.fs.asking import Asker
 from s3mgrd.fs.attribute_changes import AttributeChanges
+from s3mgrd.fs.backlog import PAUSED
 from s3mgrd.fs.conflicts import Conflicts
 from s3mgrd.fs.health import Counters, Health
 from s3mgrd.fs.listing import Lister
@@ -257,6 +258,8 @@ def adopt_database(volume: Volume, *, bucket: str, connection_id: str) -> bool:
                 "writes",
             ):
                 db.execute(f"DELETE FROM {table}")  # noqa: S608 - names from the line above
+            if before is not None:
+                database.set_meta(PAUSED, "0")  # it was said of another bucket's files
         if nodes.get(ROOT) is None:
             db.execute(
                 "INSERT INTO inodes (id, parent, name, kind, mtime_ns, marker, attributes_known) VALUES (?, 0, '', ?, ?, ?, 1)",
@@ -270,7 +273,7 @@ def adopt_database(volume: Volume, *, bucket: str, connection_id: str) -> bool:
                 nodes.drop(node.id)
             db.execute("UPDATE deletes SET holder = NULL")
             journal.drop_calls()
-            journal.retry_staged(None, volume.now_ns())
+            journal.retry_all_staged(volume.now_ns())
         database.set_meta(BUCKET, bucket)
         database.set_meta(CONNECTION, connection_id)
     return is_resumed

@@ -16,7 +16,8 @@ from s3mgr.schema import (
 )
 from s3mgrd.errors import UserError
 from s3mgrd.fs.filesystem import FileSystem
-from s3mgrd.fs.volume import NS
+from s3mgrd.fs.volume import NS, Volume
+from s3mgrd.journal.tables import StagedRow
 from s3mgrd.s3.port import CallStats
 
 CONFLICT_PAGE_BYTES: Final = 16 << 10
@@ -70,7 +71,7 @@ def failed_uploads(fs: FileSystem) -> list[FailedUpload]:
         stage = fs.stages.get(node.id) if node is not None else None
         found.append(
             FailedUpload(
-                path=fs.volume.path(node) if node is not None else f"inode {row.inode}",
+                path=staged_path(fs.volume, row),
                 size_bytes=stage.file.size if stage is not None else 0,
                 error=row.error,
                 since=as_time(row.since_ns),
@@ -81,6 +82,12 @@ def failed_uploads(fs: FileSystem) -> list[FailedUpload]:
         if len(found) == MAX_FAILED:
             break
     return found
+
+
+def staged_path(volume: Volume, row: StagedRow) -> str:
+    """Return the path of a staged file, as people are told it."""
+    node = volume.nodes.get(row.inode)
+    return volume.path(node) if node is not None else f"inode {row.inode}"
 
 
 def pending_renames(fs: FileSystem) -> list[PendingRename]:

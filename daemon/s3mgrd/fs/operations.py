@@ -27,14 +27,11 @@ from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.handles import KEEPS_ENTRIES, Handles, read_handle
 from s3mgrd.fs.names import MAX_NAME_BYTES, decode_name
 from s3mgrd.fs.reader import Superseded
-from s3mgrd.fs.showing import BLOCK, Shower, absence, blank
+from s3mgrd.fs.showing import Shower, absence, blank, space
 from s3mgrd.fs.tree import Creator, Record
 
 log = logging.getLogger(__name__)
 
-CAPACITY_BLOCKS: Final = (
-    1 << 38
-)  # 1 PiB: S3 has no size, and programs refuse to write where nothing is free
 READDIR_ROWS: Final = 64
 """Read at a time. A reply to a usual program holds about 200, and what was read beyond them was read in vain."""
 MAX_REREADS: Final = 8
@@ -247,13 +244,8 @@ class Operations(pyfuse3.Operations):
 
     @_answer
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
-        """Show a size that does not stop anybody."""
-        data = pyfuse3.StatvfsData()
-        data.f_bsize = data.f_frsize = BLOCK
-        data.f_blocks = data.f_bfree = data.f_bavail = CAPACITY_BLOCKS
-        data.f_files = data.f_ffree = data.f_favail = 1 << 40
-        data.f_namemax = MAX_NAME_BYTES
-        return data
+        """Show how much can be written: what is written lies on the local disk until S3 has it."""
+        return space(self.fs.volume.staging.free_bytes())
 
     # Extended attributes
 

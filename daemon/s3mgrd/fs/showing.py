@@ -6,13 +6,17 @@ This runs for every entry of every listing, a hundred thousand times a second: i
 import stat
 from typing import Final
 
-from pyfuse3 import EntryAttributes, InodeT
+from pyfuse3 import EntryAttributes, InodeT, StatvfsData
 
 from s3mgrd.cache.nodes import Kind, Listed, Node
+from s3mgrd.fs.names import MAX_NAME_BYTES
 from s3mgrd.fs.stages import Stages
 from s3mgrd.fs.volume import Volume
 
 BLOCK: Final = 4096
+CAPACITY_BLOCKS: Final = (1 << 50) // BLOCK
+"""S3 has no size."""
+MAX_FILES: Final = 1 << 40
 _FILE: Final = int(Kind.FILE)
 _SPECIAL: Final = int(Kind.SPECIAL)
 _TYPES: Final = (0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
@@ -80,3 +84,18 @@ def absence(valid_s: float) -> EntryAttributes:
     entry.st_ino = InodeT(0)
     entry.entry_timeout = valid_s
     return entry
+
+
+def space(free_bytes: int) -> StatvfsData:
+    """Return what statfs says where *free_bytes* can be written before S3 has any of it.
+
+    The rest of an endless disk is free but not available, as what a disk reserves for root: df shows that nothing is
+    used, and how much can be written now.
+    """
+    data = StatvfsData()
+    data.f_bsize = data.f_frsize = BLOCK
+    data.f_blocks = data.f_bfree = CAPACITY_BLOCKS
+    data.f_bavail = min(free_bytes // BLOCK, CAPACITY_BLOCKS)
+    data.f_files = data.f_ffree = data.f_favail = MAX_FILES
+    data.f_namemax = MAX_NAME_BYTES
+    return data

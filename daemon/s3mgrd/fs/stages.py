@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from s3mgrd.cache.nodes import Inode, Kind, Node
-from s3mgrd.fs.backlog import Backlog, due_ns
+from s3mgrd.fs.backlog import PAUSED, Backlog, due_ns
 from s3mgrd.fs.recovery import note_purpose
 from s3mgrd.fs.volume import Volume
 from s3mgrd.journal.staging import StagedFile
@@ -55,6 +55,7 @@ class Stages:
 
     def recover(self) -> None:
         """Take over what the last worker left: dirty files stay, the rest is removed."""
+        self.backlog.is_paused = self._volume.database.get_meta(PAUSED) == "1"
         for row in self._volume.journal.all_staged():
             inode = Inode(row.inode)
             node = self._volume.nodes.get(inode)
@@ -66,7 +67,7 @@ class Stages:
                 continue
             try:
                 self._stages[inode] = self._load(node, row)
-                if row.dirty and row.retry_ns is not None:
+                if row.dirty and row.retry_ns is not None and not row.conflict:
                     self.backlog.add(inode, self._stages[inode].file.size)
             except OSError as error:
                 log.exception("staged data of inode %d cannot be read", inode)
@@ -141,9 +142,24 @@ class Stages:
             if inode in self._writers:
                 return False
             now_ns = due_ns(now_ns, size)
-        self._volume.journal.retry_staged(inode, now_ns)
-        self.backlog.add(inode, size)
+        self.make_due(inode, now_ns)
         return True
+
+    def make_due(self, inode: Inode, at_ns: int) -> None:
+        """Have a file uploaded in the background from *at_ns* on."""
+        self._volume.journal.retry_staged(inode, at_ns)
+        self.backlog.add(inode, self._stages[inode].file.size)
+
+    def failed(self, inode: Inode, *, is_final: bool) -> None:
+        """Note that an upload failed, and waits in the queue for its next try, or (*is_final*) for none.
+
+        One whose file is written again leaves the queue until that file is closed, however it came there.
+        """
+        stage = self._stages.get(inode)
+        if is_final:
+            self.backlog.drop(inode)
+        elif stage is not None and stage.dirty and inode not in self.backlog:
+            self.backlog.add(inode, stage.file.size)
 
     def sent(self, inode: Inode) -> None:
         """Note that S3 has a file."""

@@ -25,6 +25,7 @@ from s3mgrd.fs.stages import Stages
 from s3mgrd.fs.strays import Strays
 from s3mgrd.fs.upload import Uploader
 from s3mgrd.fs.volume import Volume
+from s3mgrd.journal.tables import HURRIED_NS
 from s3mgrd.s3.port import MAX_DELETE_KEYS
 
 log = logging.getLogger(__name__)
@@ -135,13 +136,19 @@ class Syncer:
         """Return what the last tries of failing work said."""
         return sorted({failure.error for failure in self._failures.values()})
 
+    def hurry(self, inode: Inode) -> None:
+        """Let the upload of a file not wait for its next try."""
+        self._failures.pop(("upload", inode), None)
+        self._rested_at.pop(("upload", inode), None)
+        self.wake()
+
     def error_of(self, subject: Hashable) -> str:
         """Return what the last try of one piece of work said; empty: it did not fail."""
         failure = self._failures.get(subject)
         return "" if failure is None else failure.error
 
     async def flush(self) -> None:
-        """Send everything now, also what waits for its next try; returns when nothing is left or all of it failed again.
+        """Send everything now, also what waits for its next try or was paused; returns when nothing is left or all of it failed again.
 
         Cancel to stop waiting; the work goes on.
         """
@@ -218,6 +225,8 @@ class Syncer:
     def _all(self) -> Iterator[tuple[Hashable, Work]]:
         """Yield all work there is: its subject, and how to do it."""
         volume = self._volume
+        for row in volume.journal.due_staged(HURRIED_NS, limit=BATCH):
+            yield self._upload(Inode(row.inode))
         for move in volume.moves.all():
             if not self._mover.is_waiting(move):
                 yield ("move", move.inode), partial(self._mover.follow, move.inode)
@@ -232,12 +241,12 @@ class Syncer:
                 yield ("object", node.id), partial(self._objects.describe, node.id)
         if self._is_flushing:
             rows = [row for row in volume.journal.dirty_staged() if not row.conflict]
+        elif self._stages.backlog.is_paused:
+            rows = []
         else:
             rows = volume.journal.due_staged(volume.now_ns(), limit=BATCH)
         for row in rows:
-            inode = Inode(row.inode)
-            only_due = not self._is_flushing
-            yield ("upload", inode), partial(self._uploader.commit, inode, only_due=only_due)
+            yield self._upload(Inode(row.inode))
         deletes = volume.journal.deletes(limit=MAX_DELETE_KEYS)
         if deletes:
             yield "deletes", partial(self.deleter.delete, deletes)
@@ -245,6 +254,10 @@ class Syncer:
             yield ("stray", key), partial(self._strays.resolve, key)
         for key, upload_id in volume.journal.abandoned():
             yield ("abandoned upload", upload_id), partial(self._abort, key, upload_id)
+
+    def _upload(self, inode: Inode) -> tuple[Hashable, Work]:
+        only_due = not self._is_flushing
+        return ("upload", inode), partial(self._uploader.commit, inode, only_due=only_due)
 
     def _is_staged(self, inode: Inode) -> bool:
         row = self._volume.journal.staged(inode)

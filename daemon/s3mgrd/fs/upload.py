@@ -69,6 +69,8 @@ class Uploader:
         self._preserve = preserve
         self._settled = settled
         self._conflicts = conflicts
+        self.running: Final[set[Inode]] = set()
+        """Files whose upload is going on now, whoever asked for it."""
 
     async def commit(self, inode: Inode, *, only_due: bool = False) -> bool:
         """Upload a file if S3 lacks it, and (*only_due*) if nobody began to write it again; returns whether it had to be done.
@@ -94,6 +96,7 @@ class Uploader:
                 if row.conflict:
                     raise TooLarge(row.error or "S3 takes no such file")
                 try:
+                    self.running.add(inode)
                     try:
                         await self._commit(inode, stage)
                     except PreconditionFailed as error:
@@ -103,6 +106,8 @@ class Uploader:
                 except (S3mgrError, OSError) as error:
                     self._note_failure(inode, row, error)
                     raise
+                finally:
+                    self.running.discard(inode)
                 break
         if notice is not None:
             await self._conflicts.announce(notice)
@@ -253,6 +258,7 @@ class Uploader:
             conflict=is_final,
             retry_ns=None if is_final else self._volume.now_ns() + int(delay_s * NS),
         )
+        self._stages.failed(inode, is_final=is_final)
         node = self._volume.nodes.get(inode)
         path = self._volume.path(node) if node is not None else f"inode {inode}"
         log.warning("upload of %s failed and is kept: %s", path, detail)

@@ -274,6 +274,11 @@ class StagingDirectory:
         """Return the inode numbers that have a staging file."""
         return {int(name) for name in os.listdir(self._fd) if name.isdecimal()}
 
+    def free_bytes(self) -> int:
+        """Return how much its disk would take now."""
+        disk = os.fstatvfs(self._fd)
+        return disk.f_bavail * disk.f_frsize
+
     def sync(self) -> None:
         """Bring the directory itself to the disk: which files there are."""
         os.fsync(self._fd)

@@ -4,9 +4,13 @@ SQL and nothing else; the columns are explained in `s3mgrd.cache.schema`.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from s3mgrd.cache.database import MountDatabase
+
+HURRIED_NS: Final = 0
+"""A retry_ns up to here is no time: somebody wants these uploads before all others, even while the others are held back."""
+FIRST_NS: Final = -(1 << 63)
 
 ConditionKind = Literal["match", "absent", "always"]
 ConflictReason = Literal["replaced", "removed", "exists", "recovered"]
@@ -132,12 +136,30 @@ class Journal:
                 "UPDATE staged SET dirty = 0, error = NULL, conflict = 0 WHERE inode = ?", (inode,)
             )
 
-    def retry_staged(self, inode: int | None, now_ns: int) -> None:
-        """Make the upload of an inode (None: of all) due at *now_ns*."""
+    def retry_staged(self, inode: int, now_ns: int) -> None:
+        """Make the upload of an inode due at *now_ns*."""
         with self._database.transaction() as db:
             db.execute(
-                "UPDATE staged SET retry_ns = ?1 WHERE dirty = 1 AND conflict = 0 AND (?2 IS NULL OR inode = ?2)",
+                "UPDATE staged SET retry_ns = ? WHERE dirty = 1 AND conflict = 0 AND inode = ?",
                 (now_ns, inode),
+            )
+
+    def retry_all_staged(self, now_ns: int) -> None:
+        """Make every upload due at *now_ns*; those that are due already keep their places in the order."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE staged SET retry_ns = coalesce(min(retry_ns, ?1), ?1) WHERE dirty = 1 AND conflict = 0",
+                (now_ns,),
+            )
+
+    def hurry_staged(self, inode: int) -> None:
+        """Make an upload the next, before those that were hurried earlier."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE staged SET retry_ns = "
+                "(SELECT min(coalesce(min(retry_ns), ?1), ?1) - 1 FROM staged WHERE dirty = 1 AND conflict = 0) "
+                "WHERE dirty = 1 AND conflict = 0 AND inode = ?2",
+                (HURRIED_NS, inode),
             )
 
     def due_staged(self, now_ns: int, *, limit: int) -> list[StagedRow]:
@@ -146,6 +168,20 @@ class Journal:
             "SELECT * FROM staged WHERE dirty = 1 AND conflict = 0 AND retry_ns <= ? ORDER BY retry_ns LIMIT ?",
             (now_ns, limit),
         )
+        return [StagedRow._make(row) for row in rows]
+
+    def queued_staged(self, after: tuple[int, int] | None, *, limit: int) -> list[StagedRow]:
+        """Return up to *limit* rows whose upload is due now or later, in their order; *after* is a retry_ns and an inode."""
+        rows = self._execute(
+            "SELECT * FROM staged WHERE dirty = 1 AND conflict = 0 AND retry_ns >= ?1 AND (retry_ns, inode) > (?1, ?2) "
+            "ORDER BY retry_ns, inode LIMIT ?3",
+            (*(after or (FIRST_NS, 0)), limit),
+        )
+        return [StagedRow._make(row) for row in rows]
+
+    def refused_staged(self) -> list[StagedRow]:
+        """Return the rows with a name that S3 will never take as they are, in the order of inodes."""
+        rows = self._execute("SELECT * FROM staged WHERE dirty = 1 AND conflict = 1 ORDER BY inode")
         return [StagedRow._make(row) for row in rows]
 
     def hold_staged(self, inode: int) -> None:

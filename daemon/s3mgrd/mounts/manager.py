@@ -36,6 +36,7 @@ from s3mgr.schema import (
     PendingRename,
     Readiness,
     RestoredConflict,
+    UploadQueue,
 )
 from s3mgrd.config import Config
 from s3mgrd.errors import Conflict, NotFound, NotMounted, Stopping, Unavailable
@@ -56,9 +57,13 @@ from s3mgrd.worker.protocol import (
     Flush,
     GetCache,
     GetConflicts,
+    GetQueue,
     GetStats,
+    HurryUpload,
     Invalidate,
+    PauseQueue,
     RestoreConflict,
+    ResumeQueue,
     SupervisorRequest,
 )
 
@@ -438,6 +443,31 @@ class Manager:
         """Throw a conflict copy away."""
         actor = self._manage(who, name)
         await actor.ask(DiscardConflict(id=conflict_id), timeout_s=REPORT_TIMEOUT_S)
+
+    async def mount_queue(
+        self, who: Principal, name: str, *, cursor: str | None, limit: int
+    ) -> UploadQueue:
+        """Report one page of what waits to be uploaded."""
+        return await self._ask(who, name, GetQueue(cursor=cursor, limit=limit), UploadQueue)
+
+    async def pause_queue(self, who: Principal, name: str) -> UploadQueue:
+        """Hold uploads in the background back."""
+        return await self._set_queue(who, name, PauseQueue())
+
+    async def resume_queue(self, who: Principal, name: str) -> UploadQueue:
+        """Let uploads in the background go on."""
+        return await self._set_queue(who, name, ResumeQueue())
+
+    async def _set_queue(
+        self, who: Principal, name: str, message: PauseQueue | ResumeQueue
+    ) -> UploadQueue:
+        queue = await self._ask(who, name, message, UploadQueue)
+        self._manage(who, name).status_keeper.paused(is_paused=queue.is_paused)
+        return queue
+
+    async def hurry_upload(self, who: Principal, name: str, *, path: str) -> UploadQueue:
+        """Have one file uploaded next."""
+        return await self._ask(who, name, HurryUpload(path=path), UploadQueue)
 
     async def mount_logs(
         self, who: Principal, name: str, *, lines: int, offset: int | None

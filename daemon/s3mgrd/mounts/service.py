@@ -25,6 +25,7 @@ from s3mgr.schema import (
     Operation,
     Readiness,
     RestoredConflict,
+    UploadQueue,
 )
 
 UnmountMode = Literal["clean", "lazy", "discard"]
@@ -112,6 +113,18 @@ class MountService(Protocol):
 
     async def discard_conflict(self, who: Principal, name: str, conflict_id: int) -> None:
         """Throw a conflict copy away. Raises `NotFound`."""
+
+    async def mount_queue(
+        self, who: Principal, name: str, *, cursor: str | None, limit: int
+    ) -> UploadQueue: ...
+
+    async def pause_queue(self, who: Principal, name: str) -> UploadQueue:
+        """Hold uploads in the background back, until `resume_queue`. Returns the totals, as the next two do."""
+
+    async def resume_queue(self, who: Principal, name: str) -> UploadQueue: ...
+
+    async def hurry_upload(self, who: Principal, name: str, *, path: str) -> UploadQueue:
+        """Have one file uploaded next. Raises `NotFound` (it does not wait), `Conflict` (it is still being written)."""
 
     async def mount_logs(
         self, who: Principal, name: str, *, lines: int, offset: int | None

@@ -115,6 +115,7 @@ class StatusKeeper:
             dirty_bytes=event.dirty_bytes,
             dirty_files=event.dirty_files,
             pending_operations=event.pending_operations,
+            uploads_paused=event.uploads_paused,
             failed_uploads=event.failed_uploads,
             renames=event.renames,
             conflicts=event.conflicts,
@@ -134,6 +135,10 @@ class StatusKeeper:
             conflicts=report.conflicts,
             conflict_bytes=report.conflict_bytes,
         )
+
+    def paused(self, *, is_paused: bool) -> None:
+        """Note that uploads in the background are held back, or not any more: the worker's next report is under way."""
+        self._status = msgspec.structs.replace(self._status, uploads_paused=is_paused)
 
     def left(
         self,

@@ -23,6 +23,7 @@ from s3mgr.schema import (
     LiveOptions,
     MountStats,
     RestoredConflict,
+    UploadQueue,
 )
 from s3mgrd.errors import Conflict, NotMounted, Unavailable, Unsupported
 from s3mgrd.worker.channel import Body, Channel, EventQueue, Fds, close_all, open_channel
@@ -40,14 +41,18 @@ from s3mgrd.worker.protocol import (
     GetConflicts,
     GetCredentials,
     GetDescriptors,
+    GetQueue,
     GetStats,
     Hello,
     HelloReply,
+    HurryUpload,
     Invalidate,
     Ok,
+    PauseQueue,
     Reply,
     Report,
     RestoreConflict,
+    ResumeQueue,
     Serve,
     SessionEnded,
     SetCredentials,
@@ -93,6 +98,18 @@ class WorkerService(Protocol):
 
     async def discard_conflict(self, conflict_id: int) -> None:
         """Throw a conflict copy away."""
+
+    async def queue(self, cursor: str | None, limit: int) -> UploadQueue:
+        """List what waits to be uploaded."""
+
+    async def pause_queue(self) -> UploadQueue:
+        """Hold uploads in the background back."""
+
+    async def resume_queue(self) -> UploadQueue:
+        """Let uploads in the background go on."""
+
+    async def hurry_upload(self, path: str) -> UploadQueue:
+        """Have one file uploaded next."""
 
     async def flush(self, timeout_s: float) -> FlushReport:
         """Upload what S3 does not have."""
@@ -251,6 +268,14 @@ class ControlServer:
                 )
             case DiscardConflict():
                 await service.discard_conflict(body.id)
+            case GetQueue():
+                return _report(await service.queue(body.cursor, body.limit))
+            case PauseQueue():
+                return _report(await service.pause_queue())
+            case ResumeQueue():
+                return _report(await service.resume_queue())
+            case HurryUpload():
+                return _report(await service.hurry_upload(body.path))
             case Flush():
                 return _report(await service.flush(body.timeout_s))
             case Invalidate():

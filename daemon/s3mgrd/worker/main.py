@@ -28,6 +28,7 @@ from s3mgr.schema import (
     LiveOptions,
     MountStats,
     RestoredConflict,
+    UploadQueue,
 )
 from s3mgrd import logs
 from s3mgrd.cache.blocks import BlockCache, open_block_cache
@@ -47,6 +48,7 @@ from s3mgrd.fs.filesystem import FileSystem, adopt_database
 from s3mgrd.fs.forgetting import Forgetter
 from s3mgrd.fs.known import Known
 from s3mgrd.fs.operations import Operations, ask_kernel_holds
+from s3mgrd.fs.queue import QueueControl
 from s3mgrd.fs.sync import Left
 from s3mgrd.fs.volume import Settings, Volume
 from s3mgrd.journal.staging import StagingDirectory
@@ -432,6 +434,26 @@ class MountWorker:
     async def discard_conflict(self, conflict_id: int) -> None:
         """Throw a conflict copy away."""
         await self._file_system().conflicts.discard(conflict_id)
+
+    async def queue(self, cursor: str | None, limit: int) -> UploadQueue:
+        """List what waits to be uploaded."""
+        return QueueControl(self._file_system()).report(cursor, limit)
+
+    async def pause_queue(self) -> UploadQueue:
+        """Hold uploads in the background back, until the user says otherwise."""
+        queue = QueueControl(self._file_system()).pause()
+        self._tell_status()
+        return queue
+
+    async def resume_queue(self) -> UploadQueue:
+        """Let uploads in the background go on."""
+        queue = QueueControl(self._file_system()).resume()
+        self._tell_status()
+        return queue
+
+    async def hurry_upload(self, path: str) -> UploadQueue:
+        """Have one file uploaded next."""
+        return QueueControl(self._file_system()).hurry(path)
 
     async def flush(self, timeout_s: float) -> FlushReport:
         """Upload what S3 does not have, for *timeout_s* at most."""

@@ -150,6 +150,27 @@ class DiscardConflict(Struct, frozen=True, kw_only=True, tag="discard-conflict")
     id: int
 
 
+class GetQueue(Struct, frozen=True, kw_only=True, tag="get-queue"):
+    """One page of the queue of uploads; answered by `UploadQueue` in a `Report`."""
+
+    cursor: str | None = None
+    limit: int = 100
+
+
+class PauseQueue(Struct, frozen=True, kw_only=True, tag="pause-queue"):
+    """Hold uploads in the background back; answered by `UploadQueue`, without files, in a `Report`."""
+
+
+class ResumeQueue(Struct, frozen=True, kw_only=True, tag="resume-queue"):
+    """Let uploads in the background go on; answered as `PauseQueue`."""
+
+
+class HurryUpload(Struct, frozen=True, kw_only=True, tag="hurry-upload"):
+    """Have the file at *path* uploaded next; answered as `PauseQueue`."""
+
+    path: str
+
+
 class Flush(Struct, frozen=True, kw_only=True, tag="flush"):
     """Upload everything that S3 does not have; answered by `FlushReport` in a `Report` after *timeout_s* at most."""
 
@@ -234,6 +255,7 @@ class StatusEvent(Struct, frozen=True, kw_only=True, tag="status-event"):
     dirty_bytes: int = 0
     dirty_files: int = 0
     pending_operations: int = 0
+    uploads_paused: bool = False
     failed_uploads: list[FailedUpload] = field(default_factory=list)
     renames: list[PendingRename] = field(default_factory=list)
     conflicts: int = 0
@@ -272,6 +294,10 @@ SupervisorRequest = (
     | GetConflicts
     | RestoreConflict
     | DiscardConflict
+    | GetQueue
+    | PauseQueue
+    | ResumeQueue
+    | HurryUpload
     | Flush
     | Invalidate
     | SetOptions

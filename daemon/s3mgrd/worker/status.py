@@ -27,6 +27,7 @@ def status_of(fs: FileSystem, damaged: SetAside | None) -> StatusEvent:
         dirty_bytes=left.bytes,
         dirty_files=left.files,
         pending_operations=left.operations,
+        uploads_paused=fs.stages.backlog.is_paused,
         failed_uploads=failed,
         renames=inspection.pending_renames(fs),
         conflicts=conflicts,
@@ -43,17 +44,25 @@ def _trouble(
     trouble = fs.health.trouble
     if trouble is not None:
         return _reason(trouble), trouble.detail
+    backlog = fs.stages.backlog
+    if backlog.is_paused:
+        waiting = f", and {_counted(backlog.waiting, 'writer')} wait" if backlog.waiting else ""
+        return (
+            "uploads-paused",
+            f"uploads in the background are paused: {_counted(backlog.files, 'file')} with {backlog.bytes} bytes "
+            f"are queued{waiting}",
+        )
     if failed:
         return (
             "uploads-failed",
-            f"{len(failed)} {'file' if len(failed) == 1 else 'files'} could not be uploaded, "
+            f"{_counted(len(failed), 'file')} could not be uploaded, "
             f"and the data is kept; {failed[0].path}: {failed[0].error}",
         )
-    backlog = fs.stages.backlog
     if backlog.waiting:
         return (
             "dirty-limit",
-            f"{backlog.waiting} writers wait: {backlog.files} files with {backlog.bytes} bytes are queued for upload",
+            f"{_counted(backlog.waiting, 'writer')} wait: {_counted(backlog.files, 'file')} with {backlog.bytes} bytes "
+            "are queued for upload",
         )
     errors = fs.syncer.errors()
     if errors:
@@ -68,6 +77,10 @@ def _trouble(
     if damaged is not None:
         return "metadata-damaged", str(damaged)
     return "", ""
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _reason(error: S3mgrError) -> str:

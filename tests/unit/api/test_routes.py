@@ -328,6 +328,32 @@ async def test_conflict_copies_are_listed_restored_and_discarded(
     assert (done.status, done.body) == (204, b"")
 
 
+async def test_the_upload_queue_is_listed_paused_resumed_and_hurried(
+    client: Client, service: FakeService
+) -> None:
+    service.add_mount("logs")
+    for path in ("a", "b"):
+        service.add_queued(path)
+    page = await client.get("/v1/mounts/logs/queue?limit=1")
+    assert (page.json["total_files"], page.json["total_bytes"]) == (2, 6)
+    assert [(f["path"], f["state"]) for f in page.json["items"]] == [("a", "waiting")]
+    rest = await client.get(f"/v1/mounts/logs/queue?cursor={page.json['cursor']}")
+    assert ([f["path"] for f in rest.json["items"]], rest.json["cursor"]) == (["b"], None)
+    paused = await client.request("POST", "/v1/mounts/logs/queue/pause")
+    assert (paused.status, paused.json["is_paused"], paused.json["items"]) == (200, True, [])
+    resumed = await client.request("POST", "/v1/mounts/logs/queue/resume")
+    assert resumed.json["is_paused"] is False
+    hurried = await client.request("POST", "/v1/mounts/logs/queue/hurry", {"path": "b"})
+    assert (hurried.status, service.queue[0].path) == (200, "b")
+    assert arguments(service, "hurry_upload") == {"name": "logs", "path": "b"}
+    gone = await client.request("POST", "/v1/mounts/logs/queue/hurry", {"path": "x"})
+    assert (gone.status, gone.slug) == (404, "not-found")
+    for body in ({}, {"path": ""}, {"path": "b", "force": True}):
+        refused = await client.request("POST", "/v1/mounts/logs/queue/hurry", body)
+        assert refused.status in (400, 422)
+    assert (await client.get("/v1/mounts/logs/queue?limit=101")).status == 422
+
+
 async def test_operations_are_listed_read_waited_for_and_cancelled(
     client: Client, service: FakeService
 ) -> None:

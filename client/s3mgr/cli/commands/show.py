@@ -64,6 +64,7 @@ def render_mount(mount: "Mount", *, color: bool) -> str:
         ("worker", _worker(mount)),
         ("retry", timestamp(status.retry_at) if status.retry_at is not None else ""),
         ("not in S3 yet", _dirty(mount)),
+        ("upload queue", _queue(mount)),
         ("conflict copies", _conflicts(mount)),
         ("conditional writes", _conditions(mount)),
     ]
@@ -175,6 +176,10 @@ def _conditions(mount: "Mount") -> str:
     if not lacking:
         return status.conditional_writes
     return f"{status.conditional_writes} (not supported: {', '.join(lacking)})"
+
+
+def _queue(mount: "Mount") -> str:
+    return f"paused (s3mgr queue resume {mount.name})" if mount.status.uploads_paused else ""
 
 
 def _conflicts(mount: "Mount") -> str:

@@ -2,7 +2,16 @@
 
 from typing import Final
 
-from s3mgrd.api.resources import actions, conflicts, events, mounts, observation, operations, system
+from s3mgrd.api.resources import (
+    actions,
+    conflicts,
+    events,
+    mounts,
+    observation,
+    operations,
+    queue,
+    system,
+)
 from s3mgrd.api.routes import AnyRoute
 
 ROUTES: Final[tuple[AnyRoute, ...]] = (
@@ -10,6 +19,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
     *actions.ROUTES,
     *observation.ROUTES,
     *conflicts.ROUTES,
+    *queue.ROUTES,
     *operations.ROUTES,
     *events.ROUTES,
     *system.ROUTES,

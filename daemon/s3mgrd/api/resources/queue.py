@@ -1,0 +1,88 @@
+"""The queue of uploads of one mount: look at it, hold it back, let it go on, have one file go next."""
+
+from typing import Annotated, Final
+
+from msgspec import Meta, Struct
+
+from s3mgr.schema import HurryRequest, ProblemType, UploadQueue
+from s3mgrd.api.requests import Call, NoQuery
+from s3mgrd.api.routes import Answer, AnyRoute, Reply, Route
+
+
+class QueueQuery(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which page of the queue."""
+
+    cursor: Annotated[
+        Annotated[str, Meta(max_length=64)] | None,
+        Meta(description="`cursor` of the page before."),
+    ] = None
+    limit: Annotated[
+        int, Meta(ge=0, le=100, description="Most files; 0 gives the totals only.")
+    ] = 100
+
+
+async def read_queue(call: Call[QueueQuery, None]) -> Reply:
+    """List the files that wait to be uploaded in the background, in the order in which they go."""
+    found = await call.service.mount_queue(
+        call.who, call.name, cursor=call.query.cursor, limit=call.query.limit
+    )
+    return Reply(200, found)
+
+
+async def pause_queue(call: Call[NoQuery, None]) -> Reply:
+    """Hold uploads in the background back, also after restarts; what a program, a flush or an unmount waits for is uploaded."""
+    return Reply(200, await call.service.pause_queue(call.who, call.name))
+
+
+async def resume_queue(call: Call[NoQuery, None]) -> Reply:
+    """Let uploads in the background go on."""
+    return Reply(200, await call.service.resume_queue(call.who, call.name))
+
+
+async def hurry_upload(call: Call[NoQuery, HurryRequest]) -> Reply:
+    """Have one file uploaded next, without waiting for its retry, and also while the queue is paused."""
+    return Reply(200, await call.service.hurry_upload(call.who, call.name, path=call.body.path))
+
+
+_WORKER_PROBLEMS: Final = (
+    ProblemType.NOT_FOUND,
+    ProblemType.NOT_MOUNTED,
+    ProblemType.MOUNT_FAILED,
+    ProblemType.BUCKET_UNREACHABLE,
+)
+
+ROUTES: Final[tuple[AnyRoute, ...]] = (
+    Route(
+        "GET",
+        "/v1/mounts/{name}/queue",
+        read_queue,
+        query=QueueQuery,
+        answers=(Answer(200, "Totals and one page of files.", UploadQueue),),
+        problems=_WORKER_PROBLEMS,
+    ),
+    Route(
+        "POST",
+        "/v1/mounts/{name}/queue/pause",
+        pause_queue,
+        query=NoQuery,
+        answers=(Answer(200, "It is paused; the totals.", UploadQueue),),
+        problems=_WORKER_PROBLEMS,
+    ),
+    Route(
+        "POST",
+        "/v1/mounts/{name}/queue/resume",
+        resume_queue,
+        query=NoQuery,
+        answers=(Answer(200, "It goes on; the totals.", UploadQueue),),
+        problems=_WORKER_PROBLEMS,
+    ),
+    Route(
+        "POST",
+        "/v1/mounts/{name}/queue/hurry",
+        hurry_upload,
+        query=NoQuery,
+        body=HurryRequest,
+        answers=(Answer(200, "That file goes next; the totals.", UploadQueue),),
+        problems=(*_WORKER_PROBLEMS, ProblemType.CONFLICT),
+    ),
+)
