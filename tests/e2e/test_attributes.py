@@ -350,9 +350,15 @@ def test_owners_and_writers_take_privileges_away(site: Site) -> None:
     assert stat.S_IMODE(site.see("setuid").stat().st_mode) == 0o757
 
 
-def test_there_is_always_space(site: Site) -> None:
-    """S3 has no size: programs that look before they write shall write."""
+def test_as_much_can_be_written_as_the_local_disk_takes(site: Site) -> None:
+    """S3 has no size, but what is written lies on that disk until S3 has it; df shows nothing as used."""
     info = os.statvfs(site.mount)
-    assert info.f_bavail * info.f_frsize == 1 << 50
+    assert info.f_blocks * info.f_frsize == info.f_bfree * info.f_frsize == 1 << 50
+    disk = os.statvfs(site.daemon.state_dir)
+    # Others use that disk, too, meanwhile.
+    available, disk_available = info.f_bavail * info.f_frsize, disk.f_bavail * disk.f_frsize
+    assert abs(available - disk_available) < disk.f_blocks * disk.f_frsize // 10
+    size, used, percent = run("df", "--output=size,used,pcent", site.mount).splitlines()[1].split()
+    assert (int(size), int(used), percent) == (1 << 40, 0, "0%")
     assert info.f_favail == info.f_files > 0
     assert info.f_namemax == 255
