@@ -46,11 +46,13 @@ def _trouble(
         return _reason(trouble), trouble.detail
     backlog = fs.stages.backlog
     if backlog.is_paused:
-        waiting = f", and {_counted(backlog.waiting, 'writer')} wait" if backlog.waiting else ""
+        waiting = (
+            f"; waiting for room: {_counted(backlog.waiting, 'writer')}" if backlog.waiting else ""
+        )
         return (
             "uploads-paused",
-            f"uploads in the background are paused: {_counted(backlog.files, 'file')} with {backlog.bytes} bytes "
-            f"are queued{waiting}",
+            "uploads in the background are paused; queued: "
+            f"{_counted(backlog.files, 'file')} with {backlog.bytes} bytes{waiting}",
         )
     if failed:
         return (
@@ -61,8 +63,8 @@ def _trouble(
     if backlog.waiting:
         return (
             "dirty-limit",
-            f"{_counted(backlog.waiting, 'writer')} wait: {_counted(backlog.files, 'file')} with {backlog.bytes} bytes "
-            "are queued for upload",
+            f"waiting for room: {_counted(backlog.waiting, 'writer')}; queued for upload: "
+            f"{_counted(backlog.files, 'file')} with {backlog.bytes} bytes",
         )
     errors = fs.syncer.errors()
     if errors:
