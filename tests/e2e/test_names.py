@@ -2,7 +2,9 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +44,46 @@ KEYS = [
     "tab\tand\x01control",
     "x" * 255,
     "\u00e9" * 127 + "e",
+    "\U0001f642" * 63 + "abc",
     "/".join(["d" * 200] * 5)[:1024],
+    "/".join(["\u00e9" * 100] * 5) + "/" + "\u00e9" * 9 + "e",
+    # What some systems take for one name: composed and not, of one case and another.
+    "caf\u00e9",
+    "cafe\u0301",
+    "\ufb01sh",
+    "fish",
+    "\u212bngstr\u00f6m",
+    "\u00c5ngstr\u00f6m",
+    "stra\u00dfe",
+    "STRASSE",
+    "strasse",
 ]
 """Keys that have a name in a mount; as text, in UTF-8 at S3."""
+
+BYTES = [f"{number:02x}-{chr(number)}-" for number in range(1, 0x80) if chr(number) != "/"]
+"""A name with each byte that UTF-8 has by itself; NUL ends a path, and a slash is between names."""
+BEYOND = [
+    f"{ord(character):06x}-{character}-"
+    for character in (
+        # The first and the last of each length in UTF-8, and beside the surrogates.
+        *("\u0080", "\u07ff", "\u0800", "\ud7ff", "\ue000", "\uffff", "\U00010000", "\U0010ffff"),
+        # What is no character, no ink, or changes how the rest is shown.
+        *(
+            "\u0085",
+            "\u00a0",
+            "\u00ad",
+            "\u200b",
+            "\u2028",
+            "\u2029",
+            "\u202e",
+            "\ufeff",
+            "\ufffd",
+            "\ufffe",
+        ),
+        # Each byte that continues a character.
+        *(chr(0x100 + number) for number in range(0x40)),
+    )
+]
 
 HIDDEN = [
     "hidden/a//b",
@@ -113,6 +152,67 @@ def test_every_key_that_has_a_name_is_found_under_it(site: Site) -> None:
                 assert (site.mount / key).read_bytes() == key.encode(), key
 
 
+@pytest.mark.parametrize("names", [BYTES, BEYOND], ids=["bytes", "beyond"])
+def test_every_byte_may_be_in_a_name(site: Site, names: list[str]) -> None:
+    """Written by others and found here; written here and found by others; renamed; removed."""
+    theirs, ours = site.mount / "theirs", site.mount / "ours"
+    ours.mkdir()
+
+    def put(name: str) -> None:
+        site.client.put_object(Bucket=site.bucket, Key=f"theirs/{name}", Body=name.encode())
+
+    def copy(name: str) -> None:
+        assert (theirs / name).read_bytes() == name.encode(), ascii(name)
+        (ours / name[:6]).write_bytes(name.encode())
+        (ours / name[:6]).rename(ours / name)
+
+    def check(name: str) -> None:
+        body = site.client.get_object(Bucket=site.bucket, Key=f"ours/{name}")["Body"].read()
+        assert body == name.encode(), ascii(name)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(put, names))
+        site.daemon.run("invalidate", "m")
+        assert sorted(os.listdir(theirs)) == sorted(names)
+        list(pool.map(copy, names))
+        site.daemon.flush()
+        assert sorted(site.stored("ours/")) == sorted(["ours/", *(f"ours/{n}" for n in names)])
+        list(pool.map(check, names))
+    site.daemon.run("invalidate", "m")
+    assert sorted(os.listdir(ours)) == sorted(names)
+    shutil.rmtree(theirs)
+    shutil.rmtree(ours)
+    site.daemon.flush()
+    assert site.stored("ours/") == site.stored("theirs/") == []
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("Name", "name"), ("name", "NAME"), ("caf\u00e9!", "cafe\u0301!"), ("\u017f", "s")],
+)
+def test_a_rename_may_change_nothing_but_the_case_or_the_spelling(
+    site: Site, old: str, new: str, kind: str
+) -> None:
+    place = site.mount / "renames"
+    place.mkdir()
+    thing = place / old
+    if kind == "directory":
+        thing.mkdir()
+        thing = thing / "inside"
+    thing.write_bytes(b"content")
+    (place / old).rename(place / new)
+    assert os.listdir(place) == [new]
+    assert not (place / old).exists()
+    site.daemon.flush()
+    key = f"renames/{new}" + ("/inside" if kind == "directory" else "")
+    assert site.client.get_object(Bucket=site.bucket, Key=key)["Body"].read() == b"content"
+    assert not site.stored(f"renames/{old}")
+    (place / old).write_bytes(b"another")
+    assert sorted(os.listdir(place)) == sorted([old, new])
+    shutil.rmtree(place)
+
+
 def test_keys_without_a_name_are_counted_and_hold_their_directory(site: Site) -> None:
     os.listdir(site.mount)
     assert os.listdir(site.mount / "hidden") == ["a"]
@@ -126,7 +226,25 @@ def test_keys_without_a_name_are_counted_and_hold_their_directory(site: Site) ->
     report = site.daemon.api.mount_cache("m", limit=1)
     # The root's "/" and the file "both"; "a"'s "/"; of "hidden" "/", "./", "../" and two long ones; a marker's content.
     assert report.hidden_keys == 9
+    assert _hidden(site, "") == {
+        "/": "empty component",
+        "both": "shadowed by a directory of the same name",
+    }
+    assert _hidden(site, "marker-with-content") == {
+        "marker-with-content/": "directory marker with content",
+    }
+    assert _hidden(site, "hidden/a") == {"hidden/a//": "empty component"}
+    shown = site.daemon.run("cache", "m").stdout
+    assert "shadowed by a directory of the same name" in shown
+    # What is hidden stays: the object itself, and the directory above it.
+    body = site.client.get_object(Bucket=site.bucket, Key="both")["Body"].read()
+    assert body == b"both"
     assert set(HIDDEN) <= set(site.stored())
+
+
+def _hidden(site: Site, path: str) -> dict[str, str]:
+    report = site.daemon.api.mount_cache("m", path=path)
+    return {hidden.key: hidden.reason for hidden in report.hidden}
 
 
 def test_what_is_written_under_any_name_is_that_key(site: Site) -> None:
@@ -135,8 +253,8 @@ def test_what_is_written_under_any_name_is_that_key(site: Site) -> None:
     directory.mkdir()
     for name in names:
         (directory / name).write_bytes(name.encode())
-        (directory / name).rename(directory / f"{name[:100]}.moved")
-        (directory / f"{name[:100]}.moved").rename(directory / name)
+        (directory / name).rename(directory / f"{name[:50]}.moved")
+        (directory / f"{name[:50]}.moved").rename(directory / name)
     site.daemon.flush()
     assert set(site.stored("written/")) == {"written/", *(f"written/{name}" for name in names)}
     for name in names:
@@ -158,6 +276,7 @@ DEEP = "/".join([LONG] * 5)
     [
         (lambda m: (m / ("n" * 256)).touch(), errno.ENAMETOOLONG),
         (lambda m: (m / ("\u00e9" * 128)).mkdir(), errno.ENAMETOOLONG),
+        (lambda m: (m / ("\U0001f642" * 64)).touch(), errno.ENAMETOOLONG),
         (lambda m: os.mkdir(bytes(m) + b"/not-utf8-\xff"), errno.EILSEQ),
         (lambda m: os.stat(bytes(m) + b"/not-utf8-\xff"), errno.EILSEQ),
         (lambda m: os.symlink(b"target-\xff", bytes(m) + b"/link"), errno.EILSEQ),
@@ -239,18 +358,28 @@ def test_a_read_only_mount_refuses_every_change(
     assert site.stored() == before
 
 
-def test_a_prefix_is_a_bucket_of_its_own(site: Site) -> None:
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_prefix_is_a_bucket_of_its_own(site: Site, slash: str) -> None:
     """Nothing beside it is seen or touched, also where another key begins with the same letters."""
+    before = ["in"] if not slash else ["in", "out"]
     for key in ("pre/fix/in", "pre/fix-beside", "pre/fixed/x"):
         site.client.put_object(Bucket=site.bucket, Key=key, Body=key.encode())
     directory = site.daemon.mountpoint("prefix")
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     site.daemon.run(
-        *("mount", f"{site.bucket}/pre/fix", str(directory), "--name", "prefix"),
+        *("mount", f"{site.bucket}/pre/fix{slash}", str(directory), "--name", "prefix"),
         endpoint=site.endpoint,
     )
     try:
-        assert os.listdir(directory) == ["in"]
+        assert sorted(os.listdir(directory)) == before
+        # The prefix counts among the 1,024 bytes of a key.
+        deep = directory / DEEP
+        deep.mkdir(parents=True)
+        (deep / ("k" * 11)).touch()
+        with pytest.raises(OSError, match="too long") as failure:
+            (deep / ("k" * 12)).touch()
+        assert failure.value.errno == errno.ENAMETOOLONG
+        shutil.rmtree(directory / LONG)
         (directory / "out").write_bytes(b"x")
         (directory / "in").unlink()
         site.daemon.flush("prefix")
