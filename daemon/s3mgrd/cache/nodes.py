@@ -397,6 +397,21 @@ class NodeTable:
         ).fetchone()[0]
         return int(entries), int(listed)
 
+    def unlike_s3(self) -> list[Node]:
+        """Return the rows with a name that S3 has not, or elsewhere: never sent, renamed, or of a marker that is wanted."""
+        rows = self._execute(
+            f"SELECT {_COLUMNS} FROM inodes WHERE name IS NOT NULL AND id != ? AND (remote_key IS NOT NULL "  # noqa: S608
+            "OR remote_prefix IS NOT NULL OR marker = 2 OR (etag IS NULL AND kind != 2))",
+            (ROOT,),
+        )
+        return [Node._make(row) for row in rows]
+
+    def distrust_all(self) -> None:
+        """Have every directory listed again before its entries are believed, and every name asked for."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE inodes SET listed_ns = ? WHERE listed_ns > ?", (STALE_NS, STALE_NS))
+            db.execute("UPDATE inodes SET seen_ns = 0 WHERE seen_ns > 0")
+
     # Hidden keys
 
     def replace_hidden(self, directory: int, keys: Sequence[tuple[str, str]]) -> None:

@@ -206,7 +206,16 @@ class FileSystem:
         """Throw away everything that S3 does not have. Only on the user's word."""
         for inode in self.volume.staging.inodes():
             self.volume.staging.describe(inode, None)
-        self.volume.journal.discard()
+        volume = self.volume
+        with volume.database.transaction():
+            for node in volume.nodes.unlike_s3():
+                current = volume.nodes.get(node.id)
+                if current is not None and not current.is_detached:  # gone with its directory, else
+                    volume.detach(current)
+            volume.journal.discard()
+            # What was removed here is still there, and what was renamed lies under its old name.
+            volume.nodes.distrust_all()
+        volume.covered.clear()
         for inode in self.volume.staging.inodes():
             self.stages.remove(Inode(inode))
         for event in self.volume.moving.values():

@@ -497,3 +497,23 @@ async def test_an_object_of_which_a_dead_worker_wrote_attributes_is_renamed(
         name = "e/a" if whole else "d/b"
         assert await lab.read(name) == b"1"
         assert [key for key in lab.stored() if not key.endswith("/")] == [name]
+
+
+async def test_what_is_discarded_is_as_s3_has_it_again(lab: Lab, autojump_clock: MockClock) -> None:
+    """Nothing of it is sent later: not what was renamed, not what was removed, not what was never uploaded."""
+    fill(lab, "a", "b", "c/x", "d/y")
+    async with lab.mounted(sync=False) as fs:
+        assert (await lab.ls(), await lab.ls("c")) == (["a", "b", "c/", "d/"], ["x"])
+        await lab.rename("a", "a2")
+        await lab.rename("c", "d/c2")
+        await lab.unlink("b")
+        await lab.mkdir("new")
+        await lab.write("new/file", b"new", close=False)
+        fs.discard()
+        assert fs.syncer.left().is_nothing
+    async with lab.mounted("second"):
+        assert await lab.ls() == ["a", "b", "c/", "d/"]
+        assert (await lab.ls("c"), await lab.ls("d")) == (["x"], ["y"])
+        assert await lab.read("c/x") == b"c/x"
+        await lab.settle()
+        assert contents(lab) == {"a": b"a", "b": b"b", "c/x": b"c/x", "d/y": b"d/y"}
