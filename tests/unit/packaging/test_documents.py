@@ -16,7 +16,9 @@ README: Final = CHECKOUT / "README.md"
 OPERATIONS: Final = CHECKOUT / "docs" / "operations.md"
 
 TABLE_ROW: Final = re.compile(r"^\| (?P<states>`[^|]*) \| (?P<reasons>[^|]*) \|", re.MULTILINE)
-LINK: Final = re.compile(r"\]\((?P<target>[^)#:]+)(?:#[^)]*)?\)")
+LINK: Final = re.compile(r"\]\((?P<target>[^)#:]*)(?:#(?P<heading>[^)]*))?\)")
+HEADING: Final = re.compile(r"^#+ (.+)$", re.MULTILINE)
+DOCUMENTS: Final = [README, CHECKOUT / "CHANGELOG.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 
 
 def _code(cell: str) -> set[str]:
@@ -35,12 +37,28 @@ def test_every_state_and_reason_is_explained_and_none_that_is_not() -> None:
     assert set().union(*(reasons for _, reasons in table)) == {reason.value for reason in Reason}
 
 
-@pytest.mark.parametrize("document", [README, OPERATIONS], ids=lambda path: path.name)
-def test_links_lead_to_files(document: Path) -> None:
-    """A link to a document that was renamed is of no use."""
-    targets = {match["target"] for match in LINK.finditer(document.read_text())}
-    assert targets
-    assert [target for target in targets if not (document.parent / target).exists()] == []
+def _anchors(document: Path) -> set[str]:
+    """Return the anchors that are written, and those that headings get: lower case, no punctuation, hyphens for blanks."""
+    text = document.read_text()
+    slugs = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in HEADING.findall(text))
+    return set(re.findall(r'<a id="([^"]+)">', text)) | {slug.replace(" ", "-") for slug in slugs}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    """A link to a document that was renamed, or to a heading that was reworded, is of no use."""
+    lost = []
+    for match in LINK.finditer(document.read_text()):
+        target = document.parent / match["target"] if match["target"] else document
+        if not target.exists() or (match["heading"] and match["heading"] not in _anchors(target)):
+            lost.append(match[0])
+    assert lost == []
+
+
+def test_links_are_found() -> None:
+    """The test above would be content with none."""
+    for document in (README, OPERATIONS):
+        assert any(match["target"] for match in LINK.finditer(document.read_text()))
 
 
 @pytest.mark.parametrize("document", [README, OPERATIONS], ids=lambda path: path.name)
