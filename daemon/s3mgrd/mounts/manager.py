@@ -1,4 +1,4 @@
-"""The mounts of this daemon: implements `MountService` on a table of `MountActor`s.
+"""The mounts of this daemon: implements `MountService` on a table of `MountActor`s, with `s3mgrd.mounts.questions`.
 
 Concurrency. `run` owns all tasks. The verbs run in the API's tasks: they check, store the wish, set the actor's
 goal, and return; cancelling one never undoes a wish that was stored. `_mutation` serialises the verbs that store
@@ -13,30 +13,23 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 import trio
 
 from s3mgr import __version__
 from s3mgr.schema import (
-    CacheReport,
-    ConflictList,
     Event,
-    FlushReport,
     Info,
-    InvalidateReport,
     LogTail,
     Mount,
     MountList,
     MountPatch,
     MountRequest,
-    MountStats,
     Operation,
     PendingRename,
     Readiness,
-    RestoredConflict,
-    UploadQueue,
 )
 from s3mgrd.config import Config
 from s3mgrd.errors import Conflict, NotFound, NotMounted, Stopping, Unavailable
@@ -47,36 +40,17 @@ from s3mgrd.mounts.events import EventLog
 from s3mgrd.mounts.mount import MountActor
 from s3mgrd.mounts.operations import Operations, RunningOperation
 from s3mgrd.mounts.ports import DescribeProblem, Kernel, Workers
+from s3mgrd.mounts.questions import Questions
 from s3mgrd.mounts.renames import RenameOperations
-from s3mgrd.mounts.reports import decode_report
 from s3mgrd.mounts.service import Principal, UnmountMode
 from s3mgrd.mounts.store import EventRecord, MountRecord, OperationRecord, Store
-from s3mgrd.worker.protocol import (
-    ConflictEvent,
-    DiscardConflict,
-    Flush,
-    GetCache,
-    GetConflicts,
-    GetQueue,
-    GetStats,
-    HurryUpload,
-    Invalidate,
-    PauseQueue,
-    RestoreConflict,
-    ResumeQueue,
-    SupervisorRequest,
-)
-
-T = TypeVar("T")
+from s3mgrd.worker.protocol import ConflictEvent
 
 log = logging.getLogger(__name__)
 
 API_VERSION: Final = "v1"
 # A stored mount whose endpoint is a black hole must not keep the daemon from being ready.
 INITIAL_RECONCILE_S: Final = 30.0
-# Stats, cache pages and invalidations come from memory.
-REPORT_TIMEOUT_S: Final = 15.0
-ANSWER_GRACE_S: Final = 10.0
 CANCEL_WAIT_S: Final = 20.0
 _LIBRARIES: Final = (
     "aiobotocore",
@@ -97,7 +71,7 @@ class Identity:
     warnings: tuple[str, ...]
 
 
-class Manager:
+class Manager(Questions):
     """All mounts and the verbs on them; `run` it before anything else.
 
     Args:
@@ -400,75 +374,6 @@ class Manager:
         actor.restart(running)
         return running.operation
 
-    async def flush_mount(self, who: Principal, name: str, *, timeout_s: float) -> FlushReport:
-        """Upload what S3 does not have, and wait for it."""
-        actor = self._manage(who, name)
-        report = await self._ask(
-            who, name, Flush(timeout_s=timeout_s), FlushReport, timeout_s + ANSWER_GRACE_S
-        )
-        actor.status_keeper.flushed(report)
-        return report
-
-    async def invalidate_mount(self, who: Principal, name: str, *, path: str) -> InvalidateReport:
-        """Forget what is known below *path*."""
-        return await self._ask(who, name, Invalidate(path=path), InvalidateReport)
-
-    async def mount_stats(self, who: Principal, name: str) -> MountStats:
-        """Report the worker's counters."""
-        return await self._ask(who, name, GetStats(), MountStats)
-
-    async def mount_cache(
-        self, who: Principal, name: str, *, path: str, cursor: str | None, limit: int
-    ) -> CacheReport:
-        """Report one page of what is cached below *path*."""
-        message = GetCache(path=path, cursor=cursor, limit=limit)
-        return await self._ask(who, name, message, CacheReport)
-
-    async def list_conflicts(
-        self, who: Principal, name: str, *, cursor: str | None, limit: int
-    ) -> ConflictList:
-        """Report one page of the conflict copies."""
-        return await self._ask(who, name, GetConflicts(cursor=cursor, limit=limit), ConflictList)
-
-    async def restore_conflict(
-        self, who: Principal, name: str, conflict_id: int, *, path: str | None, partial: bool
-    ) -> RestoredConflict:
-        """Make a file of a conflict copy."""
-        message = RestoreConflict(id=conflict_id, path=path, partial=partial)
-        # The worker may have to ask S3 whether the name is free.
-        timeout_s = self._manage(who, name).record.spec.options.retry_deadline_s + ANSWER_GRACE_S
-        return await self._ask(who, name, message, RestoredConflict, timeout_s)
-
-    async def discard_conflict(self, who: Principal, name: str, conflict_id: int) -> None:
-        """Throw a conflict copy away."""
-        actor = self._manage(who, name)
-        await actor.ask(DiscardConflict(id=conflict_id), timeout_s=REPORT_TIMEOUT_S)
-
-    async def mount_queue(
-        self, who: Principal, name: str, *, cursor: str | None, limit: int
-    ) -> UploadQueue:
-        """Report one page of what waits to be uploaded."""
-        return await self._ask(who, name, GetQueue(cursor=cursor, limit=limit), UploadQueue)
-
-    async def pause_queue(self, who: Principal, name: str) -> UploadQueue:
-        """Hold uploads in the background back."""
-        return await self._set_queue(who, name, PauseQueue())
-
-    async def resume_queue(self, who: Principal, name: str) -> UploadQueue:
-        """Let uploads in the background go on."""
-        return await self._set_queue(who, name, ResumeQueue())
-
-    async def _set_queue(
-        self, who: Principal, name: str, message: PauseQueue | ResumeQueue
-    ) -> UploadQueue:
-        queue = await self._ask(who, name, message, UploadQueue)
-        self._manage(who, name).status_keeper.paused(is_paused=queue.is_paused)
-        return queue
-
-    async def hurry_upload(self, who: Principal, name: str, *, path: str) -> UploadQueue:
-        """Have one file uploaded next."""
-        return await self._ask(who, name, HurryUpload(path=path), UploadQueue)
-
     async def mount_logs(
         self, who: Principal, name: str, *, lines: int, offset: int | None
     ) -> LogTail:
@@ -579,17 +484,6 @@ class Manager:
         if not self._access.may_see(who, running.record.owner_uid):
             raise NotFound(f"there is no operation {operation_id[:80]!r}")
         return running
-
-    async def _ask(
-        self,
-        who: Principal,
-        name: str,
-        message: SupervisorRequest,
-        kind: type[T],
-        timeout_s: float = REPORT_TIMEOUT_S,
-    ) -> T:
-        actor = self._manage(who, name)
-        return decode_report(await actor.ask(message, timeout_s=timeout_s), kind)
 
 
 def view(actor: MountCore) -> Mount:

@@ -1,0 +1,128 @@
+"""What is asked of the worker of one mount: counters, what it knows and keeps, what waits; flush, and changes of these.
+
+The worker answers from memory or does the work; nothing is stored here, and no mount's task takes part.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Final, TypeVar
+
+from s3mgr.schema import (
+    CacheReport,
+    ConflictList,
+    FlushReport,
+    InvalidateReport,
+    MountStats,
+    RestoredConflict,
+    UploadQueue,
+)
+from s3mgrd.mounts.mount import MountActor
+from s3mgrd.mounts.reports import decode_report
+from s3mgrd.mounts.service import Principal
+from s3mgrd.worker.protocol import (
+    DiscardConflict,
+    Flush,
+    GetCache,
+    GetConflicts,
+    GetQueue,
+    GetStats,
+    HurryUpload,
+    Invalidate,
+    PauseQueue,
+    RestoreConflict,
+    ResumeQueue,
+    SupervisorRequest,
+)
+
+T = TypeVar("T")
+
+# Stats, cache pages and invalidations come from memory.
+REPORT_TIMEOUT_S: Final = 15.0
+ANSWER_GRACE_S: Final = 10.0
+
+
+class Questions(ABC):
+    """The verbs of `MountService` that a worker answers."""
+
+    @abstractmethod
+    def _manage(self, who: Principal, name: str) -> MountActor:
+        """Find a mount that *who* may manage. Raises `NotFound`, `Denied`."""
+
+    async def flush_mount(self, who: Principal, name: str, *, timeout_s: float) -> FlushReport:
+        """Upload what S3 does not have, and wait for it."""
+        actor = self._manage(who, name)
+        report = await self._ask(
+            who, name, Flush(timeout_s=timeout_s), FlushReport, timeout_s + ANSWER_GRACE_S
+        )
+        actor.status_keeper.flushed(report)
+        return report
+
+    async def invalidate_mount(self, who: Principal, name: str, *, path: str) -> InvalidateReport:
+        """Forget what is known below *path*."""
+        return await self._ask(who, name, Invalidate(path=path), InvalidateReport)
+
+    async def mount_stats(self, who: Principal, name: str) -> MountStats:
+        """Report the worker's counters."""
+        return await self._ask(who, name, GetStats(), MountStats)
+
+    async def mount_cache(
+        self, who: Principal, name: str, *, path: str, cursor: str | None, limit: int
+    ) -> CacheReport:
+        """Report one page of what is cached below *path*."""
+        message = GetCache(path=path, cursor=cursor, limit=limit)
+        return await self._ask(who, name, message, CacheReport)
+
+    async def list_conflicts(
+        self, who: Principal, name: str, *, cursor: str | None, limit: int
+    ) -> ConflictList:
+        """Report one page of the conflict copies."""
+        return await self._ask(who, name, GetConflicts(cursor=cursor, limit=limit), ConflictList)
+
+    async def restore_conflict(
+        self, who: Principal, name: str, conflict_id: int, *, path: str | None, partial: bool
+    ) -> RestoredConflict:
+        """Make a file of a conflict copy."""
+        message = RestoreConflict(id=conflict_id, path=path, partial=partial)
+        # The worker may have to ask S3 whether the name is free.
+        timeout_s = self._manage(who, name).record.spec.options.retry_deadline_s + ANSWER_GRACE_S
+        return await self._ask(who, name, message, RestoredConflict, timeout_s)
+
+    async def discard_conflict(self, who: Principal, name: str, conflict_id: int) -> None:
+        """Throw a conflict copy away."""
+        actor = self._manage(who, name)
+        await actor.ask(DiscardConflict(id=conflict_id), timeout_s=REPORT_TIMEOUT_S)
+
+    async def mount_queue(
+        self, who: Principal, name: str, *, cursor: str | None, limit: int
+    ) -> UploadQueue:
+        """Report one page of what waits to be uploaded."""
+        return await self._ask(who, name, GetQueue(cursor=cursor, limit=limit), UploadQueue)
+
+    async def pause_queue(self, who: Principal, name: str) -> UploadQueue:
+        """Hold uploads in the background back."""
+        return await self._set_queue(who, name, PauseQueue())
+
+    async def resume_queue(self, who: Principal, name: str) -> UploadQueue:
+        """Let uploads in the background go on."""
+        return await self._set_queue(who, name, ResumeQueue())
+
+    async def _set_queue(
+        self, who: Principal, name: str, message: PauseQueue | ResumeQueue
+    ) -> UploadQueue:
+        queue = await self._ask(who, name, message, UploadQueue)
+        self._manage(who, name).status_keeper.paused(is_paused=queue.is_paused)
+        return queue
+
+    async def hurry_upload(self, who: Principal, name: str, *, path: str) -> UploadQueue:
+        """Have one file uploaded next."""
+        return await self._ask(who, name, HurryUpload(path=path), UploadQueue)
+
+    async def _ask(
+        self,
+        who: Principal,
+        name: str,
+        message: SupervisorRequest,
+        kind: type[T],
+        timeout_s: float = REPORT_TIMEOUT_S,
+    ) -> T:
+        actor = self._manage(who, name)
+        return decode_report(await actor.ask(message, timeout_s=timeout_s), kind)
