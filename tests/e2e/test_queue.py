@@ -54,6 +54,7 @@ def wait_uploaded(daemon: Daemon) -> None:
 def test_a_paused_queue_is_shown_survives_its_worker_and_goes_on_when_told(
     lab: Lab, daemon: Daemon, s3_endpoint: Endpoint, bucket: str
 ) -> None:
+    """Or when the mount ends: an unmount uploads in spite of a pause."""
     mount = daemon.mount(s3_endpoint, bucket, "m", *WRITEBACK)
     daemon.run("queue", "pause", "m")
     source = lab.directory("source")
@@ -86,6 +87,12 @@ def test_a_paused_queue_is_shown_survives_its_worker_and_goes_on_when_told(
     wait_uploaded(daemon)
     assert read_bucket(s3_endpoint, bucket, "copy/") == objects_of(describe(source), "copy/")
     assert daemon.wait_state("mounted").status.reason != "uploads-paused"
+
+    daemon.run("queue", "pause", "m")
+    (mount / "last").write_bytes(b"before the end")
+    assert "last" not in read_bucket(s3_endpoint, bucket)
+    daemon.run("unmount", "m")
+    assert "last" in read_bucket(s3_endpoint, bucket)
 
 
 def test_what_was_closed_is_uploaded_after_the_death_of_daemon_and_worker(
