@@ -20,7 +20,7 @@ from s3mgrd.errors import NotFound, S3mgrError
 from s3mgrd.fs.listing import Lister
 from s3mgrd.fs.merging import Learned, Span
 from s3mgrd.fs.metadata import Metadata
-from s3mgrd.fs.names import MAX_KEY_BYTES, order
+from s3mgrd.fs.names import MAX_KEY_BYTES, check_key, order
 from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import NS, Volume
 from s3mgrd.s3.port import ObjectHead
@@ -91,7 +91,11 @@ class Asker:
         return self._volume.nodes.find(directory.id, node.name or "")
 
     async def ask(self, directory: Node, name: str) -> None:
-        """Bring mount.db up to date about one name, by its directory's listing where that is as cheap."""
+        """Bring mount.db up to date about one name, by its directory's listing where that is as cheap.
+
+        Raises OSError: ENAMETOOLONG, S3 would not even be asked for such a key.
+        """
+        check_key(self._volume.prefix_in_s3(directory) + name)
         children = self._volume.nodes.count_children(directory.id, limit=SMALL_DIRECTORY + 1)
         if directory.listed_ns > STALE_NS and children <= SMALL_DIRECTORY:
             await self._lister.start(directory).finished()

@@ -221,7 +221,7 @@ class Merger:
                 learned.marker = info
                 if info.size:
                     learned.hidden.append((info.key, "directory marker with content"))
-            elif reason := names.why_hidden(name):
+            elif reason := names.why_hidden(name) or names.why_unusable(info.key):
                 learned.hidden.append((info.key, reason))
             else:
                 files[name] = info
@@ -229,7 +229,7 @@ class Merger:
             name = common[skip:-1]
             if stop is not None and names.order(common[skip:]) > names.order(stop):
                 break
-            if reason := names.why_hidden(name):
+            if reason := names.why_hidden(name) or names.why_unusable(common):
                 learned.hidden.append((common, reason))
             else:
                 directories[name] = None

@@ -27,6 +27,14 @@ def check_key(key: str) -> None:
         raise OSError(errno.ENAMETOOLONG, f"the key would exceed {MAX_KEY_BYTES} bytes")
 
 
+def why_unusable(key: str) -> str:
+    """Say why a key that a store has cannot be asked for by the rules of S3; empty where it can."""
+    # A character has at most 4 bytes.
+    if len(key) > MAX_KEY_BYTES // 4 and len(order(key)) > MAX_KEY_BYTES:
+        return f"key over {MAX_KEY_BYTES} bytes"
+    return ""
+
+
 def why_hidden(name: str) -> str:
     """Say why a component of a key cannot be a name; empty where it can."""
     if not name:

@@ -68,6 +68,33 @@ async def test_keys_that_are_not_utf8_are_counted_and_do_not_stop_a_listing(
             lab.later(60)
 
 
+async def test_keys_that_s3_could_not_have_are_counted_and_not_asked_for(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some stores take longer keys; what is shown must be readable anywhere, and no request is sent in vain."""
+    deep = "/".join(["d" * 200] * 5)
+    longest, longer = f"{deep}/{'k' * 19}", f"{deep}/{'k' * 20}"
+    accents = "\u00e9" * 9 + "e"
+    assert len(longest) == names.MAX_KEY_BYTES
+    monkeypatch.setattr("s3mgrd.s3.memory._check_key", lambda key: None)
+    for key in (longest, longer, f"{deep}/{'b' * 19}/x", f"{deep}/{accents}"):
+        lab.store.insert(key)
+    async with lab.mounted() as fs:
+        assert await lab.ls(deep) == ["k" * 19, accents]
+        directory = (await lab.get(deep)).id
+        hidden = fs.volume.nodes.hidden(directory, after="", limit=9)
+        assert sorted(hidden) == [
+            (f"{deep}/{'b' * 19}/", "key over 1024 bytes"),
+            (longer, "key over 1024 bytes"),
+        ]
+        lab.later(60)
+        asked = lab.store.calls.total()
+        with pytest.raises(OSError) as caught:  # noqa: PT011 - the errno is what is checked
+            await fs.namespace.lookup(directory, "k" * 20)
+        assert caught.value.errno == errno.ENAMETOOLONG
+        assert lab.store.calls.total() == asked
+
+
 async def test_a_page_may_end_anywhere(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files and directories that begin alike, with pages of every size, listed twice with changes between."""
     keys = ["a", "a-b", "a/x", "a.b", "a0", "ab/", "ab", "b/c/d", "b-", "c", "c/"]
