@@ -182,7 +182,11 @@ class Merger:
         """Return what the marker changes in the directory's row."""
         volume, info = self._volume, learned.marker
         node = volume.nodes.get(learned.directory)
+        if info is not None and volume.journal.pending_delete(info.key) is not None:
+            info = None  # of the directory that had this name before
         if node is None or (node.marker == Marker.WANTED and info is None):
+            return {}
+        if volume.changes.is_key_newer(learned.prefix, learned.asked.changes_seen):
             return {}
         if node.name is not None and volume.changes.is_newer(
             node.parent, node.name, learned.asked.changes_seen

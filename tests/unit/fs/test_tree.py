@@ -2,12 +2,15 @@
 
 import errno
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import trio
 
 from s3mgrd.errors import Unavailable
 from s3mgrd.fs.attribute_changes import AttributeChange
 from s3mgrd.fs.tree import RENAME_NOREPLACE
+from s3mgrd.s3.port import ListPage
 from tests.unit.fs.conftest import Lab
 
 
@@ -391,3 +394,32 @@ async def test_a_crash_at_any_request_loses_nothing(lab: Lab) -> None:
         if count < n:
             return
     pytest.fail("the script never ran through")
+
+
+@pytest.mark.parametrize("is_answered_late", [False, True])
+async def test_a_directory_made_where_another_was_keeps_its_own_marker(
+    lab: Lab, is_answered_late: bool
+) -> None:
+    """The marker that S3 still shows, or showed a moment ago, is that of the directory that was renamed."""
+    async with lab.mounted():
+        await lab.mkdir("d")
+        await lab.settle()
+        with lab.store.hold("delete_many") as deletes, lab.store.hold("put") as puts:
+            await lab.rename("d", "e")
+            await deletes.arrived()
+            made = await lab.mkdir("d")
+            lab.fs.volume.distrust(made.id)
+            if is_answered_late:
+                asked = lab.store.list_page
+
+                async def late(prefix: str, **options: Any) -> ListPage:  # noqa: ANN401 - as given
+                    page = await asked(prefix, **options)
+                    deletes.release()
+                    await trio.sleep(5)
+                    return page
+
+                lab.store.list_page = late  # type: ignore[method-assign]
+            await lab.fs.namespace.ensure_listed(made.id)
+            puts.release()
+        await lab.settle()
+        assert lab.stored() == ["d/", "e/"]
