@@ -11,6 +11,7 @@ from trio.testing import MockClock
 from s3mgrd.errors import Denied, TimedOut, Unavailable
 from s3mgrd.fs import inspection, move, sync
 from s3mgrd.fs.attribute_changes import AttributeChange
+from s3mgrd.fs.strays import Strays
 from s3mgrd.fs.tree import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.unit.fs.conftest import Lab, settings
 
@@ -490,8 +491,9 @@ async def test_an_object_of_which_a_dead_worker_wrote_attributes_is_renamed(
     metadata = {**lab.store.objects[key].head.metadata, "mode": str(0o100600)}
     lab.store.insert(key, b"1", metadata=metadata)
     assert lab.store.objects[key].head.etag == etag
-    async with lab.mounted(sync=False):
+    async with lab.mounted(sync=False) as fs:
         await lab.rename(*(("d", "e") if whole else ("d/a", "d/b")))
+        assert list(Strays(fs.volume).pending()) == []
     async with lab.mounted():
         await lab.settle()
         name = "e/a" if whole else "d/b"
