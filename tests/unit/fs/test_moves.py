@@ -483,11 +483,12 @@ async def test_an_object_of_which_a_dead_worker_wrote_attributes_is_renamed(
         await lab.mkdir("d")
         node = await lab.write("d/a", b"1")
         await lab.settle()
-    async with lab.mounted() as fs:
-        await fs.attributes.change(node.id, AttributeChange(mode=0o600))
-        key, etag = "d/a", lab.store.objects["d/a"].head.etag
-        with lab.store.hold("copy") as hold:
+    etag = lab.store.objects["d/a"].head.etag
+    with lab.store.hold("copy") as hold:
+        async with lab.mounted() as fs:
+            await fs.attributes.change(node.id, AttributeChange(mode=0o600))
             await hold.arrived()
+    key = "d/a"  # the request had arrived nevertheless
     metadata = {**lab.store.objects[key].head.metadata, "mode": str(0o100600)}
     lab.store.insert(key, b"1", metadata=metadata)
     assert lab.store.objects[key].head.etag == etag
