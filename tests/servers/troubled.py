@@ -1,0 +1,157 @@
+"""A relay before an S3 server that understands requests, and answers some of them badly when a test says so.
+
+What befalls the next requests: *unavailable* (503 SlowDown), *error* (500), *reset* (the connection is cut before the
+server hears of it), *lost* (the server does it, and nobody hears the answer) and *slow*.
+"""
+
+import http.client
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+from tests.servers.endpoint import Endpoint
+
+Trouble = Literal["unavailable", "error", "reset", "lost", "slow"]
+SLOW_S: Final = 0.05
+STATUS: Final = {"unavailable": (503, "SlowDown"), "error": (500, "InternalError")}
+OF_CONNECTIONS: Final = frozenset({"connection", "transfer-encoding", "content-length"})
+
+
+class Relay:
+    """A relay to one endpoint. `endpoint` is the way through it; `met` counts the requests that met trouble."""
+
+    def __init__(self, behind: Endpoint) -> None:
+        address = urlsplit(behind.url)
+        self.target: Final = (address.hostname or "", address.port or 0)
+        self._lock = threading.Lock()
+        self._trouble: Trouble = "slow"
+        self._left = 0
+        self.met = 0
+        relay = self
+
+        class Handler(_Handler):
+            owner = relay
+
+        self._server = _Server(("127.0.0.1", 0), Handler)
+        self.endpoint: Final = replace(
+            behind, url=f"http://127.0.0.1:{self._server.server_address[1]}"
+        )
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    def trouble(self, what: Trouble, requests: int) -> None:
+        """Let the next *requests* meet trouble."""
+        with self._lock:
+            self._trouble, self._left = what, requests
+
+    def next(self) -> Trouble | None:
+        """Return what befalls the request that came now."""
+        with self._lock:
+            if not self._left:
+                return None
+            self._left -= 1
+            self.met += 1
+            return self._trouble
+
+    def close(self) -> None:
+        """End it."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False  # idle connections of others would keep it
+    request_queue_size = 128
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that is killed goes without a word."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection from a client, and one to the server for it."""
+
+    owner: Relay
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
+
+    def setup(self) -> None:
+        super().setup()
+        self._server_side = http.client.HTTPConnection(*self.owner.target)
+
+    def finish(self) -> None:
+        self._server_side.close()
+        with suppress(OSError):
+            super().finish()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+    def handle_one_request(self) -> None:
+        self.raw_requestline = self.rfile.readline(65537)
+        if not self.raw_requestline or not self.parse_request():
+            self.close_connection = True
+            return
+        self._relay()
+        self.wfile.flush()
+
+    def _relay(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        trouble = self.owner.next()
+        if trouble in STATUS:
+            self._refuse(*STATUS[trouble])
+            return
+        if trouble == "reset":
+            self.close_connection = True
+            return
+        if trouble == "slow":
+            time.sleep(SLOW_S)
+        method, target, _ = self.requestline.split(" ", 2)
+        names = {name.lower() for name in self.headers} - OF_CONNECTIONS
+        self._server_side.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
+        for name in names:
+            for value in self.headers.get_all(name, []):
+                self._server_side.putheader(name, value)
+        if body or "Content-Length" in self.headers:
+            self._server_side.putheader("Content-Length", str(len(body)))
+        self._server_side.endheaders(body or None)
+        answer = self._server_side.getresponse()
+        content = answer.read()
+        if trouble == "lost":
+            self.close_connection = True
+            return
+        self.send_response_only(answer.status, answer.reason)
+        length = answer.getheader("Content-Length") if method == "HEAD" else str(len(content))
+        for name, value in answer.getheaders():
+            if name.lower() not in OF_CONNECTIONS:
+                self.send_header(name, value)
+        if length is not None and answer.status != http.HTTPStatus.NO_CONTENT:
+            self.send_header("Content-Length", length)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _refuse(self, status: int, code: str) -> None:
+        content = f"<Error><Code>{code}</Code><Message>Trouble.</Message></Error>".encode()
+        self.send_response_only(status)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+
+@contextmanager
+def relay_before(endpoint: Endpoint) -> Iterator[Relay]:
+    """Run a relay in front of *endpoint*."""
+    relay = Relay(endpoint)
+    try:
+        yield relay
+    finally:
+        relay.close()
