@@ -49,8 +49,15 @@ def test_every_operation_and_every_call_is_logged(
     daemon: Daemon, s3_endpoint: Endpoint, bucket: str
 ) -> None:
     """Operations with time and result; calls with status, request id and time; hits and misses of the caches."""
+    client = s3_endpoint.boto3()
+    client.put_object(Bucket=bucket, Key="gone", Body=b"z")
     directory = daemon.mount(s3_endpoint, bucket, "m", "--debug")
     work(directory)
+    assert (directory / "gone").stat().st_size == 1
+    client.delete_object(Bucket=bucket, Key="gone")
+    with pytest.raises(OSError, match="Stale"):
+        (directory / "gone").read_bytes()
+    client.close()
     daemon.flush()
     lines = log_of(daemon)
     for operation in OPERATIONS:
@@ -65,7 +72,7 @@ def test_every_operation_and_every_call_is_logged(
         count = next(c.count for c in stats.s3 if c.name == call)
         assert len(lines_with(lines, rf" s3 {call} ")) == count, call
     assert lines_with(lines, " s3 GetObject key='there' ok ", "received=[1-9]")
-    assert lines_with(lines, " s3 HeadObject key='absent' 404 ")
+    assert lines_with(lines, " s3 GetObject key='gone' NoSuchKey status=404 ")
     assert lines_with(lines, "cache miss: name 'there'")
     assert lines_with(lines, "cache hit: name 'written'")
     assert lines_with(lines, "cache miss: inode 2 at 0")

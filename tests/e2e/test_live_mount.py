@@ -41,6 +41,12 @@ class Site:
     def put(self, key: str, body: bytes) -> None:
         self.client.put_object(Bucket=self.bucket, Key=key, Body=body)
 
+    def add(self, *keys: str, body: bytes) -> None:
+        """Put objects that the mount shall see at once: nobody asked for their names, but perhaps for their neighbours'."""
+        for key in keys:
+            self.put(key, body)
+        self.daemon.run("invalidate", "m")
+
     def get(self, key: str) -> bytes:
         body: bytes = self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
         return body
@@ -73,8 +79,7 @@ def test_flush_uploads_what_a_program_still_has_open(site: Site) -> None:
 
 def test_what_others_change_is_seen_at_once_after_invalidate(site: Site) -> None:
     """Contents, sizes, new names, names that were known to be absent, and names that are gone; at any depth."""
-    site.put("inv/sub/file", b"old")
-    site.put("inv/sub/gone", b"x")
+    site.add("inv/sub/file", "inv/sub/gone", body=b"old")
     directory = site.mount / "inv" / "sub"
     assert (directory / "file").read_bytes() == b"old"
     assert sorted(os.listdir(directory)) == ["file", "gone"]
@@ -95,8 +100,7 @@ def test_what_others_change_is_seen_at_once_after_invalidate(site: Site) -> None
 
 def test_one_name_may_be_invalidated_by_itself(site: Site) -> None:
     """Also one that the mount has only heard of as absent, and by its path on this machine."""
-    site.put("one/a", b"old")
-    site.put("one/b", b"old")
+    site.add("one/a", "one/b", body=b"old")
     directory = site.mount / "one"
     assert [(directory / n).read_bytes() for n in "ab"] == [b"old", b"old"]
     assert not (directory / "c").exists()
@@ -109,7 +113,7 @@ def test_one_name_may_be_invalidated_by_itself(site: Site) -> None:
 
 
 def test_programs_that_work_in_a_directory_stay_there_when_it_is_invalidated(site: Site) -> None:
-    site.put("work/here/file", b"x")
+    site.add("work/here/file", body=b"x")
     printed = shell(
         'cd "$1"; ls; "$2" -c pass; read -r line < "$3"; pwd -P; ls; cat file',
         *(site.mount / "work" / "here", sys.executable, _invalidated(site)),
@@ -135,7 +139,7 @@ def _invalidated(site: Site) -> Path:
 def test_a_restart_is_noticed_by_no_program(site: Site) -> None:
     """One reads, one has written and not closed, one has its working directory inside."""
     content = os.urandom(8 * MIB)
-    site.put("restart/large", content)
+    site.add("restart/large", body=content)
     directory = site.mount / "restart"
     old = site.daemon.worker_pid()
     reader = subprocess.Popen(
@@ -177,8 +181,7 @@ def test_stats_count_what_was_done(site: Site) -> None:
 
 def test_the_caches_are_shown_page_by_page(site: Site) -> None:
     names = sorted(f"name-{i:02}" for i in range(25))
-    for name in names:
-        site.put(f"pages/{name}", b"x" * 10)
+    site.add(*(f"pages/{name}" for name in names), body=b"x" * 10)
     assert sorted(os.listdir(site.mount / "pages")) == names
     seen: list[str] = []
     cursor: str | None = None
