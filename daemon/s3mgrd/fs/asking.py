@@ -36,6 +36,8 @@ MAX_ABSENT: Final = 65_536
 MAX_ENDS: Final = 4096
 MIN_TTL_S: Final = 2.0
 """With less, what a page tells of other names would be out of date when somebody asks for them."""
+MAX_PROBES: Final = 4
+"""Looks at a name while what lies there is on its way elsewhere."""
 PATIENCE: Final = 2
 """Pages of a listing under way for which a name waits."""
 FIRST_PRINTABLE: Final = 0x20
@@ -260,9 +262,23 @@ class Asker:
     async def _probe(self, prefix: str, name: str) -> tuple[ObjectHead | None, set[str]]:
         """Ask at once whether a name is an object and which keys lie below it: one at least of a directory, its marker first."""
         key = prefix + name
+        for _ in range(MAX_PROBES):
+            leaving = self._volume.leaving_below(key)
+            head, found = await self._probe_once(key, max_keys=1 if not leaving else 1000)
+            # What was written meanwhile to where it is not wanted any more may be all that was found.
+            added = self._volume.leaving_below(key) - leaving
+            leaving |= added
+            if not added:
+                break
+        below = found - leaving
+        if key in leaving:
+            head = None
+        if self._volume.is_leaving(key + "/", seen_from=prefix):
+            below.clear()
+        return head, below
+
+    async def _probe_once(self, key: str, *, max_keys: int) -> tuple[ObjectHead | None, set[str]]:
         head: ObjectHead | None = None
-        below: set[str] = set()
-        leaving = self._volume.leaving_below(key)
 
         async def ask_object() -> None:
             nonlocal head
@@ -273,15 +289,8 @@ class Asker:
 
         async with side_by_side() as nursery:
             nursery.start_soon(ask_object)
-            page = await self._volume.store.list_page(
-                key + "/", delimited=False, max_keys=1 if not leaving else 1000
-            )
-            below = {info.key for info in page.objects} - leaving
-        if key in leaving:
-            head = None
-        if self._volume.is_leaving(key + "/", seen_from=prefix):
-            below.clear()
-        return head, below
+            page = await self._volume.store.list_page(key + "/", delimited=False, max_keys=max_keys)
+        return head, {info.key for info in page.objects}
 
     def _apply(
         self, directory: Node, name: str, head: ObjectHead | None, *, is_directory: bool

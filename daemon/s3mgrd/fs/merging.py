@@ -130,6 +130,12 @@ class Merger:
                 if name not in ours
                 and self._is_new_directory(learned, name, rows.get(name), leaving, new)
             ]
+            # What a directory takes the place of is shadowed if it is still there, and gone otherwise.
+            replaced = {name: rows[name] for name in made if name in rows}
+            for name, file in replaced.items():
+                if name in files or not _is_between(file, low, high):
+                    learned.hidden.append((volume.key_in_s3(file), SHADOWED))
+                volume.detach(file)
             found += [
                 node.id
                 for name in directories
@@ -139,6 +145,8 @@ class Merger:
                 and not node.attributes_known
             ]
             for name, node in rows.items():
+                if name in replaced:
+                    continue
                 there = directories if node.is_directory else files
                 if name not in there and name not in ours and _is_between(node, low, high):
                     self._see_nothing(learned, name, node, new)
@@ -343,9 +351,6 @@ class Merger:
             return False
         if name in new:
             learned.hidden.append((new.pop(name).key, SHADOWED))
-        elif node is not None:
-            learned.hidden.append((volume.key_in_s3(node), SHADOWED))
-            volume.detach(node)
         return True
 
     def _see_nothing(

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import trio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -116,6 +116,11 @@ def fill(lab: Lab, content: list[tuple[str, bytes]]) -> None:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(first=keys, second=keys, size=st.integers(1, 5))
+@example(  # an object that is gone when a directory takes its name is not shadowed
+    first=[("a", b""), ("b/a/a", b""), ("b/b", b"")],
+    second=[("a", b""), ("c", b""), ("b/b/", b"")],
+    size=1,
+)
 def test_a_walk_learns_what_listings_learn(
     first: list[tuple[str, bytes]], second: list[tuple[str, bytes]], size: int
 ) -> None:
