@@ -97,6 +97,11 @@ class BlockIndex:
         self._db.execute(
             "UPDATE blocks SET queue = 0 WHERE version IS NULL AND queue = ?", (TAKEN,)
         )
+        # Not as soon as its last block goes: until the next start, a ghost may tell of it.
+        self._db.execute(
+            "DELETE FROM versions WHERE pinned = 0 AND NOT EXISTS "
+            "(SELECT 1 FROM blocks WHERE version = versions.id)"
+        )
         self.bytes = [
             int(self._one(f"SELECT coalesce(sum((size + {PAGE_BYTES - 1}) / {PAGE_BYTES}), 0) FROM blocks "  # noqa: S608
                           f"WHERE version IS NOT NULL AND queue = {queue}")) * PAGE_BYTES
@@ -147,11 +152,6 @@ class BlockIndex:
                 target = PINNED if pinned else PROBATION
                 if queue != target and (pinned or queue == PINNED):
                     self._requeue(slot, size, queue, target)
-
-    def pinned(self) -> list[tuple[int, str]]:
-        """Return the (inode, etag) of every pinned version."""
-        rows = self._db.execute("SELECT inode, etag FROM versions WHERE pinned = 1")
-        return [(int(inode), str(etag)) for inode, etag in rows]
 
     # Blocks
 
@@ -281,12 +281,6 @@ class BlockIndex:
                     if queue == PROBATION:
                         self._remember(version, number)
         return freed
-
-    def forget_empty_versions(self) -> None:
-        """Drop the rows of versions of which nothing is here."""
-        self._db.execute(
-            "DELETE FROM versions WHERE pinned = 0 AND NOT EXISTS (SELECT 1 FROM blocks WHERE version = versions.id)"
-        )
 
     def _remember(self, version: int, number: int) -> None:
         self._ghosts[version, number] = None

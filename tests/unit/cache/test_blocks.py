@@ -229,6 +229,19 @@ async def test_the_cache_of_another_mount_db_is_forgotten(tmp_path: Path) -> Non
         assert os.stat(tmp_path / "blocks.data").st_blocks == 0
 
 
+async def test_versions_of_which_nothing_is_left_are_forgotten_at_the_next_start(
+    tmp_path: Path,
+) -> None:
+    with opened(tmp_path, limit_bytes=MIB) as cache:
+        for inode in range(10, 30):
+            await keep(cache, content(MIB, inode), inode=inode)
+        cache.pin(5, ETAG, pinned=True)
+        assert cache._index._one("SELECT count(*) FROM versions") == 21
+    with opened(tmp_path, limit_bytes=MIB) as cache:
+        assert cache._index._one("SELECT count(*) FROM versions") == 2, "one kept, one pinned"
+        assert cache.has(29, ETAG, 0, MIB)
+
+
 async def test_a_worker_killed_while_it_wrote_leaks_no_slot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
