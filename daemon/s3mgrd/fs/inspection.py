@@ -64,23 +64,19 @@ def memory_bytes() -> int:
 def failed_uploads(fs: FileSystem) -> list[FailedUpload]:
     """List the files that S3 refused or did not get, oldest first."""
     found = []
-    for row in fs.volume.journal.dirty_staged():
-        if row.error is None:
-            continue
+    for row in fs.volume.journal.failed_staged(limit=MAX_FAILED):
         node = fs.volume.nodes.get(row.inode)
         stage = fs.stages.get(node.id) if node is not None else None
         found.append(
             FailedUpload(
                 path=staged_path(fs.volume, row),
                 size_bytes=stage.file.size if stage is not None else 0,
-                error=row.error,
+                error=row.error or "",
                 since=as_time(row.since_ns),
                 tries=row.tries,
                 retry_at=None if row.retry_ns is None else as_time(row.retry_ns),
             )
         )
-        if len(found) == MAX_FAILED:
-            break
     return found
 
 

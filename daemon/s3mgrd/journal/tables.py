@@ -97,6 +97,14 @@ class Journal:
             for row in self._execute("SELECT * FROM staged WHERE dirty = 1 ORDER BY since_ns")
         ]
 
+    def failed_staged(self, *, limit: int) -> list[StagedRow]:
+        """Return up to *limit* staging rows whose upload failed, oldest first."""
+        rows = self._execute(
+            "SELECT * FROM staged WHERE dirty = 1 AND error IS NOT NULL ORDER BY since_ns LIMIT ?",
+            (limit,),
+        )
+        return [StagedRow._make(row) for row in rows]
+
     def put_staged(
         self,
         inode: int,
