@@ -7,7 +7,7 @@ Rows asked for by number are remembered until anything in mount.db changes: a wa
 with every name, and a statement costs 10 µs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any, Final, NamedTuple, NewType
 
@@ -186,6 +186,13 @@ class NodeTable:
         """Return the row that *name* in *parent* leads to."""
         row = self._execute(_FIND, (parent, name)).fetchone()
         return None if row is None else Node._make(row)
+
+    def find_below(self, inode: int, names: Iterable[str]) -> Node | None:
+        """Return the row that a path of *names* leads to from a directory on; None where one of them is not known."""
+        node = self.get(inode)
+        for name in names:
+            node = self.find(node.id, name) if node is not None else None
+        return node
 
     def children(
         self, parent: int, *, after: int = 0, up_to: int = MAX_INODE, limit: int = 256

@@ -150,10 +150,7 @@ class Conflicts:
 
     def _missing(self, inode: Inode) -> int:
         stage = self._stages.get(inode)
-        if stage is None:
-            return 0
-        file = stage.file
-        return sum(b - a for a, b in file.extents.missing(0, min(file.base_size, file.size)))
+        return 0 if stage is None else stage.file.missing_bytes()
 
     def _show(self, parent: Inode, name: str, remote_key: str | None, head: ObjectHead) -> None:
         nodes = self._volume.nodes

@@ -127,12 +127,12 @@ class FileSystem:
                 return b""
             return await self.reader.read(node, node.etag, node.size, offset, length, handle=handle)
         file = stage.file
-        row = self.volume.journal.staged(inode)
-        base_size = row.base_size if row is not None else node.size
         parts: list[bytes | memoryview] = []
         for piece in file.pieces(offset, offset + length):
             if piece.is_base and stage.base_etag is not None:
                 size = piece.stop - piece.start
+                row = self.volume.journal.staged(inode)
+                base_size = row.base_size if row is not None else node.size
                 parts.append(
                     await self.reader.read(
                         node, stage.base_etag, base_size, piece.start, size, handle=handle

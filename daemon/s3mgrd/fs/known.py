@@ -100,9 +100,7 @@ class Known:
         return self._totals
 
     def _find(self, path: str) -> Node:
-        node: Node | None = self._volume.node(ROOT)
-        for part in filter(None, path.split("/")):
-            node = self._volume.nodes.find(node.id, part) if node is not None else None
+        node = self._volume.nodes.find_below(ROOT, filter(None, path.split("/")))
         if node is None:
             raise NotFound(
                 f"nothing is known of {path!r}",

@@ -280,9 +280,7 @@ class Mover:
     def _find(self, row: MoveRow, key: str) -> Node | None:
         """Return what lies at *key* below the source, by the names in the directory now."""
         *above, name = key[len(row.source) :].split("/")
-        node: Node | None = self._volume.nodes.get(row.inode)
-        for part in [*above, name] if name else above:
-            node = self._volume.nodes.find(node.id, part) if node is not None else None
+        node = self._volume.nodes.find_below(row.inode, [*above, name] if name else above)
         if node is None or node.is_directory != (not name):
             return None
         is_elsewhere = node.remote_key is not None or node.remote_prefix is not None

@@ -48,11 +48,6 @@ def part_size_for(size: int, wanted: int) -> int:
     return -(-max(wanted, -(-size // MAX_PARTS)) // MIB) * MIB
 
 
-def missing(file: StagedFile) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of a staged file that only the base version has."""
-    return file.extents.missing(0, min(file.base_size, file.size))
-
-
 def make_plan(file: StagedFile, part_size: int, *, may_copy: bool) -> Plan:
     """Cut a staged file into parts."""
     size = file.size
@@ -82,7 +77,7 @@ def to_fetch(file: StagedFile, plan: Plan) -> list[tuple[int, int]]:
     """Return the ranges that must be fetched from the base version before *plan* can be sent."""
     ranges = []
     copied = [(piece.start, piece.stop) for piece in plan.pieces if piece.is_copied]
-    for start, stop in missing(file):
+    for start, stop in file.missing():
         position = start
         for first, last in copied:
             if last <= position or first >= stop:
@@ -97,7 +92,7 @@ def to_fetch(file: StagedFile, plan: Plan) -> list[tuple[int, int]]:
 
 def _untouched(file: StagedFile, part_size: int) -> Iterator[tuple[int, int]]:
     """Yield the runs of whole parts that are as in the base version."""
-    for start, stop in missing(file):
+    for start, stop in file.missing():
         first = -(-start // part_size) * part_size
         last = stop if stop == file.size else stop // part_size * part_size
         if first < last:

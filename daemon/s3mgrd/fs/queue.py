@@ -7,7 +7,7 @@ waits for S3, flush, and the drain before the end. A pause changes nothing for t
 from typing import Final, Literal
 
 from s3mgr.schema import QueuedFile, UploadQueue
-from s3mgrd.cache.nodes import ROOT, Node
+from s3mgrd.cache.nodes import ROOT
 from s3mgrd.errors import Conflict, NotFound, UserError
 from s3mgrd.fs.backlog import PAUSED
 from s3mgrd.fs.filesystem import FileSystem
@@ -122,7 +122,7 @@ class QueueControl:
             NotFound: no such file waits to be uploaded.
             Conflict: it is still being written, or S3 takes no such file.
         """
-        node = self._find(path)
+        node = self._volume.nodes.find_below(ROOT, filter(None, path.split("/")))
         row = self._volume.journal.staged(node.id) if node is not None else None
         if node is None or row is None or not row.dirty:
             raise NotFound(
@@ -138,12 +138,6 @@ class QueueControl:
             self._volume.journal.hurry_staged(node.id)
             self._syncer.hurry(node.id)
         return self.report(None, 0)
-
-    def _find(self, path: str) -> Node | None:
-        node: Node | None = self._volume.node(ROOT)
-        for name in filter(None, path.split("/")):
-            node = self._volume.nodes.find(node.id, name) if node is not None else None
-        return node
 
 
 def _is_hurried(row: StagedRow) -> bool:

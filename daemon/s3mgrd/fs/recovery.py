@@ -93,7 +93,7 @@ class Recovery:
         said = file.description
         path = said.path if said is not None else f"inode-{number}"
         now_ns = volume.now_ns()
-        missing = sum(b - a for a, b in file.extents.missing(0, min(file.base_size, file.size)))
+        missing = file.missing_bytes()
         with volume.database.transaction():
             inode = volume.nodes.insert(
                 ROOT, None, Kind.FILE, file.mtime_ns(),
@@ -147,15 +147,14 @@ class Recovery:
             except (S3mgrError, OSError) as error:
                 log.warning("conflict copy %d of %s stays incomplete: %s", inode, path, error)
             finally:
-                lacks = file.extents.missing(0, min(file.base_size, file.size))
-                volume.journal.set_missing(inode, sum(b - a for a, b in lacks))
+                volume.journal.set_missing(inode, file.missing_bytes())
                 file.close()
 
     async def _fetch(self, file: StagedFile) -> None:
         said = file.description
         if said is None or said.base_key is None or said.base_etag is None:
             return
-        for start, stop in list(file.extents.missing(0, min(file.base_size, file.size))):
+        for start, stop in file.missing():
             for position in range(start, stop, FILL_BYTES):
                 found = await self._volume.store.get_range(
                     said.base_key,

@@ -233,7 +233,7 @@ class Stages:
         The caller's transaction gives the inode a name.
         """
         file = stage.file
-        for start, stop in list(file.extents.missing(0, min(file.base_size, file.size))):
+        for start, stop in file.missing():
             file.record(start, stop - start)
         file.truncate(file.size)  # so long must the file itself be, to be sent
         file.rebase(0)

@@ -299,9 +299,7 @@ class Volume:
         if not key.startswith(self.settings.prefix):
             return None
         *above, name = key[len(self.settings.prefix) :].split("/")
-        node = self.nodes.get(ROOT)
-        for part in [*above, name] if name else above:
-            node = self.nodes.find(node.id, part) if node is not None else None
+        node = self.nodes.find_below(ROOT, [*above, name] if name else above)
         return node if node is not None and node.is_directory == (not name) else None
 
     def is_leaving(self, prefix: str, *, seen_from: str) -> bool:

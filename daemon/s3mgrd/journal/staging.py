@@ -151,10 +151,13 @@ class StagedFile:
         data = os.pread(self.data_fd, stop - start, start)
         return data if len(data) == stop - start else data.ljust(stop - start, b"\0")
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing of the base is needed any more."""
-        return next(self.extents.missing(0, min(self.base_size, self.size)), None) is None
+    def missing(self) -> list[tuple[int, int]]:
+        """Return the ranges that only the base version has."""
+        return list(self.extents.missing(0, min(self.base_size, self.size)))
+
+    def missing_bytes(self) -> int:
+        """Count the bytes that only the base version has."""
+        return sum(stop - start for start, stop in self.missing())
 
     def rebase(self, base_size: int) -> None:
         """Declare the present content to be a version of S3: the base from now on."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from s3mgrd.errors import PreconditionFailed, Unavailable, Unsupported
 from s3mgrd.fs import parts, sending
 from s3mgrd.fs.errnos import errno_of
-from s3mgrd.fs.parts import MIB, make_plan, missing, part_size_for, to_fetch
+from s3mgrd.fs.parts import MIB, make_plan, part_size_for, to_fetch
 from s3mgrd.journal.staging import StagedFile, StagingDirectory
 from s3mgrd.s3.port import MAX_COPY_BYTES, MAX_OBJECT_BYTES, MAX_PARTS, MIN_PART_BYTES, Part
 from tests.unit.fs.conftest import Lab
@@ -85,14 +85,14 @@ def test_every_byte_is_in_one_part_and_comes_from_where_it_is(
                 assert piece.stop - piece.start >= MIN_PART_BYTES or piece.stop == file.size
             assert position == file.size
             assert [p.number for p in plan.pieces] == list(range(1, len(plan.pieces) + 1))
-            lacking = list(missing(file))
+            lacking = file.missing()
             for piece in plan.pieces:
                 if piece.is_copied:
                     assert any(a <= piece.start and piece.stop <= b for a, b in lacking)
             for start, stop in to_fetch(file, plan):
                 file.record(start, stop - start)
             sent = [p for p in plan.pieces if not p.is_copied]
-            assert not any(a < p.stop and p.start < b for p in sent for a, b in missing(file))
+            assert not any(a < p.stop and p.start < b for p in sent for a, b in file.missing())
             assert make_plan(file, PART, may_copy=True) == plan, "what was fetched changes nothing"
 
 
