@@ -35,6 +35,16 @@ BODY_PROBLEMS: Final = (
 )
 """What every route with a body may answer."""
 
+WORKER_PROBLEMS: Final = (
+    ProblemType.NOT_FOUND,
+    ProblemType.NOT_MOUNTED,
+    ProblemType.MOUNT_FAILED,
+)
+"""What every route that asks a mount's worker may answer."""
+
+STORE_PROBLEMS: Final = (*WORKER_PROBLEMS, ProblemType.BUCKET_UNREACHABLE)
+"""What it may answer where the worker asks S3."""
+
 
 class Stream(Protocol):
     """The body of an answer that does not end by itself."""

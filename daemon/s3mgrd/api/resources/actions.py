@@ -15,7 +15,16 @@ from s3mgr.schema import (
 from s3mgrd.api.problems import MalformedRequest, raise_unless_succeeded
 from s3mgrd.api.requests import Call, NoQuery, settle, until_stopping
 from s3mgrd.api.resources.mounts import WAIT_DEFAULT_S, WaitS
-from s3mgrd.api.routes import ACCEPTED, Answer, AnyCall, AnyRoute, Reply, Route, accepted
+from s3mgrd.api.routes import (
+    ACCEPTED,
+    STORE_PROBLEMS,
+    Answer,
+    AnyCall,
+    AnyRoute,
+    Reply,
+    Route,
+    accepted,
+)
 from s3mgrd.errors import NotFound
 
 KEY_MAX_LENGTH: Final = 255
@@ -82,13 +91,7 @@ async def _restart_once(call: Call[RestartQuery, None]) -> Operation:
         return operation
 
 
-_WORKER_PROBLEMS: Final = (
-    ProblemType.NOT_FOUND,
-    ProblemType.NOT_MOUNTED,
-    ProblemType.MOUNT_FAILED,
-    ProblemType.BUCKET_UNREACHABLE,
-    ProblemType.DRAINING,
-)
+_ACTION_PROBLEMS: Final = (*STORE_PROBLEMS, ProblemType.DRAINING)
 
 ROUTES: Final[tuple[AnyRoute, ...]] = (
     Route(
@@ -99,7 +102,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         body=FlushRequest,
         body_required=False,
         answers=(Answer(200, "What was uploaded and what is left.", FlushReport),),
-        problems=(*_WORKER_PROBLEMS, ProblemType.CREDENTIALS_REJECTED),
+        problems=(*_ACTION_PROBLEMS, ProblemType.CREDENTIALS_REJECTED),
         request_headers=("Idempotency-Key",),
     ),
     Route(
@@ -110,7 +113,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         body=InvalidateRequest,
         body_required=False,
         answers=(Answer(200, "What was forgotten.", InvalidateReport),),
-        problems=_WORKER_PROBLEMS,
+        problems=_ACTION_PROBLEMS,
         request_headers=("Idempotency-Key",),
     ),
     Route(
@@ -119,7 +122,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         restart_mount,
         query=RestartQuery,
         answers=(Answer(200, "The new worker serves the mount.", Operation), ACCEPTED),
-        problems=(*_WORKER_PROBLEMS, ProblemType.CONFLICT),
+        problems=(*_ACTION_PROBLEMS, ProblemType.CONFLICT),
         request_headers=("Idempotency-Key", "Prefer"),
     ),
 )

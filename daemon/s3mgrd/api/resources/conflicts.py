@@ -6,7 +6,7 @@ from msgspec import Meta, Struct
 
 from s3mgr.schema import ConflictList, ProblemType, RestoreConflictRequest, RestoredConflict
 from s3mgrd.api.requests import Call, NoQuery
-from s3mgrd.api.routes import Answer, AnyRoute, Reply, Route
+from s3mgrd.api.routes import STORE_PROBLEMS, Answer, AnyRoute, Reply, Route
 
 
 class ConflictsQuery(Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,13 +43,6 @@ async def discard_conflict(call: Call[NoQuery, None]) -> Reply:
     return Reply(204)
 
 
-_WORKER_PROBLEMS: Final = (
-    ProblemType.NOT_FOUND,
-    ProblemType.NOT_MOUNTED,
-    ProblemType.MOUNT_FAILED,
-    ProblemType.BUCKET_UNREACHABLE,
-)
-
 ROUTES: Final[tuple[AnyRoute, ...]] = (
     Route(
         "GET",
@@ -57,7 +50,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         list_conflicts,
         query=ConflictsQuery,
         answers=(Answer(200, "Totals and one page of copies.", ConflictList),),
-        problems=_WORKER_PROBLEMS,
+        problems=STORE_PROBLEMS,
     ),
     Route(
         "POST",
@@ -67,7 +60,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         body=RestoreConflictRequest,
         body_required=False,
         answers=(Answer(200, "It is a file now.", RestoredConflict),),
-        problems=(*_WORKER_PROBLEMS, ProblemType.CONFLICT, ProblemType.CREDENTIALS_REJECTED),
+        problems=(*STORE_PROBLEMS, ProblemType.CONFLICT, ProblemType.CREDENTIALS_REJECTED),
     ),
     Route(
         "DELETE",
@@ -75,6 +68,6 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         discard_conflict,
         query=NoQuery,
         answers=(Answer(204, "It is gone."),),
-        problems=_WORKER_PROBLEMS,
+        problems=STORE_PROBLEMS,
     ),
 )

@@ -6,7 +6,7 @@ from msgspec import Meta, Struct
 
 from s3mgr.schema import CacheReport, LogTail, MountStats, ProblemType
 from s3mgrd.api.requests import Call, NoQuery
-from s3mgrd.api.routes import Answer, AnyRoute, Reply, Route
+from s3mgrd.api.routes import WORKER_PROBLEMS, Answer, AnyRoute, Reply, Route
 
 
 class CacheQuery(Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,12 +62,6 @@ async def mount_logs(call: Call[LogsQuery, None]) -> Reply:
     return Reply(200, tail)
 
 
-_WORKER_PROBLEMS: Final = (
-    ProblemType.NOT_FOUND,
-    ProblemType.NOT_MOUNTED,
-    ProblemType.MOUNT_FAILED,
-)
-
 ROUTES: Final[tuple[AnyRoute, ...]] = (
     Route(
         "GET",
@@ -75,7 +69,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         mount_stats,
         query=NoQuery,
         answers=(Answer(200, "The counters.", MountStats),),
-        problems=_WORKER_PROBLEMS,
+        problems=WORKER_PROBLEMS,
     ),
     Route(
         "GET",
@@ -83,7 +77,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         mount_cache,
         query=CacheQuery,
         answers=(Answer(200, "Totals and one page of entries.", CacheReport),),
-        problems=_WORKER_PROBLEMS,
+        problems=WORKER_PROBLEMS,
     ),
     Route(
         "GET",

@@ -6,7 +6,7 @@ from msgspec import Meta, Struct
 
 from s3mgr.schema import HurryRequest, ProblemType, UploadQueue
 from s3mgrd.api.requests import Call, NoQuery
-from s3mgrd.api.routes import Answer, AnyRoute, Reply, Route
+from s3mgrd.api.routes import STORE_PROBLEMS, Answer, AnyRoute, Reply, Route
 
 
 class QueueQuery(Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,13 +44,6 @@ async def hurry_upload(call: Call[NoQuery, HurryRequest]) -> Reply:
     return Reply(200, await call.service.hurry_upload(call.who, call.name, path=call.body.path))
 
 
-_WORKER_PROBLEMS: Final = (
-    ProblemType.NOT_FOUND,
-    ProblemType.NOT_MOUNTED,
-    ProblemType.MOUNT_FAILED,
-    ProblemType.BUCKET_UNREACHABLE,
-)
-
 ROUTES: Final[tuple[AnyRoute, ...]] = (
     Route(
         "GET",
@@ -58,7 +51,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         read_queue,
         query=QueueQuery,
         answers=(Answer(200, "Totals and one page of files.", UploadQueue),),
-        problems=_WORKER_PROBLEMS,
+        problems=STORE_PROBLEMS,
     ),
     Route(
         "POST",
@@ -66,7 +59,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         pause_queue,
         query=NoQuery,
         answers=(Answer(200, "It is paused; the totals.", UploadQueue),),
-        problems=_WORKER_PROBLEMS,
+        problems=STORE_PROBLEMS,
     ),
     Route(
         "POST",
@@ -74,7 +67,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         resume_queue,
         query=NoQuery,
         answers=(Answer(200, "It goes on; the totals.", UploadQueue),),
-        problems=_WORKER_PROBLEMS,
+        problems=STORE_PROBLEMS,
     ),
     Route(
         "POST",
@@ -83,6 +76,6 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         query=NoQuery,
         body=HurryRequest,
         answers=(Answer(200, "That file goes next; the totals.", UploadQueue),),
-        problems=(*_WORKER_PROBLEMS, ProblemType.CONFLICT),
+        problems=(*STORE_PROBLEMS, ProblemType.CONFLICT),
     ),
 )
