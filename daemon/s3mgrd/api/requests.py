@@ -6,10 +6,11 @@ What a handler gets is a `Call`: who asks, the parsed query and body, and the se
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
 import trio
+from msgspec import Meta
 
 from s3mgr.schema import Operation
 from s3mgr.schema.mounts import NAME_PATTERN
@@ -41,6 +42,18 @@ JSON_TYPES: Final = frozenset({"application/json", "application/merge-patch+json
 
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A route without query parameters."""
+
+
+class PageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which page of a list that is given with its totals."""
+
+    cursor: Annotated[
+        Annotated[str, Meta(max_length=64)] | None,
+        Meta(description="`cursor` of the page before."),
+    ] = None
+    limit: Annotated[
+        int, Meta(ge=0, le=100, description="Most items; 0 gives the totals only.")
+    ] = 100
 
 
 @dataclass(frozen=True, slots=True)

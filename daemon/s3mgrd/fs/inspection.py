@@ -45,7 +45,7 @@ def stats(fs: FileSystem, *, uptime_s: float) -> MountStats:
         s3_sent_bytes=store.sent_bytes,
         read_bytes=fs.counters.read_bytes,
         written_bytes=fs.counters.written_bytes,
-        dirty_bytes=fs.stages.dirty_bytes()[1],
+        dirty_bytes=fs.stages.lacking.bytes,
         buffered_bytes=fs.reader.held_bytes,
         conflicts=conflicts,
         conflict_bytes=conflict_bytes,

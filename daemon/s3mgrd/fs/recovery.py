@@ -8,10 +8,9 @@ with the reason "recovered", under an inode number that the kernel never saw.
 import logging
 from typing import Final
 
-import trio
-
 from s3mgrd.cache.nodes import ROOT, Inode, Kind, Node
 from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError
+from s3mgrd.fs.filling import fill
 from s3mgrd.fs.volume import Volume
 from s3mgrd.journal.staging import Description, StagedFile
 from s3mgrd.journal.tables import ConflictRow, StagedRow
@@ -20,7 +19,6 @@ log = logging.getLogger(__name__)
 
 PRIVATE: Final = 0o600
 """The mode of what was saved: whose it was, and who might read it, was in mount.db."""
-FILL_BYTES: Final = 8 << 20
 
 
 def purpose(volume: Volume, node: Node, row: StagedRow | None) -> Description | None:
@@ -154,13 +152,9 @@ class Recovery:
         said = file.description
         if said is None or said.base_key is None or said.base_etag is None:
             return
-        for start, stop in file.missing():
-            for position in range(start, stop, FILL_BYTES):
-                found = await self._volume.store.get_range(
-                    said.base_key,
-                    position,
-                    min(position + FILL_BYTES, stop),
-                    if_match=said.base_etag,
-                )
-                await trio.to_thread.run_sync(file.put, position, found.data)
-                file.record(position, len(found.data))
+        store, key, etag = self._volume.store, said.base_key, said.base_etag
+
+        async def read(start: int, stop: int) -> bytes | memoryview:
+            return (await store.get_range(key, start, stop, if_match=etag)).data
+
+        await fill(file, file.missing(), read, at_once=self._volume.settings.concurrency)

@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import trio
 
 from s3mgrd.cache.nodes import Inode, Node
 from s3mgrd.errors import NotFound, PreconditionFailed, TooLarge, Unsupported
+from s3mgrd.fs.filling import fill
 from s3mgrd.fs.parts import Piece, Plan, make_plan, part_size_for, to_fetch
 from s3mgrd.fs.reader import Reader, Superseded
 from s3mgrd.fs.stages import Stage
@@ -26,7 +28,6 @@ from s3mgrd.s3.port import (
 log = logging.getLogger(__name__)
 
 MIB: Final = 1 << 20
-FETCH_BYTES: Final = 2 * MIB
 SINGLE_PUT_PARTS: Final = 2
 """Files up to so many parts' size go with one PUT: three requests fewer, and the ETag is the content's MD5."""
 INLINE_BYTES: Final = 32 << 10
@@ -62,21 +63,8 @@ class Sender:
         ranges = to_fetch(stage.file, self._plan(stage, row))
         if not ranges:
             return
-        limiter = trio.CapacityLimiter(self._volume.settings.concurrency)
-
-        async def fetch(start: int, stop: int) -> None:
-            try:
-                data = await self._read_base(node, row, start, stop)
-                await trio.to_thread.run_sync(stage.file.put, start, data)
-                stage.file.record(start, len(data))
-            finally:
-                limiter.release_on_behalf_of(start)
-
-        async with side_by_side() as nursery:
-            for first, last in ranges:
-                for start in range(first, last, FETCH_BYTES):
-                    await limiter.acquire_on_behalf_of(start)
-                    nursery.start_soon(fetch, start, min(start + FETCH_BYTES, last))
+        read = partial(self._read_base, node, row)
+        await fill(stage.file, ranges, read, at_once=self._volume.settings.concurrency)
 
     async def _read_base(
         self, node: Node, row: StagedRow, start: int, stop: int

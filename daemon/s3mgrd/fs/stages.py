@@ -19,7 +19,7 @@ from s3mgrd.cache.nodes import Inode, Kind, Node
 from s3mgrd.fs.backlog import PAUSED, Backlog, due_ns
 from s3mgrd.fs.recovery import note_purpose
 from s3mgrd.fs.volume import Volume
-from s3mgrd.journal.staging import StagedFile
+from s3mgrd.journal.staging import Lacking, StagedFile
 from s3mgrd.journal.tables import ConditionKind, StagedRow
 
 log = logging.getLogger(__name__)
@@ -32,15 +32,34 @@ class Stage:
     """The local state of one file: its staging files and who writes."""
 
     def __init__(
-        self, file: StagedFile, *, base_etag: str | None, dirty: bool, mtime_ns: int | None
+        self,
+        file: StagedFile,
+        lacking: Lacking,
+        *,
+        base_etag: str | None,
+        dirty: bool,
+        mtime_ns: int | None,
     ) -> None:
         self.file: Final = file
+        self._lacking = lacking
         self.base_etag = base_etag
+        self._dirty = False
         self.dirty = dirty
         self.is_lost = False
         """Another writer was first: these bytes are a conflict copy, and who has the file open goes on with them alone."""
         self.mtime_ns = mtime_ns
         """Of the last write; None: the row's mtime holds (nothing was written, or utimens came later)."""
+
+    @property
+    def dirty(self) -> bool:
+        """Whether S3 lacks what is staged."""
+        return self._dirty
+
+    @dirty.setter
+    def dirty(self, dirty: bool) -> None:
+        if dirty != self._dirty:
+            self._dirty = dirty
+            self.file.count_in(self._lacking if dirty else None)
 
 
 class Stages:
@@ -52,6 +71,7 @@ class Stages:
         self._stages: dict[Inode, Stage] = {}
         self._writers: dict[Inode, int] = {}
         self.backlog: Final = Backlog()
+        self.lacking: Final = Lacking()
 
     def recover(self) -> None:
         """Take over what the last worker left: dirty files stay, the rest is removed."""
@@ -81,6 +101,7 @@ class Stages:
         is_later = node.ctime_ns is None or written_ns > node.ctime_ns
         stage = Stage(
             file,
+            self.lacking,
             base_etag=row.base_etag,
             dirty=bool(row.dirty),
             mtime_ns=written_ns if is_later and row.dirty else None,
@@ -101,11 +122,6 @@ class Stages:
         """Return the time of the last change of content to show."""
         stage = self._stages.get(node.id)
         return node.mtime_ns if stage is None or stage.mtime_ns is None else stage.mtime_ns
-
-    def dirty_bytes(self) -> tuple[int, int]:
-        """Count the files that S3 lacks, and their bytes."""
-        dirty = [stage for stage in self._stages.values() if stage.dirty]
-        return len(dirty), sum(stage.file.size for stage in dirty)
 
     def local_bytes(self, inode: Inode) -> int:
         """Count the bytes of a file that lie in staging."""
@@ -181,6 +197,7 @@ class Stages:
         stage = self._stages.pop(inode, None)
         self.backlog.drop(inode)
         if stage is not None:
+            stage.dirty = False
             stage.file.close()
         # In this order: files without a row would be saved by the next worker as if mount.db had lost it.
         self._volume.staging.remove(inode)
@@ -272,7 +289,9 @@ class Stages:
         inode = node.id
         if node.kind == Kind.FILE and node.etag is None and inode not in self._stages:
             file = self._volume.staging.open(inode, 0)
-            self._stages[inode] = Stage(file, base_etag=None, dirty=True, mtime_ns=None)
+            self._stages[inode] = Stage(
+                file, self.lacking, base_etag=None, dirty=True, mtime_ns=None
+            )
 
     def _for_change(self, inode: Inode, *, whole: bool = False) -> Stage:
         """Return the stage to change, dirty in the journal before its first byte changes."""
@@ -297,7 +316,7 @@ class Stages:
         base_size = node.size if node.etag is not None else 0
         if stage is None:
             file = self._volume.staging.create(inode, base_size)
-            stage = Stage(file, base_etag=node.etag, dirty=False, mtime_ns=None)
+            stage = Stage(file, self.lacking, base_etag=node.etag, dirty=False, mtime_ns=None)
             self._stages[inode] = stage
         self._volume.journal.put_staged(
             inode,

@@ -127,10 +127,10 @@ class Syncer:
     def left(self) -> Left:
         """Count what S3 lacks; deletes that wait for an open file to be closed do not count."""
         counts = self._volume.journal.counts()
-        files, size = self._stages.dirty_bytes()
+        lacking = self._stages.lacking
         operations = sum(n for kind, n in counts.items() if kind not in ("staged", "held"))
         operations += sum(1 for _ in self._strays.pending())
-        return Left(max(files, counts["staged"]), size, operations)
+        return Left(max(lacking.files, counts["staged"]), lacking.bytes, operations)
 
     def errors(self) -> list[str]:
         """Return what the last tries of failing work said."""

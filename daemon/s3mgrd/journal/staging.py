@@ -57,6 +57,14 @@ class Piece(NamedTuple):
     is_base: bool
 
 
+class Lacking:
+    """What S3 lacks of many staged files: how many they are, and their bytes."""
+
+    def __init__(self) -> None:
+        self.files = 0
+        self.bytes = 0
+
+
 class StagedFile:
     """The staging files of one inode, open. Not synchronised: the caller holds the inode's lock.
 
@@ -74,6 +82,15 @@ class StagedFile:
         """What the data was to become; None: S3 need not get it, or nothing was ever said."""
         self.is_described = False
         self.is_closed = False
+        self._counted_in: Lacking | None = None
+
+    def count_in(self, lacking: Lacking | None) -> None:
+        """Count this file, whatever its size becomes, in *lacking* and nowhere else."""
+        before, self._counted_in = self._counted_in, lacking
+        for counts, sign in ((before, -1), (lacking, 1)):
+            if counts is not None:
+                counts.files += sign
+                counts.bytes += sign * self.size
 
     def replay(self) -> None:
         """Read the log: afterwards size and extents are as they were acknowledged."""
@@ -180,11 +197,17 @@ class StagedFile:
 
     def _apply_write(self, start: int, stop: int) -> None:
         self.extents.add(start, stop)
-        self.size = max(self.size, stop)
+        if stop > self.size:
+            self._resize(stop)
 
     def _apply_truncate(self, size: int) -> None:
         self.extents.clip(size)
         self.base_size = min(self.base_size, size)
+        self._resize(size)
+
+    def _resize(self, size: int) -> None:
+        if self._counted_in is not None:
+            self._counted_in.bytes += size - self.size
         self.size = size
 
     def _apply_description(self, payload: bytes) -> None:

@@ -392,17 +392,22 @@ class Journal:
 
     def counts(self) -> dict[str, int]:
         """Count what is pending, by kind."""
+        held = self._count(
+            "SELECT count(*) FROM deletes INDEXED BY deletes_held WHERE holder IS NOT NULL"
+        )
+        clean = self._count("SELECT count(*) FROM staged INDEXED BY staged_clean WHERE dirty = 0")
         return {
-            "deletes": self._count("SELECT count(*) FROM deletes WHERE holder IS NULL"),
-            "held": self._count("SELECT count(*) FROM deletes WHERE holder IS NOT NULL"),
+            "deletes": self._count("SELECT count(*) FROM deletes") - held,
+            "held": held,
             "moves": self._count("SELECT count(*) FROM moves"),
             "markers": self._count("SELECT count(*) FROM inodes WHERE marker = 2"),
             "attributes": self._count("SELECT count(*) FROM inodes WHERE attributes_dirty = 1"),
             "renames": self._count(
-                "SELECT count(*) FROM inodes WHERE remote_key IS NOT NULL AND name IS NOT NULL"
+                "SELECT count(*) FROM inodes INDEXED BY inodes_misplaced "
+                "WHERE remote_key IS NOT NULL AND name IS NOT NULL"
             ),
             "uploads": self._count("SELECT count(*) FROM abandoned"),
-            "staged": self._count("SELECT count(*) FROM staged WHERE dirty = 1"),
+            "staged": self._count("SELECT count(*) FROM staged") - clean,
         }
 
     def _count(self, query: str) -> int:

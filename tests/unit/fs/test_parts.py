@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3mgrd.errors import PreconditionFailed, Unavailable, Unsupported
-from s3mgrd.fs import parts, sending
+from s3mgrd.fs import filling, parts
 from s3mgrd.fs.errnos import errno_of
 from s3mgrd.fs.parts import MIB, make_plan, part_size_for, to_fetch
 from s3mgrd.journal.staging import StagedFile, StagingDirectory
@@ -261,4 +261,4 @@ async def test_a_file_just_renamed_is_changed_where_its_object_still_is(partial:
 
 
 def test_fetches_are_small_enough_for_the_memory() -> None:
-    assert sending.FETCH_BYTES * 16 <= 32 * MIB
+    assert filling.FETCH_BYTES * 16 <= 32 * MIB

@@ -4,6 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from s3mgrd.cache.nodes import ROOT
 from s3mgrd.errors import Unavailable
 from s3mgrd.fs.backlog import MAX_BONUS_S, due_ns
 from s3mgrd.fs.volume import NS
@@ -218,3 +219,53 @@ async def test_a_truncate_by_name_is_queued(writeback: Lab) -> None:
         assert fs.stages.backlog.files == 1
         await writeback.settle()
         assert writeback.data("a") == b"he"
+
+
+async def test_what_s3_lacks_is_counted_whatever_happens_to_the_files(writeback: Lab) -> None:
+    """The status asks twice a second, so nobody may go through all files for it."""
+
+    def check() -> None:
+        fs = writeback.fs
+        stages = [stage for stage in fs.stages._stages.values() if stage.dirty]
+        lacking = fs.stages.lacking
+        assert (lacking.files, lacking.bytes) == (
+            len(stages),
+            sum(stage.file.size for stage in stages),
+        )
+        counts = fs.volume.journal.counts()
+        execute = fs.volume.database.execute
+        for kind, query in (
+            ("staged", "FROM staged WHERE dirty = 1"),
+            ("deletes", "FROM deletes WHERE holder IS NULL"),
+            ("held", "FROM deletes WHERE holder IS NOT NULL"),
+            ("renames", "FROM inodes WHERE remote_key IS NOT NULL AND name IS NOT NULL"),
+        ):
+            assert counts[kind] == execute(f"SELECT count(*) {query}").fetchone()[0], kind
+
+    async with writeback.mounted(sync=False) as fs:
+        for name in ("a", "b", "c", "d"):
+            await close(writeback, name, name.encode() * 10)
+        check()
+        assert (fs.stages.lacking.files, fs.stages.lacking.bytes) == (4, 40)
+        node = await writeback.get("a")
+        async with fs.volume.locks.holding(("inode", node.id)):
+            await fs.stages.write(node.id, 95, b"12345")
+            fs.stages.truncate((await writeback.get("b")).id, 3)
+        assert fs.stages.lacking.bytes == 100 + 3 + 20
+        for name in ("a", "b"):
+            await fs.commit((await writeback.get(name)).id)
+        check()
+        await fs.tree.rename(ROOT, "a", ROOT, "e", 0, writeback.record)
+        writeback.held.add((await writeback.get("b")).id)
+        for name in ("b", "c"):
+            await fs.tree.unlink(ROOT, name, writeback.record)
+        check()
+    async with writeback.mounted() as fs:
+        check()
+        await writeback.settle()
+        check()
+        assert fs.stages.lacking.files == 0
+        await writeback.write("d", b"new", close=False)
+        assert (fs.stages.lacking.files, fs.stages.lacking.bytes) == (1, 3)
+        fs.discard()
+        assert (fs.stages.lacking.files, fs.stages.lacking.bytes) == (0, 0)

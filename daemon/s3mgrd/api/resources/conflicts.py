@@ -1,27 +1,13 @@
 """Conflict copies of one mount: list them, make files of them, throw them away."""
 
-from typing import Annotated, Final
-
-from msgspec import Meta, Struct
+from typing import Final
 
 from s3mgr.schema import ConflictList, ProblemType, RestoreConflictRequest, RestoredConflict
-from s3mgrd.api.requests import Call, NoQuery
+from s3mgrd.api.requests import Call, NoQuery, PageQuery
 from s3mgrd.api.routes import STORE_PROBLEMS, Answer, AnyRoute, Reply, Route
 
 
-class ConflictsQuery(Struct, frozen=True, forbid_unknown_fields=True):
-    """Which page of the copies."""
-
-    cursor: Annotated[
-        Annotated[str, Meta(max_length=32)] | None,
-        Meta(description="`cursor` of the page before."),
-    ] = None
-    limit: Annotated[
-        int, Meta(ge=0, le=100, description="Most copies; 0 gives the totals only.")
-    ] = 100
-
-
-async def list_conflicts(call: Call[ConflictsQuery, None]) -> Reply:
+async def list_conflicts(call: Call[PageQuery, None]) -> Reply:
     """List the data that lost against other writers and is kept locally."""
     found = await call.service.list_conflicts(
         call.who, call.name, cursor=call.query.cursor, limit=call.query.limit
@@ -48,7 +34,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         "GET",
         "/v1/mounts/{name}/conflicts",
         list_conflicts,
-        query=ConflictsQuery,
+        query=PageQuery,
         answers=(Answer(200, "Totals and one page of copies.", ConflictList),),
         problems=STORE_PROBLEMS,
     ),

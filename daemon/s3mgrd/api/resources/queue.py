@@ -1,27 +1,13 @@
 """The queue of uploads of one mount: look at it, hold it back, let it go on, have one file go next."""
 
-from typing import Annotated, Final
-
-from msgspec import Meta, Struct
+from typing import Final
 
 from s3mgr.schema import HurryRequest, ProblemType, UploadQueue
-from s3mgrd.api.requests import Call, NoQuery
+from s3mgrd.api.requests import Call, NoQuery, PageQuery
 from s3mgrd.api.routes import STORE_PROBLEMS, Answer, AnyRoute, Reply, Route
 
 
-class QueueQuery(Struct, frozen=True, forbid_unknown_fields=True):
-    """Which page of the queue."""
-
-    cursor: Annotated[
-        Annotated[str, Meta(max_length=64)] | None,
-        Meta(description="`cursor` of the page before."),
-    ] = None
-    limit: Annotated[
-        int, Meta(ge=0, le=100, description="Most files; 0 gives the totals only.")
-    ] = 100
-
-
-async def read_queue(call: Call[QueueQuery, None]) -> Reply:
+async def read_queue(call: Call[PageQuery, None]) -> Reply:
     """List the files that wait to be uploaded in the background, in the order in which they go."""
     found = await call.service.mount_queue(
         call.who, call.name, cursor=call.query.cursor, limit=call.query.limit
@@ -49,7 +35,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         "GET",
         "/v1/mounts/{name}/queue",
         read_queue,
-        query=QueueQuery,
+        query=PageQuery,
         answers=(Answer(200, "Totals and one page of files.", UploadQueue),),
         problems=STORE_PROBLEMS,
     ),

@@ -1,0 +1,41 @@
+"""Bytes of the version that a staged file is a change of, brought to where its own bytes lie."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import trio
+
+from s3mgrd.fs.tasks import side_by_side
+from s3mgrd.journal.staging import StagedFile
+
+FETCH_BYTES: Final = 2 << 20
+
+ReadBase = Callable[[int, int], Awaitable[bytes | memoryview]]
+
+
+async def fill(
+    file: StagedFile, ranges: Sequence[tuple[int, int]], read: ReadBase, *, at_once: int
+) -> None:
+    """Read *ranges* of the base version, *at_once* pieces at the same time; they are the file's own from then on.
+
+    The caller holds the inode's lock. What arrived before a failure stays.
+
+    Raises:
+        OSError: the disk is full.
+        Exception: what *read* raises.
+    """
+    limiter = trio.CapacityLimiter(at_once)
+
+    async def fetch(start: int, stop: int) -> None:
+        try:
+            data = await read(start, stop)
+            await trio.to_thread.run_sync(file.put, start, data)
+            file.record(start, len(data))
+        finally:
+            limiter.release_on_behalf_of(start)
+
+    async with side_by_side() as nursery:
+        for first, last in ranges:
+            for start in range(first, last, FETCH_BYTES):
+                await limiter.acquire_on_behalf_of(start)
+                nursery.start_soon(fetch, start, min(start + FETCH_BYTES, last))
