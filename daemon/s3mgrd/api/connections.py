@@ -48,6 +48,8 @@ class ClientStream:
     def __init__(self, stream: trio.SocketStream, *, send_timeout_s: float) -> None:
         self._stream = stream
         self._send_timeout_s = send_timeout_s
+        # hypercorn answers from two tasks where an application answers before the request has ended badly.
+        self._sending = trio.Lock()
         # hypercorn asks it for both ends' addresses.
         self.socket: Final = stream.socket
 
@@ -58,13 +60,16 @@ class ClientStream:
             trio.BrokenResourceError: the client is gone, or was disconnected because it does not read.
             trio.ClosedResourceError: the connection was closed meanwhile.
         """
-        for start in range(0, len(data), _CHUNK_BYTES):
-            with trio.move_on_after(self._send_timeout_s) as limit:
-                await self._stream.send_all(data[start : start + _CHUNK_BYTES])
-            if limit.cancelled_caught:
-                log.info("disconnected a client that did not read for %g s", self._send_timeout_s)
-                self.abort()
-                raise trio.BrokenResourceError("the client does not read")
+        async with self._sending:
+            for start in range(0, len(data), _CHUNK_BYTES):
+                with trio.move_on_after(self._send_timeout_s) as limit:
+                    await self._stream.send_all(data[start : start + _CHUNK_BYTES])
+                if limit.cancelled_caught:
+                    log.info(
+                        "disconnected a client that did not read for %g s", self._send_timeout_s
+                    )
+                    self.abort()
+                    raise trio.BrokenResourceError("the client does not read")
 
     async def receive_some(self, max_bytes: int) -> bytes:
         """Receive at least one byte; none at the end."""

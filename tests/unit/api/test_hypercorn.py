@@ -81,3 +81,17 @@ async def test_a_connection_is_served_and_closed_over_a_bare_stream() -> None:
         with trio.fail_after(10):
             await TCPServer(ASGIWrapper(app), Config(), WorkerContext(None), {}, stream)  # type: ignore[arg-type]  # as in the server
             assert (await client.receive_some(100)).startswith(b"HTTP/1.1 204")
+
+
+async def test_two_tasks_may_send_and_each_is_sent_whole() -> None:
+    """hypercorn answers a broken request while the application still answers it: trio allows one sender at a time."""
+    ours, theirs = trio.socket.socketpair()
+    stream = ClientStream(trio.SocketStream(ours), send_timeout_s=10)
+    first, second = b"a" * (1 << 20), b"b" * (1 << 20)
+    received = bytearray()
+    async with trio.SocketStream(theirs) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, first)
+        nursery.start_soon(stream.send_all, second)
+        while len(received) < len(first) + len(second):
+            received += await client.receive_some(1 << 16)
+    assert bytes(received) in (first + second, second + first)
