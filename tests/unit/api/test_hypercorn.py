@@ -94,4 +94,5 @@ async def test_two_tasks_may_send_and_each_is_sent_whole() -> None:
         nursery.start_soon(stream.send_all, second)
         while len(received) < len(first) + len(second):
             received += await client.receive_some(1 << 16)
+    await stream.aclose()
     assert bytes(received) in (first + second, second + first)
