@@ -114,7 +114,7 @@ class MountOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(
             ge=1,
             le=256,
-            description="Most S3 transfers of this mount at the same time; four times as many requests that carry no data.",
+            description="Most S3 transfers of this mount at the same time; four times as many requests that carry little or none.",
         ),
     ] = 16
     memory_limit_bytes: Annotated[

@@ -135,7 +135,7 @@ class QueueControl:
                 raise Conflict(
                     f"{path!r} is still being written", hint="it is queued when it is closed"
                 )
-            self._volume.journal.hurry_staged(node.id)
+            self._stages.hurry(node.id)
             self._syncer.hurry(node.id)
         return self.report(None, 0)
 

@@ -88,7 +88,7 @@ class Stages:
             try:
                 self._stages[inode] = self._load(node, row)
                 if row.dirty and row.retry_ns is not None and not row.conflict:
-                    self.backlog.add(inode, self._stages[inode].file.size)
+                    self.backlog.add(inode, self._stages[inode].file.size, row.retry_ns)
             except OSError as error:
                 log.exception("staged data of inode %d cannot be read", inode)
                 self._volume.journal.fail_staged(
@@ -158,24 +158,31 @@ class Stages:
             if inode in self._writers:
                 return False
             now_ns = due_ns(now_ns, size)
-        self.make_due(inode, now_ns)
+        self.make_due(inode, now_ns, gathers=True)
         return True
 
-    def make_due(self, inode: Inode, at_ns: int) -> None:
-        """Have a file uploaded in the background from *at_ns* on."""
+    def make_due(self, inode: Inode, at_ns: int, *, gathers: bool = False) -> None:
+        """Have a file uploaded in the background from *at_ns* on; *gathers*: as in `Backlog.add`."""
         self._volume.journal.retry_staged(inode, at_ns)
-        self.backlog.add(inode, self._stages[inode].file.size)
+        self.backlog.add(inode, self._stages[inode].file.size, at_ns, gathers=gathers)
 
-    def failed(self, inode: Inode, *, is_final: bool) -> None:
-        """Note that an upload failed, and waits in the queue for its next try, or (*is_final*) for none.
+    def hurry(self, inode: Inode) -> None:
+        """Have a file that is queued uploaded next."""
+        self._volume.journal.hurry_staged(inode)
+        row = self._volume.journal.staged(inode)
+        if row is not None and row.retry_ns is not None:
+            self.backlog.add(inode, self._stages[inode].file.size, row.retry_ns)
+
+    def failed(self, inode: Inode, retry_ns: int | None) -> None:
+        """Note that an upload failed, and waits in the queue for its next try at *retry_ns*; None: it is not tried again.
 
         One whose file is written again leaves the queue until that file is closed, however it came there.
         """
         stage = self._stages.get(inode)
-        if is_final:
+        if retry_ns is None:
             self.backlog.drop(inode)
-        elif stage is not None and stage.dirty and inode not in self.backlog:
-            self.backlog.add(inode, stage.file.size)
+        elif stage is not None and stage.dirty:
+            self.backlog.add(inode, stage.file.size, retry_ns)
 
     def sent(self, inode: Inode) -> None:
         """Note that S3 has a file."""

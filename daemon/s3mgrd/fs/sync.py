@@ -5,10 +5,12 @@ markers, dirty attributes, staged files whose upload is due. So nothing is forgo
 out (a directory made and removed at once) is never sent.
 
 Concurrency: one loop starts a task per piece of work, at most `Settings.concurrency` at once and one per subject.
-A subject that failed waits with growing delays. `flush` waits until nothing is left.
+A subject that failed waits with growing delays. `flush` waits until nothing is left. Uploads are not looked for but
+taken from their queue (`s3mgrd.fs.backlog`), the next whenever one ends: there may be a thousand a second.
 """
 
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +20,7 @@ import trio
 
 from s3mgrd.cache.nodes import Inode
 from s3mgrd.errors import BucketNotFound, S3mgrError
+from s3mgrd.fs.backlog import GATHER_S, REST_S, SMALL_BYTES
 from s3mgrd.fs.deletes import Deleter
 from s3mgrd.fs.move import Mover
 from s3mgrd.fs.objects import Objects
@@ -25,14 +28,14 @@ from s3mgrd.fs.stages import Stages
 from s3mgrd.fs.strays import Strays
 from s3mgrd.fs.upload import Uploader
 from s3mgrd.fs.volume import Volume
-from s3mgrd.journal.tables import HURRIED_NS
 from s3mgrd.s3.port import MAX_DELETE_KEYS
 
 log = logging.getLogger(__name__)
 
-GATHER_S: Final = 0.05
-"""Wait so long after the first change: what is undone or repeated meanwhile need not be sent. An object waits so long from
-when it was first seen, however busy the others are: rsync sets owner, mode and times, then renames, in less."""
+SMALL_FACTOR: Final = 4
+"""So many times as many uploads of small files may be under way as of others: they wait for S3 most of the time."""
+FLUSH_LOOK_S: Final = 0.25
+"""Who waits for everything counts what is left so often; each time is as long as the queue."""
 MAX_SEEN: Final = 4096
 """Objects whose time is remembered; a few are sent too early when there are more."""
 IDLE_S: Final = 1.0
@@ -42,8 +45,6 @@ LAST_RETRY_S: Final = 300.0
 BATCH: Final = 512
 PROBES: Final = 256
 """Inodes that the kernel is asked about in one round, microseconds each."""
-REST_S: Final = 0.2
-"""A subject whose work ended and that is still to be done rests so long: what it waits for is somebody else's."""
 
 
 @dataclass
@@ -95,6 +96,10 @@ class Syncer:
         self._wanted = trio.Event()
         self._progress = trio.Event()
         self._running: set[Hashable] = set()
+        self._uploads = {True: 0, False: 0}
+        """How many are under way, of small files and of others."""
+        self._urgent: deque[Inode] = deque()
+        """To be uploaded whether their time has come or not, because somebody waits for everything."""
         self._failures: dict[Hashable, _Failure] = {}
         self._rested_at: dict[Hashable, float] = {}
         self._seen_at: dict[Hashable, float] = {}
@@ -116,13 +121,62 @@ class Syncer:
                         await trio.sleep(GATHER_S)
                 self._wanted = trio.Event()
                 self.release_forgotten(everything=False)
+                self._idle_s = IDLE_S
+                self._start_uploads(nursery)
                 for subject, work in self._due():
-                    if len(self._running) >= self._volume.settings.concurrency:
+                    if len(self._running) - self._uploading >= self._volume.settings.concurrency:
                         break  # the end of any of them wakes the loop
                     self._running.add(subject)
                     nursery.start_soon(self._do, subject, work)
                 if self._volume.database.wants_checkpoint:
                     await self._volume.database.checkpoint()
+
+    @property
+    def _uploading(self) -> int:
+        return self._uploads[True] + self._uploads[False]
+
+    def _start_uploads(self, nursery: trio.Nursery) -> None:
+        """Start as many uploads as may be under way, the most urgent first."""
+        settings = self._volume.settings
+        while True:
+            small = self._uploads[True] < SMALL_FACTOR * settings.concurrency
+            large = self._uploads[False] < settings.concurrency
+            taken = self._take_urgent(small=small, large=large)
+            is_urgent = taken is not None
+            if taken is None:
+                taken = self._stages.backlog.take(self._volume.now_ns(), small=small, large=large)
+            if taken is None:
+                self._idle_s = min(
+                    self._idle_s, max(0.0, self._stages.backlog.ready_at - trio.current_time())
+                )
+                return
+            inode, is_small = taken
+            subject = ("upload", inode)
+            if subject not in self._running:
+                self._running.add(subject)
+                self._uploads[is_small] += 1
+                nursery.start_soon(self._upload, nursery, inode, is_small, is_urgent)
+
+    def _take_urgent(self, *, small: bool, large: bool) -> tuple[Inode, bool] | None:
+        while self._urgent:
+            stage = self._stages.get(self._urgent[0])
+            if stage is None or ("upload", self._urgent[0]) in self._running:
+                self._urgent.popleft()
+                continue
+            is_small = stage.file.size <= SMALL_BYTES
+            return (self._urgent.popleft(), is_small) if (small if is_small else large) else None
+        return None
+
+    async def _upload(
+        self, nursery: trio.Nursery, inode: Inode, is_small: bool, is_urgent: bool
+    ) -> None:
+        commit = partial(self._uploader.commit, inode, only_due=not is_urgent)
+        try:
+            await self._do(("upload", inode), commit)
+        finally:
+            self._uploads[is_small] -= 1
+            self._stages.backlog.give_back(inode)
+        self._start_uploads(nursery)
 
     def left(self) -> Left:
         """Count what S3 lacks; deletes that wait for an open file to be closed do not count."""
@@ -158,15 +212,27 @@ class Syncer:
         try:
             while True:
                 self.release_forgotten()
-                pending = {subject for subject, _ in self._all()} | self._running
                 tried |= self._failures.keys()
-                if not pending - tried:
+                uploads = [
+                    Inode(row.inode)
+                    for row in self._volume.journal.dirty_staged()
+                    if not row.conflict and ("upload", row.inode) not in tried
+                ]
+                pending = {subject for subject, _ in self._all()} | self._running
+                if not uploads and not pending - tried:
                     return
-                progress = self._progress
-                self.wake()
-                await progress.wait()
+                self._urgent = deque(uploads)
+                left = len(uploads) + len(pending)
+                with trio.move_on_after(FLUSH_LOOK_S):
+                    while left > 0:
+                        progress = self._progress
+                        self.wake()
+                        await progress.wait()
+                        left -= 1
         finally:
             self._is_flushing -= 1
+            if not self._is_flushing:
+                self._urgent.clear()
 
     def release_forgotten(self, *, everything: bool = True) -> None:
         """Drop the rows of nameless inodes that the kernel let go, and what was kept for them.
@@ -199,7 +265,6 @@ class Syncer:
     def _due(self) -> Iterator[tuple[Hashable, Work]]:
         now = trio.current_time()
         self._rested_at = {s: at for s, at in self._rested_at.items() if at > now}
-        self._idle_s = IDLE_S
         for subject, work in self._all():
             failure = self._failures.get(subject)
             if (
@@ -223,10 +288,8 @@ class Syncer:
         return True
 
     def _all(self) -> Iterator[tuple[Hashable, Work]]:
-        """Yield all work there is: its subject, and how to do it."""
+        """Yield all work there is but uploads: its subject, and how to do it."""
         volume = self._volume
-        for row in volume.journal.due_staged(HURRIED_NS, limit=BATCH):
-            yield self._upload(Inode(row.inode))
         for move in volume.moves.all():
             if not self._mover.is_waiting(move):
                 yield ("move", move.inode), partial(self._mover.follow, move.inode)
@@ -239,14 +302,6 @@ class Syncer:
         for node in volume.nodes.with_dirty_attributes(limit=BATCH):
             if not self._is_staged(node.id) and volume.move_around(node.parent) is None:
                 yield ("object", node.id), partial(self._objects.describe, node.id)
-        if self._is_flushing:
-            rows = [row for row in volume.journal.dirty_staged() if not row.conflict]
-        elif self._stages.backlog.is_paused:
-            rows = []
-        else:
-            rows = volume.journal.due_staged(volume.now_ns(), limit=BATCH)
-        for row in rows:
-            yield self._upload(Inode(row.inode))
         deletes = volume.journal.deletes(limit=MAX_DELETE_KEYS)
         if deletes:
             yield "deletes", partial(self.deleter.delete, deletes)
@@ -254,10 +309,6 @@ class Syncer:
             yield ("stray", key), partial(self._strays.resolve, key)
         for key, upload_id in volume.journal.abandoned():
             yield ("abandoned upload", upload_id), partial(self._abort, key, upload_id)
-
-    def _upload(self, inode: Inode) -> tuple[Hashable, Work]:
-        only_due = not self._is_flushing
-        return ("upload", inode), partial(self._uploader.commit, inode, only_due=only_due)
 
     def _is_staged(self, inode: Inode) -> bool:
         row = self._volume.journal.staged(inode)
@@ -275,7 +326,7 @@ class Syncer:
                 self._note_bucket_gone(error)  # perhaps nobody else asks for anything
         else:
             self._failures.pop(subject, None)
-            if subject != "deletes":
+            if isinstance(subject, tuple) and subject[0] != "upload":
                 self._rested_at[subject] = trio.current_time() + REST_S
         finally:
             self._running.discard(subject)

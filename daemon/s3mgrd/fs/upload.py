@@ -251,14 +251,10 @@ class Uploader:
     def _note_failure(self, inode: Inode, row: StagedRow, error: Exception) -> None:
         delay_s = min(FIRST_RETRY_S * 2**row.tries, LAST_RETRY_S)
         is_final = isinstance(error, TooLarge)
+        retry_ns = None if is_final else self._volume.now_ns() + int(delay_s * NS)
         detail = error.detail if isinstance(error, S3mgrError) else str(error)
-        self._volume.journal.fail_staged(
-            inode,
-            detail,
-            conflict=is_final,
-            retry_ns=None if is_final else self._volume.now_ns() + int(delay_s * NS),
-        )
-        self._stages.failed(inode, is_final=is_final)
+        self._volume.journal.fail_staged(inode, detail, conflict=is_final, retry_ns=retry_ns)
+        self._stages.failed(inode, retry_ns)
         node = self._volume.nodes.get(inode)
         path = self._volume.path(node) if node is not None else f"inode {inode}"
         log.warning("upload of %s failed and is kept: %s", path, detail)

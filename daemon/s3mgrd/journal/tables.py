@@ -170,14 +170,6 @@ class Journal:
                 (HURRIED_NS, inode),
             )
 
-    def due_staged(self, now_ns: int, *, limit: int) -> list[StagedRow]:
-        """Return up to *limit* rows whose upload is due, in their order."""
-        rows = self._execute(
-            "SELECT * FROM staged WHERE dirty = 1 AND conflict = 0 AND retry_ns <= ? ORDER BY retry_ns LIMIT ?",
-            (now_ns, limit),
-        )
-        return [StagedRow._make(row) for row in rows]
-
     def queued_staged(self, after: tuple[int, int] | None, *, limit: int) -> list[StagedRow]:
         """Return up to *limit* rows whose upload is due now or later, in their order; *after* is a retry_ns and an inode."""
         rows = self._execute(

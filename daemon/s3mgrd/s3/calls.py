@@ -35,6 +35,8 @@ LIGHT: Final = frozenset(
     {"CopyObject", "HeadObject", "ListObjectsV2", "DeleteObject", "DeleteObjects"}
 )
 """Operations that carry no object's data: the network hardly notices them, and whoever makes many waits for each."""
+LIGHT_BYTES: Final = 32 << 10
+"""An upload of so many bytes is light, too."""
 LIGHT_FACTOR: Final = 4
 """So many times as many of these as of transfers may be made at the same time."""
 EXPECTED: Final = frozenset({304, 404, 412, 416})
@@ -139,7 +141,8 @@ class Calls:
             key=key,
         )
 
-        limiter = self.light if operation in LIGHT else self.limiter
+        is_light = operation in LIGHT or (body is not None and body.length <= LIGHT_BYTES)
+        limiter = self.light if is_light else self.limiter
 
         async def attempt() -> T:
             async with limiter:

@@ -60,6 +60,7 @@ class ConditionalWrites:
         self.support: Final[dict[str, Support]] = dict.fromkeys(
             (PUT_MATCH, PUT_ABSENT, COPY, COMPLETE, SOURCE, DELETE), initial
         )
+        self._is_finding_out = False
         self._quotes: bool | None = True if known else None
         """Whether If-Match wants its quotes; None: not known yet, they are tried first."""
 
@@ -148,7 +149,19 @@ class ConditionalWrites:
         return result
 
     async def find_out(self, write: Callable[[Check], Awaitable[object]]) -> None:
-        """Learn what PUT does from *write*, a PUT that has just succeeded, called again with what must be refused."""
+        """Learn what PUT does from *write*, a PUT that has just succeeded, called again with what must be refused.
+
+        Nothing while another write is finding it out.
+        """
+        if self._is_finding_out:
+            return
+        self._is_finding_out = True
+        try:
+            await self._find_out(write)
+        finally:
+            self._is_finding_out = False
+
+    async def _find_out(self, write: Callable[[Check], Awaitable[object]]) -> None:
         for kind, check in ((PUT_ABSENT, MUST_BE_NEW), (PUT_MATCH, {"IfMatch": quoted(NO_ETAG)})):
             if self.support[kind] != "unknown":
                 continue

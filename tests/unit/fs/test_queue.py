@@ -6,6 +6,7 @@ from trio.testing import MockClock
 
 from s3mgr.schema import UploadQueue
 from s3mgrd.errors import Conflict, NotFound, TooLarge, Unavailable, UserError
+from s3mgrd.fs.backlog import SMALL_BYTES
 from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.queue import QueueControl
 from tests.unit.fs.conftest import WHO, Lab, settings
@@ -59,7 +60,7 @@ async def test_pages_follow_one_another(writeback: Lab) -> None:
             await close(writeback, name, b"x")
         refused = await writeback.get("c")
         fs.volume.journal.fail_staged(refused.id, "too large", conflict=True, retry_ns=None)
-        fs.stages.failed(refused.id, is_final=True)
+        fs.stages.failed(refused.id, None)
         found: list[tuple[str, str]] = []
         cursor = None
         for _ in range(3):
@@ -174,7 +175,7 @@ async def test_the_hurried_one_is_the_next(writeback: Lab, autojump_clock: MockC
     writeback.store.before = lambda op, key: order.append(key) if op == "put" else None
     async with writeback.mounted(sync=False) as fs:
         for name in "abcd":
-            await close(writeback, name, b"x")
+            await close(writeback, name, bytes(SMALL_BYTES + 1))
         QueueControl(fs).hurry("c")
         QueueControl(fs).hurry("d")
         assert [path for path, _ in shown(fs)] == ["d", "c", "a", "b"]

@@ -6,7 +6,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from s3mgrd.cache.nodes import ROOT
 from s3mgrd.errors import Unavailable
-from s3mgrd.fs.backlog import MAX_BONUS_S, due_ns
+from s3mgrd.fs.backlog import MAX_BONUS_S, SMALL_BYTES, due_ns
 from s3mgrd.fs.volume import NS
 from tests.unit.fs.conftest import WHO, Lab, settings
 
@@ -145,7 +145,7 @@ async def test_the_queue_is_sent_in_its_order(writeback: Lab, autojump_clock: Mo
     async with writeback.mounted(sync=False) as fs:
         await close(writeback, "large", bytes(9 * MIB))
         await close(writeback, "medium", bytes(3 * MIB))
-        await close(writeback, "small", b"x")
+        await close(writeback, "small", bytes(SMALL_BYTES + 1))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fs.syncer.run)
             await trio.sleep(5)
@@ -269,3 +269,40 @@ async def test_what_s3_lacks_is_counted_whatever_happens_to_the_files(writeback:
         assert (fs.stages.lacking.files, fs.stages.lacking.bytes) == (1, 3)
         fs.discard()
         assert (fs.stages.lacking.files, fs.stages.lacking.bytes) == (0, 0)
+
+
+async def test_large_uploads_leave_room_for_small_files(
+    writeback: Lab, autojump_clock: MockClock
+) -> None:
+    """Large ones fill the network, small ones wait for S3: as many of each as serve that."""
+    writeback.settings.dirty_limit_bytes = 100 * MIB
+    async with writeback.mounted() as fs:
+        with writeback.store.hold("put"):
+            await close(writeback, "large 1", bytes(MIB))
+            await close(writeback, "large 2", bytes(MIB))
+            await trio.sleep(70)  # nothing overtakes them any more
+            for name in "abcdef":
+                await close(writeback, name, b"x")
+            await trio.sleep(1)
+            under_way = {fs.volume.node(inode).name for inode in fs.uploader.running}
+            assert under_way == {"large 1", "a", "b", "c", "d"}
+        await trio.sleep(1)
+        assert len(writeback.stored()) == 8
+
+
+async def test_the_next_upload_begins_when_one_ends(
+    writeback: Lab, autojump_clock: MockClock
+) -> None:
+    """A thousand small files take as long as S3 takes for them, not as often as the queue is looked at."""
+    async with writeback.mounted():
+        for number in range(400):
+            await close(writeback, f"f{number}", b"x")
+        put = writeback.store.put
+
+        async def delayed(*args: object, **kwargs: object) -> object:
+            await trio.sleep(0.02)
+            return await put(*args, **kwargs)  # type: ignore[arg-type] # passed on as they came
+
+        writeback.store.put = delayed  # type: ignore[method-assign,assignment] # the latency of a region
+        await trio.sleep(400 / 4 * 0.02 + 0.5)
+        assert len(writeback.stored()) == 400

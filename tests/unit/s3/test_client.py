@@ -11,6 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from s3mgrd.errors import Corrupt, PreconditionFailed, TooLarge, Unavailable
+from s3mgrd.s3.calls import LIGHT_BYTES
 from s3mgrd.s3.client import open_store
 from s3mgrd.s3.multipart import multipart_etag
 from s3mgrd.s3.port import REPLACED, Condition, Conditions, FileSlice, Part
@@ -364,6 +365,7 @@ async def test_connections_are_used_again() -> None:
 
 
 async def test_the_number_of_requests_can_be_changed() -> None:
+    body = bytes(LIGHT_BYTES + 1)
     release = trio.Event()
     running = most = 0
 
@@ -378,7 +380,7 @@ async def test_the_number_of_requests_can_be_changed() -> None:
     async with serve(slow) as server, open_store(settings(server.url, concurrency=2)) as store:
         async with trio.open_nursery() as nursery:
             for number in range(8):
-                nursery.start_soon(lambda n=number: store.put(f"k{n}", b"", metadata={}))  # type: ignore[misc]  # lambda
+                nursery.start_soon(lambda n=number: store.put(f"k{n}", body, metadata={}))  # type: ignore[misc]  # lambda
             await until(lambda: running == 2)
             await wait_all_tasks_blocked(0.02)
             assert most == 2
@@ -388,6 +390,32 @@ async def test_the_number_of_requests_can_be_changed() -> None:
             assert most == 5
             release.set()
         assert len(server.requests) == 8
+
+
+async def test_small_uploads_have_four_times_the_room() -> None:
+    """They wait for S3 and not for the network: a thousand of them a second need it."""
+    release = trio.Event()
+    running = 0
+
+    async def slow(_: Request) -> Answer:
+        nonlocal running
+        running += 1
+        await release.wait()
+        return Answer()
+
+    async with (
+        serve(slow) as server,
+        open_store(settings(server.url, concurrency=2)) as store,
+        trio.open_nursery() as nursery,
+    ):
+        for number in range(9):
+            nursery.start_soon(
+                lambda n=number: store.put(f"k{n}", bytes(LIGHT_BYTES), metadata={})  # type: ignore[misc]  # lambda
+            )
+        await until(lambda: running == 8)
+        await wait_all_tasks_blocked(0.02)
+        assert running == 8
+        release.set()
 
 
 async def test_waiting_for_a_retry_occupies_no_request() -> None:
