@@ -15,12 +15,13 @@ import trio
 
 from s3mgr.schema import LogTail, MountStatus, PendingRename
 from s3mgrd.config import Config
-from s3mgrd.errors import Conflict, NotMounted, S3mgrError, Stopping, TimedOut
+from s3mgrd.errors import Conflict, NotMounted, S3mgrError, Stopping, TimedOut, WorkerLost
 from s3mgrd.mounts.link import Link
 from s3mgrd.mounts.machine import Reason
 from s3mgrd.mounts.operations import RunningOperation
 from s3mgrd.mounts.ports import DescribeProblem, Kernel, Workers
 from s3mgrd.mounts.service import UnmountMode
+from s3mgrd.mounts.session import WorkerSession
 from s3mgrd.mounts.status import StatusKeeper
 from s3mgrd.mounts.store import MountRecord, Store
 from s3mgrd.worker.protocol import ConflictEvent, Reply, SupervisorRequest, WorkerEvent
@@ -177,27 +178,46 @@ class MountCore(ABC):
                 self.record = record
             return record
 
-    async def ask(self, message: SupervisorRequest, *, timeout_s: float) -> Reply:
-        """Pass a request on to the worker of a mount that is up.
+    async def ask(
+        self, message: SupervisorRequest, *, timeout_s: float, is_repeatable: bool = True
+    ) -> Reply:
+        """Pass a request on to the worker of a mount that is up; where that one died, to the next.
+
+        Args:
+            message: what to ask.
+            timeout_s: how long to wait in all.
+            is_repeatable: the next worker may be asked for what the last one may have done before it died.
 
         Raises:
             NotMounted: it is not up.
             TimedOut, WorkerLost, and what the worker answers.
         """
-        session = self.link.live_session
-        if session is None or not self.is_up:
-            raise NotMounted(
-                f"'{self.name}' is {self.status_keeper.state}",
-                hint=f"See why: s3mgr show {self.name}",
-            )
         try:
             with trio.fail_after(timeout_s):
-                return await session.request(message)
+                while True:
+                    session = await self._serving_session()
+                    try:
+                        return await session.request(message)
+                    except WorkerLost:
+                        if not is_repeatable:
+                            raise
+                        await session.gone.wait()
         except trio.TooSlowError:
             raise TimedOut(
                 f"the worker of '{self.name}' did not answer within {timeout_s:g} s",
                 hint=f"See its log: s3mgr logs {self.name}",
             ) from None
+
+    async def _serving_session(self) -> WorkerSession:
+        """Return the worker; waits while one that died is being replaced."""
+        while (session := self.link.live_session) is None or not self.is_up:
+            if not self.is_up or self.link.connection is None:
+                raise NotMounted(
+                    f"'{self.name}' is {self.status_keeper.state}",
+                    hint=f"See why: s3mgr show {self.name}",
+                )
+            await self._applied.wait()
+        return session
 
     def interrupt(self) -> None:
         """Stop the step that goes on, if it can be interrupted, and look at the goal again."""

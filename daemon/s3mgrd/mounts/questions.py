@@ -84,12 +84,14 @@ class Questions(ABC):
         message = RestoreConflict(id=conflict_id, path=path, partial=partial)
         # The worker may have to ask S3 whether the name is free.
         timeout_s = self._manage(who, name).record.spec.options.retry_deadline_s + ANSWER_GRACE_S
-        return await self._ask(who, name, message, RestoredConflict, timeout_s)
+        return await self._ask(who, name, message, RestoredConflict, timeout_s, is_repeatable=False)
 
     async def discard_conflict(self, who: Principal, name: str, conflict_id: int) -> None:
         """Throw a conflict copy away."""
         actor = self._manage(who, name)
-        await actor.ask(DiscardConflict(id=conflict_id), timeout_s=REPORT_TIMEOUT_S)
+        await actor.ask(
+            DiscardConflict(id=conflict_id), timeout_s=REPORT_TIMEOUT_S, is_repeatable=False
+        )
 
     async def mount_queue(
         self, who: Principal, name: str, *, cursor: str | None, limit: int
@@ -123,6 +125,9 @@ class Questions(ABC):
         message: SupervisorRequest,
         kind: type[T],
         timeout_s: float = REPORT_TIMEOUT_S,
+        *,
+        is_repeatable: bool = True,
     ) -> T:
         actor = self._manage(who, name)
-        return decode_report(await actor.ask(message, timeout_s=timeout_s), kind)
+        reply = await actor.ask(message, timeout_s=timeout_s, is_repeatable=is_repeatable)
+        return decode_report(reply, kind)

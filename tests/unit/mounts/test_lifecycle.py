@@ -13,13 +13,16 @@ from s3mgrd.errors import (
     MountpointInvalid,
     S3mgrError,
     Unavailable,
+    WorkerLost,
 )
 from s3mgrd.worker.protocol import (
     Configure,
     Configured,
     Discard,
     Drain,
+    Invalidate,
     Reply,
+    RestoreConflict,
     Serve,
     Stop,
     SupervisorRequest,
@@ -183,6 +186,34 @@ async def test_a_dead_worker_is_replaced_on_the_same_connection_at_once(
         assert c.kernel.live("data") is connection
         status = c.get().status
         assert (status.reason, status.restarts) == ("resumed", 1)
+
+
+async def test_a_question_waits_for_the_next_worker(autojump_clock: MockClock) -> None:
+    """Whoever asks while a worker is replaced, or was just asking it, learns nothing of its death."""
+    async with control(config=make_config(restart_backoff_s=1.0)) as c:
+        await c.mount()
+        c.workers.live("data").die()
+        await c.wait_state("degraded")
+        await c.wait_state("mounted")
+        c.workers.live("data").die()
+        await c.wait_state("degraded")  # for a second
+        await c.manager.invalidate_mount(ROOT, "data", path="")
+        asked = c.workers.live("data")
+        assert asked.asked(Invalidate) == [Invalidate(path="")]
+
+        async def die(worker: FakeWorker, message: SupervisorRequest) -> None:
+            await trio.lowlevel.checkpoint()
+            if isinstance(message, Invalidate | RestoreConflict) and worker is asked:
+                worker.die()
+                await trio.sleep_forever()
+
+        c.workers.script = die
+        await c.manager.invalidate_mount(ROOT, "data", path="x")
+        assert c.workers.live("data") is not asked
+        assert c.workers.live("data").asked(Invalidate) == [Invalidate(path="x")]
+        asked = c.workers.live("data")
+        with pytest.raises(WorkerLost):  # it may have made the file: only who asked can tell
+            await c.manager.restore_conflict(ROOT, "data", 1, path=None, partial=False)
 
 
 async def test_further_deaths_wait_longer_and_past_the_limit_the_mount_fails(
