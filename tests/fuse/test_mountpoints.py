@@ -100,7 +100,11 @@ REFUSALS: list[tuple[Callable[[Path], Path], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "text", "hint"), REFUSALS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("make", "text", "hint"),
+    REFUSALS,
+    ids=lambda value: getattr(value, "__name__", str(value)[:40]),
+)
 async def test_what_cannot_be_mounted_on_is_refused_with_a_hint(
     tmp_path: Path, make: Callable[[Path], Path], text: str, hint: str
 ) -> None:

@@ -84,7 +84,7 @@ async def test_a_connection_is_served_and_closed_over_a_bare_stream() -> None:
 
 
 async def test_two_tasks_may_send_and_each_is_sent_whole() -> None:
-    """hypercorn answers a broken request while the application still answers it: trio allows one sender at a time."""
+    """Hypercorn answers a broken request while the application still answers it: trio allows one sender at a time."""
     ours, theirs = trio.socket.socketpair()
     stream = ClientStream(trio.SocketStream(ours), send_timeout_s=10)
     first, second = b"a" * (1 << 20), b"b" * (1 << 20)
