@@ -20,6 +20,7 @@ import msgspec
 
 from s3mgr.errors import BadAnswer, InvalidRequest, ProblemError
 from s3mgr.schema import (
+    ArchivedList,
     CacheReport,
     ConflictList,
     Event,
@@ -38,6 +39,8 @@ from s3mgr.schema import (
     Problem,
     RestoreConflictRequest,
     RestoredConflict,
+    RestoreReport,
+    RestoreRequest,
     UploadQueue,
 )
 from s3mgr.transport import (
@@ -56,7 +59,7 @@ T = TypeVar("T")
 
 # The daemon sends a comment every 15 s; three missed ones mean that it is gone.
 EVENT_SILENCE_S: Final = 45.0
-# A restore may have to ask a slow S3 whether the name is free.
+# S3 has to be asked, and may be slow.
 RESTORE_PATIENCE_S: Final = 60.0
 
 
@@ -252,6 +255,26 @@ class Client:
     def discard_conflict(self, name: str, conflict_id: int) -> None:
         """Throw a conflict copy away, for good."""
         self._call("DELETE", _mount(name, f"conflicts/{conflict_id}"))
+
+    def list_archived(
+        self, name: str, path: str = "", *, cursor: str | None = None, limit: int = 100
+    ) -> ArchivedList:
+        """Get one page of the archived objects at *path* and below."""
+        query = {"path": path, "cursor": cursor, "limit": limit}
+        answer = self._call(
+            "GET", _mount(name, "archived"), query=query, patience_s=RESTORE_PATIENCE_S
+        )
+        return self.decode(answer.body, ArchivedList)
+
+    def restore_objects(self, name: str, request: RestoreRequest) -> RestoreReport:
+        """Have S3 restore a page of archived objects."""
+        answer = self._call(
+            "POST",
+            _mount(name, "archived/restore"),
+            body=msgspec.json.encode(request),
+            patience_s=RESTORE_PATIENCE_S,
+        )
+        return self.decode(answer.body, RestoreReport)
 
     def mount_queue(self, name: str, *, cursor: str | None = None, limit: int = 100) -> UploadQueue:
         """Get one page of what waits to be uploaded in the background, and the totals."""

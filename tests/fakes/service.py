@@ -10,6 +10,8 @@ import msgspec
 import trio
 
 from s3mgr.schema import (
+    ArchivedList,
+    ArchivedObject,
     CacheEntry,
     CacheReport,
     ConflictCopy,
@@ -35,6 +37,8 @@ from s3mgr.schema import (
     QueuedFile,
     Readiness,
     RestoredConflict,
+    RestoreReport,
+    RestoreRequest,
     UploadQueue,
 )
 from s3mgrd.errors import (
@@ -65,6 +69,7 @@ class FakeService(MountService):
         self.mounts: dict[str, Mount] = {}
         self.operations: dict[str, Operation] = {}
         self.conflicts: list[ConflictCopy] = []
+        self.archived: list[ArchivedObject] = []
         self.queue: list[QueuedFile] = []
         self.is_paused = False
         self.writers_waiting = 0
@@ -294,6 +299,49 @@ class FakeService(MountService):
             raise NotFound(f"there is no conflict copy {conflict_id}")
         self.conflicts.remove(found[0])
         return found[0]
+
+    async def list_archived(
+        self, who: Principal, name: str, *, path: str, cursor: str | None, limit: int
+    ) -> ArchivedList:
+        await trio.lowlevel.checkpoint()
+        self._note("list_archived", who=who, name=name, path=path, cursor=cursor, limit=limit)
+        self._authorise(who, self._find(name))
+        items, following = self._archived_page(path, cursor, limit)
+        return ArchivedList(items=items, cursor=following)
+
+    async def restore_objects(
+        self, who: Principal, name: str, request: RestoreRequest
+    ) -> RestoreReport:
+        await trio.lowlevel.checkpoint()
+        self._note("restore_objects", who=who, name=name, request=request)
+        self._authorise(who, self._find(name))
+        items, following = self._archived_page(request.path, request.cursor, request.limit)
+        done = [
+            item
+            if item.state == "restored" or item.error
+            else msgspec.structs.replace(item, state="restoring")
+            for item in items
+        ]
+        failed = sum(1 for item in done if item.error)
+        return RestoreReport(
+            begun=sum(1 for item in done if item.state == "restoring"),
+            failed=failed,
+            items=done,
+            cursor=following,
+        )
+
+    def _archived_page(
+        self, path: str, cursor: str | None, limit: int
+    ) -> tuple[list[ArchivedObject], str | None]:
+        start = int(cursor or 0)
+        found = [item for item in self.archived if item.path.startswith(path)]
+        end = start + limit
+        return found[start:end], str(end) if end < len(found) else None
+
+    def add_archived(self, path: str, **fields: Any) -> None:  # noqa: ANN401 - whatever an object has
+        """Let an object be archived."""
+        values: dict[str, Any] = {"size_bytes": 3, "storage_class": "GLACIER", "state": "archived"}
+        self.archived.append(ArchivedObject(path=path, **(values | fields)))
 
     async def mount_queue(
         self, who: Principal, name: str, *, cursor: str | None, limit: int

@@ -19,6 +19,7 @@ import pyfuse3
 import trio
 
 from s3mgr.schema import (
+    ArchivedList,
     CacheReport,
     ConflictList,
     Credentials,
@@ -28,6 +29,8 @@ from s3mgr.schema import (
     MountSpec,
     MountStats,
     RestoredConflict,
+    RestoreReport,
+    RestoreRequest,
     UploadQueue,
 )
 from s3mgrd.errors import CredentialsRejected, NotFound
@@ -206,6 +209,14 @@ class Service:
     async def hurry_upload(self, path: str) -> UploadQueue:
         """Have none."""
         raise NotFound("no such file waits")
+
+    async def archived(self, path: str, cursor: str | None, limit: int) -> ArchivedList:
+        """Have none."""
+        return ArchivedList()
+
+    async def restore_objects(self, request: RestoreRequest) -> RestoreReport:
+        """Restore nothing."""
+        return RestoreReport(begun=0, failed=0)
 
     async def flush(self, timeout_s: float) -> FlushReport:
         """Hang, if that much time was given."""

@@ -1,8 +1,8 @@
-"""MiniStack's application, with two defects taken away.
+"""MiniStack's application, with two defects taken away, and with archives.
 
 It stores what it got of a body whose sender went away; S3 never does, an object is there as a whole or not at all. And
 it puts a body together in time that grows with the square of its size. So a request is passed on once its body is
-complete, in one piece.
+complete, in one piece. What an archive is, it does not know: `tests.servers.cold` does.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -10,9 +10,13 @@ from typing import Any
 
 import ministack.app  # type: ignore[import-untyped]
 
+from tests.servers.cold import Archives
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+_service = Archives(ministack.app.app)
 
 
 async def app(scope: Message, receive: Receive, send: Send) -> None:
@@ -33,4 +37,4 @@ async def app(scope: Message, receive: Receive, send: Send) -> None:
     async def replay() -> Message:
         return whole.pop() if whole else await receive()
 
-    await ministack.app.app(scope, replay, send)
+    await _service(scope, replay, send)

@@ -26,6 +26,7 @@ COMMANDS: Final = (
     "cache",
     "conflicts",
     "queue",
+    "restore",
     "flush",
     "invalidate",
     "restart",

@@ -9,6 +9,13 @@ Conventions: snake_case; times are RFC 3339 UTC with ``Z``; durations end in ``_
 sizes end in ``_bytes`` (integers); file modes are octal strings.
 """
 
+from s3mgr.schema.archives import (
+    ArchivedList,
+    ArchivedObject,
+    RestoreReport,
+    RestoreRequest,
+    RestoreTier,
+)
 from s3mgr.schema.conflicts import (
     ConflictCopy,
     ConflictList,
@@ -55,6 +62,8 @@ from s3mgr.schema.system import Info, KernelInfo, Readiness
 
 __all__ = [
     "AbsentName",
+    "ArchivedList",
+    "ArchivedObject",
     "CacheEntry",
     "CacheReport",
     "ConditionSupport",
@@ -98,6 +107,9 @@ __all__ = [
     "QueuedFile",
     "Readiness",
     "RestoreConflictRequest",
+    "RestoreReport",
+    "RestoreRequest",
+    "RestoreTier",
     "RestoredConflict",
     "UploadQueue",
     "option_docs",

@@ -64,6 +64,7 @@ class Node(NamedTuple):
     listed_ns: int
     marker: int
     remote_prefix: str | None
+    storage_class: str | None
 
     @property
     def is_directory(self) -> bool:
@@ -290,6 +291,12 @@ class NodeTable:
         assignments = ", ".join(f"{name} = ?" for name in columns)
         with self._database.transaction() as db:
             db.execute(f"UPDATE inodes SET {assignments} WHERE id = ?", (*columns.values(), inode))  # noqa: S608
+
+    def set_storage_classes(self, classes: Sequence[tuple[str | None, Inode]]) -> None:
+        """Set the storage classes of rows: (class, inode number) pairs."""
+        if classes:
+            with self._database.transaction() as db:
+                db.executemany("UPDATE inodes SET storage_class = ? WHERE id = ?", classes)
 
     def forget_seen(self, parent: int, *, after: int, up_to: int) -> None:
         """Forget when the entries of a directory with after < inode number <= up_to were asked for one by one."""

@@ -30,6 +30,7 @@ inodes      One row per inode number the kernel was ever told, and per name that
     marker           Directories: 0 no marker object known, 1 it exists, 2 it shall exist and does not yet.
     remote_prefix    Directories: where S3 has the contents, ending in "/"; NULL: where the path says. Not NULL: a
                      rename that S3 has yet to follow.
+    storage_class    Of a version that cannot be read before it is restored: the archive's class. NULL: it can be read.
 xattrs      Extended attributes of inodes. name: with its "user."; value: bytes. Of a version in S3 they are those of its
             metadata where attributes_known is 1, and newer than that where attributes_dirty is 1.
 described   What S3 keeps with the version that an inode is, besides mode, owner, times and xattrs: it goes along with each
@@ -283,3 +284,11 @@ def count_what_is_left(db: Database) -> None:
     db.conn.execute(
         "CREATE INDEX inodes_misplaced ON inodes (id) WHERE remote_key IS NOT NULL AND name IS NOT NULL"
     )
+
+
+@migrations()
+def know_archives(db: Database) -> None:
+    """Remember which versions lie in an archive; what was listed without is listed again."""
+    db.conn.execute("ALTER TABLE inodes ADD COLUMN storage_class TEXT")
+    db.conn.execute("UPDATE inodes SET listed_ns = 1 WHERE listed_ns > 1")
+    db.conn.execute("UPDATE inodes SET seen_ns = 0 WHERE seen_ns > 0")

@@ -14,6 +14,7 @@ from typing import Final
 
 from s3mgrd.cache.nodes import ROOT, Inode, Node
 from s3mgrd.fs import attributes, descriptions
+from s3mgrd.fs.archive import ArchiveGate
 from s3mgrd.fs.metadata import Metadata
 from s3mgrd.fs.namespace import Namespace
 from s3mgrd.fs.tree import Record, Tree
@@ -55,12 +56,14 @@ class AttributeChanges:
         namespace: Namespace,
         metadata: Metadata,
         tree: Tree,
+        archive: ArchiveGate,
         wake: Callable[[], None],
     ) -> None:
         self._volume = volume
         self._namespace = namespace
         self._metadata = metadata
         self._tree = tree
+        self._archive = archive
         self._wake = wake
 
     async def change(self, inode: Inode, change: AttributeChange) -> Node:
@@ -138,7 +141,9 @@ class AttributeChanges:
     async def _ready(self, inode: Inode) -> Node:
         """Return the row once it may be changed and is complete, so that changing one attribute keeps the others."""
         self._tree.check_writable()
-        return await self._namespace.with_attributes(inode)
+        node = await self._namespace.with_attributes(inode)
+        await self._archive.look(node)
+        return node
 
     def _apply(
         self,
@@ -155,6 +160,7 @@ class AttributeChanges:
 
     def _note(self, node: Node, columns: dict[str, object], *, pushes: bool) -> None:
         if pushes:
+            self._archive.check(node)
             columns["attributes_dirty"] = 1
         self._volume.nodes.update(node.id, ctime_ns=self._volume.now_ns(), **columns)
         if pushes:

@@ -10,6 +10,7 @@ import trio
 
 from s3mgrd.cache.nodes import ROOT, Inode, Kind, Marker, Node
 from s3mgrd.errors import Conflict
+from s3mgrd.fs.archive import ArchiveGate
 from s3mgrd.fs.asking import Asker
 from s3mgrd.fs.attribute_changes import AttributeChanges
 from s3mgrd.fs.backlog import PAUSED
@@ -53,11 +54,12 @@ class FileSystem:
         self.lister = Lister(volume, nursery, self.metadata)
         asker = Asker(volume, nursery, self.lister, self.metadata)
         self.namespace = Namespace(volume, self.lister, self.metadata, asker)
-        self.tree = Tree(volume, self.namespace, self._wake)
+        self.archive = ArchiveGate(volume, lambda inode: self.stages.get(inode) is not None)
+        self.tree = Tree(volume, self.namespace, self.archive, self._wake)
         self.attributes = AttributeChanges(
-            volume, self.namespace, self.metadata, self.tree, self._wake
+            volume, self.namespace, self.metadata, self.tree, self.archive, self._wake
         )
-        self.stages = Stages(volume, kernel_holds)
+        self.stages = Stages(volume, kernel_holds, self.archive.check)
         self.recovery = Recovery(volume)
         self.reader = Reader(volume, self.metadata, nursery, self._version_gone)
         self.prefetcher = Prefetcher(

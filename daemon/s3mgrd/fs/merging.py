@@ -16,7 +16,7 @@ from typing import Final
 from s3mgrd.cache.nodes import ROOT, STALE_NS, Inode, Kind, Marker, Node
 from s3mgrd.fs import names
 from s3mgrd.fs.volume import NS, Volume
-from s3mgrd.s3.port import ListPage, ObjectInfo
+from s3mgrd.s3.port import ARCHIVE_CLASSES, ListPage, ObjectInfo, archive_class
 
 log = logging.getLogger(__name__)
 
@@ -293,6 +293,8 @@ class Merger:
             learned.objects[name] = info
             return None
         if node.etag == info.etag and node.remote_key is None:
+            if node.storage_class != info.storage_class:
+                self._see_class(node, info)
             if node.remote_mtime_ns is None or node.remote_mtime_ns // NS != info.mtime_ns // NS:
                 self._see_touched(node, info)  # HEAD tells whole seconds only
                 current = self._volume.node(node.id)
@@ -304,6 +306,12 @@ class Merger:
         log.debug("inode %d: another version of %s appeared in S3", node.id, info.key)
         new[name] = info
         return None
+
+    def _see_class(self, node: Node, info: ObjectInfo) -> None:
+        """The same version in another storage class: archived, or back from there."""
+        storage_class = archive_class(info.storage_class)
+        if node.storage_class != storage_class:
+            self._volume.nodes.set_storage_classes([(storage_class, node.id)])
 
     def _see_touched(self, node: Node, info: ObjectInfo) -> None:
         """The same bytes with another date. With a later one, their metadata were replaced since."""
@@ -317,11 +325,20 @@ class Merger:
         volume.nodes.update(node.id, **columns)
 
     def _add_files(self, directory: Inode, files: dict[str, ObjectInfo]) -> Sequence[Inode]:
-        return self._volume.nodes.insert_many(
+        nodes = self._volume.nodes
+        inodes = nodes.insert_many(
             directory,
             Kind.FILE,
             [(n, i.mtime_ns, i.size, i.etag, i.mtime_ns) for n, i in files.items()],
         )
+        nodes.set_storage_classes(
+            [
+                (info.storage_class, inode)
+                for inode, info in zip(inodes, files.values(), strict=True)
+                if info.storage_class in ARCHIVE_CLASSES
+            ]
+        )
+        return inodes
 
     def _is_new_directory(
         self,

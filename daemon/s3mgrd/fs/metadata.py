@@ -20,7 +20,7 @@ from s3mgrd.errors import Denied, NotFound, PreconditionFailed
 from s3mgrd.fs import attributes, descriptions
 from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import NS, Volume
-from s3mgrd.s3.port import ObjectHead
+from s3mgrd.s3.port import ObjectHead, archive_class
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,10 @@ class Metadata:
         found = attributes.decode(head.metadata)
         if not found.is_empty:
             self.note_in_use()
-        columns: dict[str, object] = {"attributes_known": 1}
+        columns: dict[str, object] = {
+            "attributes_known": 1,
+            "storage_class": archive_class(head.storage_class),
+        }
         text = descriptions.write(head)
         if node.attributes_known:
             columns |= dict.fromkeys(("mode", "uid", "gid", "atime_ns", "ctime_ns"))
@@ -203,6 +206,9 @@ class Metadata:
     def note_written(self, inode: Inode, like: ObjectHead) -> None:
         """Remember what a version that was just written was given besides its attributes; in its transaction."""
         self._volume.extras.describe(inode, descriptions.write(like))
+        node, storage_class = self._volume.nodes.get(inode), archive_class(like.storage_class)
+        if node is not None and node.storage_class != storage_class:
+            self._volume.nodes.set_storage_classes([(storage_class, inode)])
 
     async def _fetch_limited(self, inode: Inode, limiter: trio.CapacityLimiter) -> None:
         try:

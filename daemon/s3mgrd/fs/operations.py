@@ -233,6 +233,8 @@ class Operations(pyfuse3.Operations):
     async def _truncate(self, inode: Inode, size: int) -> None:
         if self.fs.volume.settings.read_only:
             raise FUSEError(errno.EROFS)
+        if size:
+            await self.fs.archive.look(self.fs.volume.node(inode))
         async with self.fs.volume.locks.holding(("inode", inode)):
             self.fs.stages.truncate(inode, size)
 
@@ -467,6 +469,8 @@ class Operations(pyfuse3.Operations):
                 await self.fs.attributes.change(node.id, AttributeChange(strips_privileges=True))
             if not writes:
                 await self.fs.truncated(node.id)
+        if node.storage_class is not None:
+            await self.fs.archive.opening(node, flags)
         if writes:
             self.fs.stages.opened(node.id)
         else:

@@ -135,6 +135,7 @@ class Prefetcher:
         return (
             node.kind == Kind.FILE
             and node.etag is not None
+            and node.storage_class is None
             and not node.is_detached
             and 0 < node.size <= SMALL_BYTES
             and not self._is_local(node.id)

@@ -63,10 +63,22 @@ class Stage:
 
 
 class Stages:
-    """The staged files of one volume."""
+    """The staged files of one volume.
 
-    def __init__(self, volume: Volume, kernel_holds: Callable[[Inode], bool]) -> None:
+    Args:
+        volume: whose they are.
+        kernel_holds: whether the kernel still knows an inode number.
+        check_readable: refuses, by an exception, to change a part of what S3 would not let us read.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        kernel_holds: Callable[[Inode], bool],
+        check_readable: Callable[[Node], None],
+    ) -> None:
         self._volume = volume
+        self._check_readable = check_readable
         self._kernel_holds = kernel_holds
         self._stages: dict[Inode, Stage] = {}
         self._writers: dict[Inode, int] = {}
@@ -319,6 +331,8 @@ class Stages:
         node = self._volume.node(inode)
         if node.kind != Kind.FILE:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if not whole:
+            self._check_readable(node)
         condition: ConditionKind = "match" if node.etag is not None and not whole else "always"
         base_size = node.size if node.etag is not None else 0
         if stage is None:

@@ -19,6 +19,7 @@ import trio
 from s3mgrd.cache.nodes import STALE_NS, Inode, Kind, Marker, Node
 from s3mgrd.errors import TimedOut
 from s3mgrd.fs import names, relocation
+from s3mgrd.fs.archive import ArchiveGate
 from s3mgrd.fs.namespace import Namespace
 from s3mgrd.fs.recovery import note_purpose
 from s3mgrd.fs.volume import Volume
@@ -42,9 +43,16 @@ class Creator:
 class Tree:
     """Changes names and attributes of one volume. `wake` tells whoever brings S3 up to date that there is work."""
 
-    def __init__(self, volume: Volume, namespace: Namespace, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        volume: Volume,
+        namespace: Namespace,
+        archive: ArchiveGate,
+        wake: Callable[[], None],
+    ) -> None:
         self._volume = volume
         self._namespace = namespace
+        self._archive = archive
         self._wake = wake
 
     # Making
@@ -164,11 +172,13 @@ class Tree:
         Raises:
             OSError: ENOENT, EEXIST (NOREPLACE), EISDIR, ENOTDIR, ENOTEMPTY, EINVAL (into itself, or flags), EROFS,
                 ENAMETOOLONG (also where a name below would exceed the limit of keys).
+            Archived: S3 cannot copy the object to another key.
         """
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
             raise _os_error(errno.EINVAL)
         self.check_writable()
         node = await self._namespace.existing(parent, name)
+        await self._archive.look(node)
         if flags == RENAME_EXCHANGE:
             await self._exchange(node, parent, name, new_parent, new_name, record)
             return
@@ -206,6 +216,7 @@ class Tree:
         other = await self._namespace.existing(other_parent, other_name)
         if other.id == node.id:
             return
+        await self._archive.look(other)
         # No checkpoint from here on.
         node, other = self._still(parent, name, node), self._still(other_parent, other_name, other)
         self._check_movable(node, other_parent, other_name)
@@ -227,6 +238,7 @@ class Tree:
         return node.is_directory and self._where(node) == f"{key}/"
 
     def _check_movable(self, node: Node, new_parent: Inode, new_name: str) -> None:
+        self._archive.check(node)
         directory = self._volume.directory(new_parent)
         if node.is_directory and self._volume.is_below(directory, node.id):
             raise _os_error(errno.EINVAL)

@@ -7,12 +7,15 @@ from abc import ABC, abstractmethod
 from typing import Final, TypeVar
 
 from s3mgr.schema import (
+    ArchivedList,
     CacheReport,
     ConflictList,
     FlushReport,
     InvalidateReport,
     MountStats,
     RestoredConflict,
+    RestoreReport,
+    RestoreRequest,
     UploadQueue,
 )
 from s3mgrd.mounts.mount import MountActor
@@ -21,6 +24,7 @@ from s3mgrd.mounts.service import Principal
 from s3mgrd.worker.protocol import (
     DiscardConflict,
     Flush,
+    GetArchived,
     GetCache,
     GetConflicts,
     GetQueue,
@@ -29,6 +33,7 @@ from s3mgrd.worker.protocol import (
     Invalidate,
     PauseQueue,
     RestoreConflict,
+    RestoreObjects,
     ResumeQueue,
     SupervisorRequest,
 )
@@ -83,7 +88,7 @@ class Questions(ABC):
         """Make a file of a conflict copy."""
         message = RestoreConflict(id=conflict_id, path=path, partial=partial)
         # The worker may have to ask S3 whether the name is free.
-        timeout_s = self._manage(who, name).record.spec.options.retry_deadline_s + ANSWER_GRACE_S
+        timeout_s = self._s3_timeout_s(who, name)
         return await self._ask(who, name, message, RestoredConflict, timeout_s, is_repeatable=False)
 
     async def discard_conflict(self, who: Principal, name: str, conflict_id: int) -> None:
@@ -92,6 +97,20 @@ class Questions(ABC):
         await actor.ask(
             DiscardConflict(id=conflict_id), timeout_s=REPORT_TIMEOUT_S, is_repeatable=False
         )
+
+    async def list_archived(
+        self, who: Principal, name: str, *, path: str, cursor: str | None, limit: int
+    ) -> ArchivedList:
+        """Report one page of the archived objects below *path*."""
+        message = GetArchived(path=path, cursor=cursor, limit=limit)
+        return await self._ask(who, name, message, ArchivedList, self._s3_timeout_s(who, name))
+
+    async def restore_objects(
+        self, who: Principal, name: str, request: RestoreRequest
+    ) -> RestoreReport:
+        """Have S3 restore a page of archived objects."""
+        message = RestoreObjects(request=request)
+        return await self._ask(who, name, message, RestoreReport, self._s3_timeout_s(who, name))
 
     async def mount_queue(
         self, who: Principal, name: str, *, cursor: str | None, limit: int
@@ -117,6 +136,10 @@ class Questions(ABC):
     async def hurry_upload(self, who: Principal, name: str, *, path: str) -> UploadQueue:
         """Have one file uploaded next."""
         return await self._ask(who, name, HurryUpload(path=path), UploadQueue)
+
+    def _s3_timeout_s(self, who: Principal, name: str) -> float:
+        """Return how long a worker may take that has to ask S3."""
+        return self._manage(who, name).record.spec.options.retry_deadline_s + ANSWER_GRACE_S
 
     async def _ask(
         self,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from s3mgr.schema import (
+    ArchivedList,
     CacheReport,
     ConflictList,
     Event,
@@ -25,6 +26,8 @@ from s3mgr.schema import (
     Operation,
     Readiness,
     RestoredConflict,
+    RestoreReport,
+    RestoreRequest,
     UploadQueue,
 )
 
@@ -113,6 +116,16 @@ class MountService(Protocol):
 
     async def discard_conflict(self, who: Principal, name: str, conflict_id: int) -> None:
         """Throw a conflict copy away. Raises `NotFound`."""
+
+    async def list_archived(
+        self, who: Principal, name: str, *, path: str, cursor: str | None, limit: int
+    ) -> ArchivedList:
+        """Report one page of the archived objects below *path*. Raises `NotFound`."""
+
+    async def restore_objects(
+        self, who: Principal, name: str, request: RestoreRequest
+    ) -> RestoreReport:
+        """Have S3 restore a page of archived objects. Raises `NotFound`, `Unsupported`."""
 
     async def mount_queue(
         self, who: Principal, name: str, *, cursor: str | None, limit: int

@@ -58,10 +58,13 @@ from s3mgrd.s3.port import (
     Part,
     PendingUpload,
     RangeRead,
+    RestoreAnswer,
     StoreStats,
+    Tier,
     Written,
 )
 from s3mgrd.s3.reading import head_of, read_range
+from s3mgrd.s3.restoring import restore_object
 from s3mgrd.s3.retry import CallFailed
 from s3mgrd.s3.settings import CredentialProvider, StoreSettings, is_aws
 from s3mgrd.s3.tags import Tags
@@ -324,6 +327,10 @@ class S3Store:
             if isinstance(failure.error, NotFound):
                 raise await self._explain_head(failure, source) from failure
             raise failure.error from failure
+
+    async def restore(self, key: str, *, days: int | None, tier: Tier) -> RestoreAnswer:
+        """See the port."""
+        return await restore_object(self._calls, key, days=days, tier=tier)
 
     async def create_multipart(
         self,

@@ -160,6 +160,12 @@ _RULES: Final[dict[str, _Rule]] = {
         "{key!r} is archived{storage} and must be restored before it can be read",
         "restore the object from cold storage",
     ),
+    "RestoreAlreadyInProgress": _Rule(Conflict, "{key!r} is being restored already"),
+    "GlacierExpeditedRetrievalNotAvailable": _Rule(
+        Unavailable,
+        "{endpoint} restores nothing expedited now: {said}",
+        "use the tier Standard or Bulk, or try later",
+    ),
     "NotImplemented": _UNSUPPORTED,
     "MethodNotAllowed": _UNSUPPORTED,
     "405": _UNSUPPORTED,

@@ -31,6 +31,7 @@ import trio
 from s3mgrd.errors import (
     Archived,
     BucketNotFound,
+    Conflict,
     Corrupt,
     NotFound,
     PreconditionFailed,
@@ -60,9 +61,13 @@ from s3mgrd.s3.port import (
     Part,
     PendingUpload,
     RangeRead,
+    RestoreAnswer,
+    RestoreState,
     StoreStats,
     Support,
+    Tier,
     Written,
+    archive_class,
 )
 
 Operation = Literal[
@@ -74,6 +79,7 @@ Operation = Literal[
     "delete",
     "delete_many",
     "copy",
+    "restore",
     "create_multipart",
     "upload_part",
     "copy_part",
@@ -84,7 +90,7 @@ Operation = Literal[
 ]
 MAX_KEY_BYTES: Final = 1024
 DEFAULT_CONTENT_TYPE: Final = "binary/octet-stream"
-COLD_CLASSES: Final = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+DAY_NS: Final = 86_400 * 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +171,8 @@ class MemoryStore:
         """The keys as UTF-8, sorted: S3's order is that of bytes."""
         self._uploads: dict[str, _Upload] = {}
         self._upload_count = 0
+        self._restoring: dict[str, int] = {}
+        """Keys that are being restored, and for how many days."""
         self._holds: dict[Operation, list[Hold]] = {}
         self._failures: dict[Operation, deque[S3mgrError]] = {}
 
@@ -216,6 +224,14 @@ class MemoryStore:
         """Delete an object as another tool would; one that does not exist is fine."""
         if self._objects.pop(key, None) is not None:
             del self._order[bisect_left(self._order, _raw(key))]
+
+    def finish_restores(self) -> None:
+        """Let every restore that was begun have ended."""
+        for key, days in self._restoring.items():
+            stored = self._objects[key]
+            until = RestoreState(is_ongoing=False, expires_ns=self.clock() + days * DAY_NS)
+            self._objects[key] = replace(stored, head=replace(stored.head, restore=until))
+        self._restoring.clear()
 
     # Live tuning: what the S3 adapter has, accepted for the sake of its callers.
 
@@ -287,8 +303,7 @@ class MemoryStore:
             stored = self._find(key)
             if if_match is not None and stored.head.etag != if_match:
                 raise PreconditionFailed(f"{key!r} is not the version expected")
-            if stored.head.storage_class in COLD_CLASSES:
-                raise Archived(f"{key!r} is archived and must be restored before it can be read")
+            self._check_readable(stored.head)
             if start >= len(stored.data):
                 raise UserError(f"the range begins at or beyond the end of {key!r}")
             data = stored.data[start:stop]
@@ -370,6 +385,7 @@ class MemoryStore:
                 raise PreconditionFailed(f"{source!r} is not the version expected")
             if source == target and metadata is None:
                 raise UserError("a copy onto itself must change something")
+            self._check_readable(stored.head)
             self._check(target, condition)
             if metadata is None:
                 metadata, content_type = stored.head.metadata, stored.head.content_type
@@ -390,6 +406,22 @@ class MemoryStore:
                 headers=source_head.headers,
             )
             return Written(etag, written.mtime_ns)
+
+    async def restore(self, key: str, *, days: int | None, tier: Tier) -> RestoreAnswer:
+        """See the port. It is ongoing until `finish_restores`."""
+        async with self._call("restore", key):
+            head = self._find(key).head
+            if archive_class(head.storage_class) is None:
+                raise Conflict(f"{key!r} is not archived")
+            if head.restore is not None and head.restore.is_ongoing:
+                return "ongoing"
+            self._restoring[key] = days or 1
+            if head.restore is not None:
+                self.finish_restores()
+                return "extended"
+            ongoing = replace(head, restore=RestoreState(is_ongoing=True))
+            self._objects[key] = replace(self._objects[key], head=ongoing)
+            return "begun"
 
     async def create_multipart(
         self,
@@ -435,6 +467,7 @@ class MemoryStore:
             stored = self._find(source)
             if stored.head.etag != if_source_match:
                 raise PreconditionFailed(f"{source!r} is not the version expected")
+            self._check_readable(stored.head)
             upload.parts[number] = stored.data[start:stop]
             return _part(number, upload.parts[number])
 
@@ -526,6 +559,12 @@ class MemoryStore:
             return self._objects[key]
         except KeyError:
             raise NotFound(f"there is no object {key!r}") from None
+
+    def _check_readable(self, head: ObjectHead) -> None:
+        if archive_class(head.storage_class) is None:
+            return
+        if head.restore is None or not head.restore.is_readable(self.clock()):
+            raise Archived(f"{head.key!r} is archived and must be restored before it can be read")
 
     def _find_upload(self, key: str, upload_id: str) -> _Upload:
         upload = self._uploads.get(upload_id)

@@ -28,6 +28,32 @@ MAX_DELETE_KEYS = 1000
 MAX_LIST_KEYS = 1000
 
 
+ARCHIVE_CLASSES: Final = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+"""Storage classes whose objects cannot be read before a copy of them was restored."""
+MOVING_CLASS: Final = "INTELLIGENT_TIERING"
+"""The class in which S3 may archive an object without changing its class: only HEAD tells (`ObjectHead.archive_status`)."""
+
+Tier = Literal["Standard", "Bulk", "Expedited"]
+RestoreAnswer = Literal["begun", "ongoing", "extended"]
+
+
+def archive_class(storage_class: str | None) -> str | None:
+    """Return *storage_class* if it keeps an object from being read, otherwise None."""
+    return storage_class if storage_class in ARCHIVE_CLASSES else None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreState:
+    """What HEAD says of the restored copy of an archived object: it is being made, or can be read until `expires_ns`."""
+
+    is_ongoing: bool
+    expires_ns: int | None = None
+
+    def is_readable(self, now_ns: int) -> bool:
+        """Whether there is a copy that can be read."""
+        return not self.is_ongoing and (self.expires_ns is None or self.expires_ns > now_ns)
+
+
 class ObjectInfo(Struct, frozen=True, gc=False):
     """What a listing says about an object. `mtime_ns` is S3's LastModified.
 
@@ -57,6 +83,9 @@ class ObjectHead:
     content_type: str | None = None
     storage_class: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    restore: RestoreState | None = None
+    archive_status: str | None = None
+    """Of an object that S3 moved to an archive although its class does not say so; None: it did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +323,18 @@ class ObjectStore(Protocol):
         Raises:
             NotFound: no such source.
             PreconditionFailed: the source is not the version *if_source_match*, or *condition* does not hold.
+        """
+
+    async def restore(self, key: str, *, days: int | None, tier: Tier) -> RestoreAnswer:
+        """Have S3 make a readable copy of an archived object: the work of minutes or hours, followed by HEAD.
+
+        Where there is one already it is kept for *days* from now. *days* None is for `MOVING_CLASS`, whose objects come
+        back for good.
+
+        Raises:
+            NotFound: no such key.
+            Conflict: the object is not archived.
+            Unsupported: the store has no archives.
         """
 
     async def create_multipart(

@@ -5,20 +5,22 @@ from typing import Final
 
 from s3mgrd.errors import PreconditionFailed, Unsupported
 from s3mgrd.s3.answer import AnswerTooLong
-from s3mgrd.s3.answers import Answer
+from s3mgrd.s3.answers import Answer, read_time
 from s3mgrd.s3.failures import NotS3, ShortBody
 from s3mgrd.s3.headers import headers_of
 from s3mgrd.s3.http import Exchange
 from s3mgrd.s3.listing import etag_of, time_ns
 from s3mgrd.s3.metadata import decode_metadata
-from s3mgrd.s3.port import ObjectHead, RangeRead
+from s3mgrd.s3.port import ObjectHead, RangeRead, RestoreState
 
+_RESTORE_FIELD: Final = re.compile(r'([a-z-]+)="([^"]*)"')
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 def head_of(key: str, answer: Answer, size: int) -> ObjectHead:
     """Make an `ObjectHead` of a HEAD's or GET's answer."""
     storage_class = answer.get("StorageClass")
+    restore = answer.get("Restore")
     return ObjectHead(
         key=key,
         size=size,
@@ -28,6 +30,22 @@ def head_of(key: str, answer: Answer, size: int) -> ObjectHead:
         content_type=answer.get("ContentType"),
         storage_class=None if storage_class == "STANDARD" else storage_class,
         headers=headers_of(answer),
+        restore=None if restore is None else restore_of(restore),
+        archive_status=answer.get("ArchiveStatus"),
+    )
+
+
+def restore_of(text: str) -> RestoreState:
+    """Read ``x-amz-restore``: ``ongoing-request="false", expiry-date="Fri, 21 Dec 2012 00:00:00 GMT"``.
+
+    Raises:
+        NotS3: its date is none.
+    """
+    fields = dict(_RESTORE_FIELD.findall(text))
+    expiry = fields.get("expiry-date")
+    return RestoreState(
+        is_ongoing=fields.get("ongoing-request") != "false",
+        expires_ns=None if expiry is None else time_ns(read_time(expiry)),
     )
 
 

@@ -15,6 +15,7 @@ import trio
 
 from s3mgr import __version__
 from s3mgr.schema import (
+    ArchivedList,
     CacheReport,
     ConflictList,
     Credentials,
@@ -23,6 +24,8 @@ from s3mgr.schema import (
     LiveOptions,
     MountStats,
     RestoredConflict,
+    RestoreReport,
+    RestoreRequest,
     UploadQueue,
 )
 from s3mgrd.errors import Conflict, NotMounted, Unavailable, Unsupported
@@ -37,6 +40,7 @@ from s3mgrd.worker.protocol import (
     DiscardConflict,
     Drain,
     Flush,
+    GetArchived,
     GetCache,
     GetConflicts,
     GetCredentials,
@@ -52,6 +56,7 @@ from s3mgrd.worker.protocol import (
     Reply,
     Report,
     RestoreConflict,
+    RestoreObjects,
     ResumeQueue,
     Serve,
     SessionEnded,
@@ -98,6 +103,12 @@ class WorkerService(Protocol):
 
     async def discard_conflict(self, conflict_id: int) -> None:
         """Throw a conflict copy away."""
+
+    async def archived(self, path: str, cursor: str | None, limit: int) -> ArchivedList:
+        """List archived objects below *path*."""
+
+    async def restore_objects(self, request: RestoreRequest) -> RestoreReport:
+        """Have S3 restore archived objects."""
 
     async def queue(self, cursor: str | None, limit: int) -> UploadQueue:
         """List what waits to be uploaded."""
@@ -268,6 +279,10 @@ class ControlServer:
                 )
             case DiscardConflict():
                 await service.discard_conflict(body.id)
+            case GetArchived():
+                return _report(await service.archived(body.path, body.cursor, body.limit))
+            case RestoreObjects():
+                return _report(await service.restore_objects(body.request))
             case GetQueue():
                 return _report(await service.queue(body.cursor, body.limit))
             case PauseQueue():

@@ -21,14 +21,11 @@ import trio
 
 from s3mgr.schema import (
     CacheReport,
-    ConflictList,
     Credentials,
     FlushReport,
     InvalidateReport,
     LiveOptions,
     MountStats,
-    RestoredConflict,
-    UploadQueue,
 )
 from s3mgrd import logs
 from s3mgrd.cache.blocks import BlockCache, open_block_cache
@@ -48,7 +45,6 @@ from s3mgrd.fs.filesystem import FileSystem, adopt_database
 from s3mgrd.fs.forgetting import Forgetter
 from s3mgrd.fs.known import Known
 from s3mgrd.fs.operations import Operations, ask_kernel_holds
-from s3mgrd.fs.queue import QueueControl
 from s3mgrd.fs.sync import Left
 from s3mgrd.fs.volume import Settings, Volume
 from s3mgrd.journal.staging import StagingDirectory
@@ -58,6 +54,7 @@ from s3mgrd.s3.settings import StoreSettings
 from s3mgrd.worker import opendir, session
 from s3mgrd.worker.conditions import Memory
 from s3mgrd.worker.control import ControlServer
+from s3mgrd.worker.keeping import Keeper
 from s3mgrd.worker.privileges import renounce
 from s3mgrd.worker.protocol import (
     Configure,
@@ -157,7 +154,7 @@ class _Forward(logging.Handler):
         )
 
 
-class MountWorker:
+class MountWorker(Keeper):
     """Implements `worker.control.WorkerService`.
 
     Concurrency: `_live` holds the store and the file system open from `configure` to `stop`; requests of the supervisor
@@ -419,42 +416,6 @@ class MountWorker:
             raise NotMounted("this worker is not configured")
         return await self._known.report(path, cursor, limit)
 
-    async def conflicts(self, cursor: str | None, limit: int) -> ConflictList:
-        """List the conflict copies."""
-        return inspection.conflict_list(self._file_system(), cursor, limit)
-
-    async def restore_conflict(
-        self, conflict_id: int, path: str | None, *, partial: bool
-    ) -> RestoredConflict:
-        """Make a file of a conflict copy."""
-        fs = self._file_system()
-        notice = await fs.conflicts.restore(conflict_id, path, partial=partial)
-        return RestoredConflict(path=notice.path, size_bytes=notice.size)
-
-    async def discard_conflict(self, conflict_id: int) -> None:
-        """Throw a conflict copy away."""
-        await self._file_system().conflicts.discard(conflict_id)
-
-    async def queue(self, cursor: str | None, limit: int) -> UploadQueue:
-        """List what waits to be uploaded."""
-        return QueueControl(self._file_system()).report(cursor, limit)
-
-    async def pause_queue(self) -> UploadQueue:
-        """Hold uploads in the background back, until the user says otherwise."""
-        queue = QueueControl(self._file_system()).pause()
-        self._tell_status()
-        return queue
-
-    async def resume_queue(self) -> UploadQueue:
-        """Let uploads in the background go on."""
-        queue = QueueControl(self._file_system()).resume()
-        self._tell_status()
-        return queue
-
-    async def hurry_upload(self, path: str) -> UploadQueue:
-        """Have one file uploaded next."""
-        return QueueControl(self._file_system()).hurry(path)
-
     async def flush(self, timeout_s: float) -> FlushReport:
         """Upload what S3 does not have, for *timeout_s* at most."""
         fs = self._file_system()
@@ -496,6 +457,7 @@ class MountWorker:
             tell_names=self._expire_names,
             tell_inodes=self._invalidate_inodes,
         )
+        fs.archive.forget()
         done = await forgetter.forget(path)
         return InvalidateReport(listings=done.listings, entries=done.names)
 

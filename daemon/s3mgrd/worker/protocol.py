@@ -26,6 +26,7 @@ from s3mgr.schema import (
     LiveOptions,
     MountSpec,
     PendingRename,
+    RestoreRequest,
 )
 
 PROTOCOL_VERSION = 1
@@ -148,6 +149,20 @@ class DiscardConflict(Struct, frozen=True, kw_only=True, tag="discard-conflict")
     """Throw a conflict copy away. Only ever sent on the user's word."""
 
     id: int
+
+
+class GetArchived(Struct, frozen=True, kw_only=True, tag="get-archived"):
+    """One page of the archived objects below a path; answered by `ArchivedList` in a `Report`."""
+
+    path: str
+    cursor: str | None
+    limit: int
+
+
+class RestoreObjects(Struct, frozen=True, kw_only=True, tag="restore-objects"):
+    """Have S3 restore archived objects below a path, a page of them; answered by `RestoreReport` in a `Report`."""
+
+    request: RestoreRequest
 
 
 class GetQueue(Struct, frozen=True, kw_only=True, tag="get-queue"):
@@ -294,6 +309,8 @@ SupervisorRequest = (
     | GetConflicts
     | RestoreConflict
     | DiscardConflict
+    | GetArchived
+    | RestoreObjects
     | GetQueue
     | PauseQueue
     | ResumeQueue

@@ -45,6 +45,8 @@ EXPECTED_ROUTES = {
     "POST /v1/mounts/{name}/queue/pause",
     "POST /v1/mounts/{name}/queue/resume",
     "POST /v1/mounts/{name}/queue/hurry",
+    "GET /v1/mounts/{name}/archived",
+    "POST /v1/mounts/{name}/archived/restore",
     "GET /v1/operations",
     "GET /v1/operations/{id}",
     "DELETE /v1/operations/{id}",

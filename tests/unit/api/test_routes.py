@@ -328,6 +328,28 @@ async def test_conflict_copies_are_listed_restored_and_discarded(
     assert (done.status, done.body) == (204, b"")
 
 
+async def test_archived_objects_are_listed_and_restored(
+    client: Client, service: FakeService
+) -> None:
+    service.add_mount("logs")
+    for path in ("d/a", "d/b", "e"):
+        service.add_archived(path)
+    page = await client.get("/v1/mounts/logs/archived?path=d&limit=1")
+    assert [(o["path"], o["state"]) for o in page.json["items"]] == [("d/a", "archived")]
+    rest = await client.get(f"/v1/mounts/logs/archived?path=d&cursor={page.json['cursor']}")
+    assert ([o["path"] for o in rest.json["items"]], rest.json["cursor"]) == (["d/b"], None)
+    body = {"path": "d", "days": 2, "tier": "Bulk", "limit": 1}
+    done = await client.request("POST", "/v1/mounts/logs/archived/restore", body)
+    assert (done.status, done.json["begun"], done.json["failed"]) == (200, 1, 0)
+    assert done.json["cursor"] is not None
+    every = await client.request("POST", "/v1/mounts/logs/archived/restore")
+    assert (every.status, every.json["begun"]) == (200, 3)
+    for wrong in ({"days": 0}, {"tier": "fast"}, {"path": "d", "force": True}, {"limit": 101}):
+        refused = await client.request("POST", "/v1/mounts/logs/archived/restore", wrong)
+        assert refused.status in (400, 422)
+    assert (await client.get("/v1/mounts/logs/archived?limit=0")).status == 422
+
+
 async def test_the_upload_queue_is_listed_paused_resumed_and_hurried(
     client: Client, service: FakeService
 ) -> None:

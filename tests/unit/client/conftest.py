@@ -3,13 +3,17 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
 from s3mgr.cli import main
+from s3mgrd.api.server import serve_api
+from tests.fakes.service import FakeService
 
 from .fake_daemon import FakeDaemon, running
 
@@ -26,6 +30,7 @@ class Result:
 
 
 Run = Callable[..., Result]
+Command = Callable[..., Awaitable[Result]]
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +86,26 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeService]:
+    """The real API over a fake domain with one mount; S3MGR_HOST names it."""
+    service, shutdown, path = FakeService(), trio.Event(), tmp_path / "api.sock"
+    service.add_mount("logs")
+    monkeypatch.setenv("S3MGR_HOST", f"unix://{path}")
+    async with trio.open_nursery() as nursery:
+        start = partial(serve_api, service, path, admin_uid=0, admin_group=None, shutdown=shutdown)
+        await nursery.start(start)
+        yield service
+        shutdown.set()
+
+
+@pytest.fixture
+def command(run: Run) -> Command:
+    """Run the command in a thread, beside the server."""
+
+    async def call(*args: str) -> Result:
+        return await trio.to_thread.run_sync(partial(run, *args))
+
+    return call

@@ -1,7 +1,7 @@
 """The commands against the daemon's real HTTP API, served from a fake domain: both sides mean the same."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +15,7 @@ from s3mgrd.api.server import serve_api
 from s3mgrd.mounts.service import Principal
 from tests.fakes.service import FakeService
 
-from .conftest import Result, Run
-
-Command = Callable[..., Awaitable[Result]]
+from .conftest import Command, Result
 
 
 @pytest.fixture
@@ -30,16 +28,6 @@ async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
         await nursery.start(start)
         yield service
         shutdown.set()
-
-
-@pytest.fixture
-def command(run: Run) -> Command:
-    """Run the command in a thread, beside the server."""
-
-    async def call(*args: str) -> Result:
-        return await trio.to_thread.run_sync(partial(run, *args))
-
-    return call
 
 
 async def test_a_life_of_a_mount(served: FakeService, command: Command) -> None:

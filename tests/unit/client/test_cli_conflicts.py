@@ -1,43 +1,13 @@
 """``s3mgr conflicts`` against the daemon's real HTTP API on a fake domain."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
-from pathlib import Path
 
 import pytest
-import trio
 
-from s3mgrd.api.server import serve_api
 from s3mgrd.errors import Conflict
 from tests.fakes.service import FakeService
 
-from .conftest import Result, Run
-
-Command = Callable[..., Awaitable[Result]]
-
-
-@pytest.fixture
-async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeService]:
-    """The real API over a fake domain with one mount; S3MGR_HOST names it."""
-    service, shutdown, path = FakeService(), trio.Event(), tmp_path / "api.sock"
-    service.add_mount("logs")
-    monkeypatch.setenv("S3MGR_HOST", f"unix://{path}")
-    async with trio.open_nursery() as nursery:
-        start = partial(serve_api, service, path, admin_uid=0, admin_group=None, shutdown=shutdown)
-        await nursery.start(start)
-        yield service
-        shutdown.set()
-
-
-@pytest.fixture
-def command(run: Run) -> Command:
-    """Run the command in a thread, beside the server."""
-
-    async def call(*args: str) -> Result:
-        return await trio.to_thread.run_sync(partial(run, *args))
-
-    return call
+from .conftest import Command
 
 
 async def test_copies_are_listed_for_people_and_programs(

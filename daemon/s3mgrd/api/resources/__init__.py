@@ -4,6 +4,7 @@ from typing import Final
 
 from s3mgrd.api.resources import (
     actions,
+    archived,
     conflicts,
     events,
     mounts,
@@ -20,6 +21,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
     *observation.ROUTES,
     *conflicts.ROUTES,
     *queue.ROUTES,
+    *archived.ROUTES,
     *operations.ROUTES,
     *events.ROUTES,
     *system.ROUTES,
