@@ -71,6 +71,7 @@ class FakeService(MountService):
         self.conflicts: list[ConflictCopy] = []
         self.archived: list[ArchivedObject] = []
         self.queue: list[QueuedFile] = []
+        self.stats: list[MountStats] = []
         self.is_paused = False
         self.writers_waiting = 0
         self.failures: dict[str, BaseException] = {}
@@ -220,6 +221,8 @@ class FakeService(MountService):
         await trio.lowlevel.checkpoint()
         self._note("mount_stats", who=who, name=name)
         self._find(name)
+        if self.stats:
+            return self.stats.pop(0) if len(self.stats) > 1 else self.stats[0]
         return MountStats(worker_pid=4711, uptime_s=math.inf, memory_bytes=1 << 20)
 
     async def mount_cache(

@@ -23,6 +23,7 @@ COMMANDS: Final = (
     "unmount",
     "ls",
     "show",
+    "stats",
     "cache",
     "conflicts",
     "queue",

@@ -43,9 +43,7 @@ from s3mgr.schema.mounts import (
     MountRequest,
     MountSpec,
     MountState,
-    MountStats,
     MountStatus,
-    OperationCount,
     PendingRename,
 )
 from s3mgr.schema.operations import (
@@ -58,6 +56,13 @@ from s3mgr.schema.operations import (
 from s3mgr.schema.options import LiveOptions, MountOptions, OptionDoc, option_docs
 from s3mgr.schema.problems import FieldError, Problem, ProblemType
 from s3mgr.schema.queue import HurryRequest, QueuedFile, UploadQueue
+from s3mgr.schema.stats import (
+    DiskCacheStats,
+    LatencyBucket,
+    MountStats,
+    OperationCount,
+    RequestCount,
+)
 from s3mgr.schema.system import Info, KernelInfo, Readiness
 
 __all__ = [
@@ -71,6 +76,7 @@ __all__ = [
     "ConflictList",
     "ConflictReason",
     "Credentials",
+    "DiskCacheStats",
     "Event",
     "EventType",
     "FailedUpload",
@@ -83,6 +89,7 @@ __all__ = [
     "InvalidateReport",
     "InvalidateRequest",
     "KernelInfo",
+    "LatencyBucket",
     "LiveOptions",
     "LogTail",
     "Mount",
@@ -106,6 +113,7 @@ __all__ = [
     "Progress",
     "QueuedFile",
     "Readiness",
+    "RequestCount",
     "RestoreConflictRequest",
     "RestoreReport",
     "RestoreRequest",

@@ -266,38 +266,6 @@ class CacheReport(Struct, frozen=True, kw_only=True):
     cursor: str | None = None
 
 
-class OperationCount(Struct, frozen=True, kw_only=True):
-    """Calls of one kind: how many, how many failed, how long they took in all."""
-
-    name: str
-    count: int
-    errors: int
-    seconds: float
-
-
-class MountStats(Struct, frozen=True, kw_only=True):
-    """Counters of one worker since it started.
-
-    `conflicts` copies are kept now; `conflicts_lost` uploads came second since the worker started.
-    """
-
-    worker_pid: int
-    uptime_s: float
-    memory_bytes: int
-    fuse: list[OperationCount] = field(default_factory=list)
-    s3: list[OperationCount] = field(default_factory=list)
-    s3_retries: int = 0
-    s3_received_bytes: int = 0
-    s3_sent_bytes: int = 0
-    read_bytes: int = 0
-    written_bytes: int = 0
-    dirty_bytes: int = 0
-    buffered_bytes: int = 0
-    conflicts: int = 0
-    conflict_bytes: int = 0
-    conflicts_lost: int = 0
-
-
 class LogTail(Struct, frozen=True, kw_only=True):
     """The last lines of a worker's log; `offset` continues from there."""
 

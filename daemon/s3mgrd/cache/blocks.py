@@ -16,6 +16,7 @@ import errno
 import logging
 import os
 import sqlite3
+from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from xxhash import xxh3_64_intdigest
 
 from s3mgrd.cache.blockindex import (
     BLOCK_BYTES,
+    PINNED,
     Block,
     BlockIndex,
     Freed,
@@ -41,6 +43,8 @@ REST_S: Final = 30.0
 """After the disk refused a write, nothing is cached for so long."""
 MAX_WAITING_BYTES: Final = 32 << 20
 """Bytes that wait to be written, at most; what comes beyond is not cached. They are shared with the reader's memory."""
+MAX_COUNTED: Final = 10_000
+"""Versions whose hits are counted one by one."""
 _PUNCH: Final = 0x03
 """FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (linux/falloc.h)."""
 _MAX_UNSIGNED: Final = (1 << 64) - 1
@@ -72,8 +76,11 @@ class BlockCache:
         self._writing = trio.Lock()
         self._waiting_bytes = 0
         self._rests_until = 0.0
-        self.hits = 0
-        self.misses = 0
+        self.hit_bytes = 0
+        """What reads took from here, and what S3 had to be asked for."""
+        self.miss_bytes = 0
+        self._files: OrderedDict[tuple[int, str], list[int]] = OrderedDict()
+        """The same by version: hits, misses."""
         self.corrupt_blocks = 0
         self.evicted_blocks = 0
         self.refused_blocks = 0
@@ -83,6 +90,27 @@ class BlockCache:
     def used_bytes(self) -> int:
         """What is on disk."""
         return self._index.total_bytes
+
+    @property
+    def pinned_bytes(self) -> int:
+        """What of that is not evicted."""
+        return self._index.bytes[PINNED]
+
+    def count(self, inode: int, etag: str, *, hit: int = 0, missed: int = 0) -> None:
+        """Count bytes that a read took from here, or that S3 had to be asked for."""
+        self.hit_bytes += hit
+        self.miss_bytes += missed
+        counts = self._files.get((inode, etag))
+        if counts is None:
+            counts = self._files[inode, etag] = [0, 0]
+            if len(self._files) > MAX_COUNTED:
+                self._files.popitem(last=False)
+        counts[0] += hit
+        counts[1] += missed
+
+    def counted(self) -> dict[tuple[int, str], tuple[int, int]]:
+        """Return the bytes by version: hits and misses, since the worker began; of many versions, the newest."""
+        return {version: (hit, missed) for version, (hit, missed) in self._files.items()}
 
     def stored_bytes(self, inode: int) -> int:
         """Count the bytes that are here of an inode."""

@@ -10,6 +10,7 @@ import trio
 
 from s3mgrd.cache.nodes import ROOT, Inode
 from s3mgrd.fs.merging import Learned, Span
+from s3mgrd.s3.counting import Waiting
 from s3mgrd.s3.port import ListPage
 
 
@@ -34,12 +35,14 @@ class Listing:
 
     async def next_page(self) -> None:
         """Wait for one more page or the end. Raises what the listing failed with."""
-        await self.page.wait()
+        with Waiting():
+            await self.page.wait()
         self.raise_failure()
 
     async def finished(self) -> None:
         """Wait for the end. Raises what the listing failed with."""
-        await self.done.wait()
+        with Waiting():
+            await self.done.wait()
         self.raise_failure()
 
     def announce(self) -> None:

@@ -23,6 +23,7 @@ from s3mgrd.fs.metadata import Metadata
 from s3mgrd.fs.names import MAX_KEY_BYTES, check_key, order
 from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import NS, Volume
+from s3mgrd.s3.counting import Waiting
 from s3mgrd.s3.port import ObjectHead
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,8 @@ class Asker:
         if self._lister.running(directory.id) is not None:
             return await self._await_listing(directory.id, name)
         if directory.id in self._looks:
-            await self._looks[directory.id].wait()
+            with Waiting():
+                await self._looks[directory.id].wait()
             if self._is_covered(directory.id, name):
                 return True
         low = _before(name)
@@ -128,7 +130,8 @@ class Asker:
             self._lister.start(directory)
             return await self._await_listing(directory.id, name)
         if self._volume.covered.has(directory.id):
-            await self._begin_page(directory.id, low).wait()
+            with Waiting():
+                await self._begin_page(directory.id, low).wait()
         else:
             await self._look_first(directory, prefix, name, low)
         return self._is_covered(directory.id, name)

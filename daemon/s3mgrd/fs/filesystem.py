@@ -15,7 +15,8 @@ from s3mgrd.fs.asking import Asker
 from s3mgrd.fs.attribute_changes import AttributeChanges
 from s3mgrd.fs.backlog import PAUSED
 from s3mgrd.fs.conflicts import Conflicts
-from s3mgrd.fs.health import Counters, Health
+from s3mgrd.fs.counters import Counters
+from s3mgrd.fs.health import Health
 from s3mgrd.fs.listing import Lister
 from s3mgrd.fs.metadata import Metadata
 from s3mgrd.fs.move import Mover
@@ -30,6 +31,7 @@ from s3mgrd.fs.sync import Syncer
 from s3mgrd.fs.tree import Tree
 from s3mgrd.fs.upload import Uploader
 from s3mgrd.fs.volume import Volume
+from s3mgrd.s3.counting import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -165,13 +167,16 @@ class FileSystem:
 
     async def commit(self, inode: Inode) -> None:
         """Upload a file if S3 lacks it. Raises what `Uploader.commit` does."""
-        if await self.uploader.commit(inode):
+        with Waiting():
+            moved = await self.uploader.commit(inode)
+        if moved:
             self._wake()  # the object may have left another key behind
 
     async def flush(self, inode: Inode) -> None:
         """Do what close(2) waits for; raises as `commit`."""
         if self.volume.settings.write_mode == "writeback":
-            await self.stages.backlog.room(self.volume.settings.dirty_limit_bytes)
+            with Waiting():
+                await self.stages.backlog.room(self.volume.settings.dirty_limit_bytes)
         else:
             await self.commit(inode)
 
@@ -184,10 +189,11 @@ class FileSystem:
         stage = self.stages.get(inode)
         if stage is None or not stage.dirty:
             return
-        async with self.volume.locks.holding(("inode", inode)):
-            await trio.to_thread.run_sync(stage.file.sync)
-        await trio.to_thread.run_sync(self.volume.staging.sync)
-        await self.volume.database.checkpoint()
+        with Waiting(for_disk=True):
+            async with self.volume.locks.holding(("inode", inode)):
+                await trio.to_thread.run_sync(stage.file.sync)
+            await trio.to_thread.run_sync(self.volume.staging.sync)
+            await self.volume.database.checkpoint()
 
     async def truncated(self, inode: Inode) -> None:
         """Do what truncate(2) of a file that is not open waits for; raises as `commit`."""

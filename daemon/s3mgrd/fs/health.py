@@ -1,13 +1,12 @@
-"""How well S3 serves the mount, and counters of what the kernel asked."""
+"""How well S3 serves the mount."""
 
 import logging
-from dataclasses import dataclass, field
 from typing import Final
 
 import trio
 
 from s3mgrd.errors import BucketNotFound, CredentialsRejected, Denied, S3mgrError, Unavailable
-from s3mgrd.s3.port import CallStats, ObjectStore
+from s3mgrd.s3.port import ObjectStore
 
 log = logging.getLogger(__name__)
 
@@ -76,21 +75,3 @@ class Health:
 
     def _succeeded(self) -> int:
         return sum(c.count - c.errors for c in self._store.stats.calls.values())
-
-
-@dataclass
-class Counters:
-    """What the kernel asked of one volume."""
-
-    calls: dict[str, CallStats] = field(default_factory=dict)
-    read_bytes: int = 0
-    written_bytes: int = 0
-
-    def count(self, name: str, seconds: float, *, failed: bool) -> None:
-        """Count one call."""
-        stats = self.calls.get(name)
-        if stats is None:
-            stats = self.calls[name] = CallStats()
-        stats.count += 1
-        stats.seconds += seconds
-        stats.errors += failed

@@ -1,7 +1,7 @@
 """What can be seen of a file system from outside: counters, what is cached, what failed. Changes nothing."""
 
 import os
-from collections.abc import Mapping
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -9,16 +9,20 @@ from typing import Final
 from s3mgr.schema import (
     ConflictCopy,
     ConflictList,
+    DiskCacheStats,
     FailedUpload,
+    LatencyBucket,
     MountStats,
     OperationCount,
     PendingRename,
+    RequestCount,
 )
+from s3mgrd.cache.blocks import BlockCache
 from s3mgrd.errors import UserError
 from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.volume import NS, Volume
 from s3mgrd.journal.tables import StagedRow
-from s3mgrd.s3.port import CallStats
+from s3mgrd.s3.counting import CallStats, upper_s
 
 CONFLICT_PAGE_BYTES: Final = 16 << 10
 """Bytes of paths in one page of conflict copies: a message to the supervisor has a limit."""
@@ -32,21 +36,63 @@ SHORT_NS: Final = NS
 
 def stats(fs: FileSystem, *, uptime_s: float) -> MountStats:
     """Count what one worker did."""
-    store = fs.volume.store.stats
-    conflicts, conflict_bytes = fs.volume.journal.count_conflicts()
+    volume, counters, reader = fs.volume, fs.counters, fs.reader
+    store, backlog = volume.store.stats, fs.stages.backlog
+    conflicts, conflict_bytes = volume.journal.count_conflicts()
     return MountStats(
         worker_pid=os.getpid(),
         uptime_s=round(uptime_s, 3),
         memory_bytes=memory_bytes(),
-        fuse=_counts(fs.counters.calls),
-        s3=_counts(store.calls),
+        busy_s=_rounded(counters.busy.seconds()),
+        waiting_s=_rounded(counters.waiting.seconds()),
+        s3_busy_s=_rounded(store.busy.seconds()),
+        cpu_s=_rounded(time.process_time()),
+        loop_cpu_s=_rounded(time.thread_time()),
+        fuse=[
+            OperationCount(
+                name=name,
+                count=c.count,
+                errors=c.errors,
+                seconds=_rounded(c.seconds),
+                s3_s=_rounded(c.s3_s),
+                disk_s=_rounded(c.disk_s),
+                latency=_latency(c),
+            )
+            for name, c in sorted(counters.calls.items())
+        ],
+        s3=[
+            RequestCount(
+                name=name,
+                count=c.count,
+                errors=c.errors,
+                seconds=_rounded(c.seconds),
+                retries=c.retries,
+                first_s=_rounded(c.first_s),
+                queued_s=_rounded(c.queued_s),
+                received_bytes=c.received_bytes,
+                sent_bytes=c.sent_bytes,
+                latency=_latency(c),
+            )
+            for name, c in sorted(store.calls.items())
+        ],
         s3_retries=store.retries,
         s3_received_bytes=store.received_bytes,
         s3_sent_bytes=store.sent_bytes,
-        read_bytes=fs.counters.read_bytes,
-        written_bytes=fs.counters.written_bytes,
+        s3_running=store.busy.running,
+        concurrency=volume.settings.concurrency,
+        read_bytes=counters.read_bytes,
+        written_bytes=counters.written_bytes,
+        ahead_bytes=reader.ahead_bytes,
+        ahead_used_bytes=reader.ahead_used_bytes,
+        ahead_wasted_bytes=reader.ahead_wasted_bytes,
+        metadata_hits=fs.namespace.hits,
+        metadata_misses=fs.namespace.misses,
+        disk_cache=disk_cache(volume.blocks),
         dirty_bytes=fs.stages.lacking.bytes,
-        buffered_bytes=fs.reader.held_bytes,
+        queued_files=backlog.files,
+        queued_bytes=backlog.bytes,
+        writers_waiting=backlog.waiting,
+        buffered_bytes=reader.held_bytes,
         conflicts=conflicts,
         conflict_bytes=conflict_bytes,
         conflicts_lost=fs.conflicts.lost_total,
@@ -159,11 +205,32 @@ def _position(cursor: str | None) -> int:
     return int(cursor or 0)
 
 
-def _counts(calls: Mapping[str, CallStats]) -> list[OperationCount]:
+def disk_cache(blocks: BlockCache | None) -> DiskCacheStats:
+    """Count what the block cache holds and did; zeros where there is none."""
+    if blocks is None:
+        return DiskCacheStats()
+    return DiskCacheStats(
+        used_bytes=blocks.used_bytes,
+        limit_bytes=blocks.limit_bytes,
+        pinned_bytes=blocks.pinned_bytes,
+        hit_bytes=blocks.hit_bytes,
+        miss_bytes=blocks.miss_bytes,
+        corrupt_blocks=blocks.corrupt_blocks,
+        evicted_blocks=blocks.evicted_blocks,
+        refused_blocks=blocks.refused_blocks,
+    )
+
+
+def _latency(stats: CallStats) -> list[LatencyBucket]:
     return [
-        OperationCount(name=name, count=c.count, errors=c.errors, seconds=round(c.seconds, 6))
-        for name, c in sorted(calls.items())
+        LatencyBucket(upper_s=upper_s(bucket), count=count)
+        for bucket, count in enumerate(stats.buckets)
+        if count
     ]
+
+
+def _rounded(seconds: float) -> float:
+    return round(seconds, 6)
 
 
 def as_time(time_ns: int) -> datetime:

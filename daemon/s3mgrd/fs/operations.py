@@ -10,9 +10,9 @@ import functools
 import logging
 import os
 import stat
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
+from time import perf_counter
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
@@ -29,6 +29,7 @@ from s3mgrd.fs.names import MAX_NAME_BYTES, decode_name
 from s3mgrd.fs.reader import Superseded
 from s3mgrd.fs.showing import Shower, absence, blank, space
 from s3mgrd.fs.tree import Creator, Record
+from s3mgrd.s3.counting import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,8 @@ def _answer(
 
     @functools.wraps(handler)
     async def wrapped(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
-        begun = time.perf_counter()
+        begun = perf_counter()
+        asked = self.fs.counters.begin(begun)
         number = 0
         try:
             return await handler(self, *args, **kwargs)
@@ -112,11 +114,11 @@ def _answer(
             self.note_error(name, error)
             raise FUSEError(number) from error
         finally:
-            seconds = time.perf_counter() - begun
-            self.fs.counters.count(name, seconds, failed=number != 0)
+            ended = perf_counter()
+            self.fs.counters.end(name, asked, begun, ended, failed=number != 0)
             if log.isEnabledFor(logging.DEBUG):
                 result = errno.errorcode.get(number, str(number)) if number else "ok"
-                log.debug("%s%s: %s, %.2f ms", name, _brief(args), result, seconds * 1e3)
+                log.debug("%s%s: %s, %.2f ms", name, _brief(args), result, (ended - begun) * 1e3)
 
     return wrapped
 
@@ -570,7 +572,8 @@ class Operations(pyfuse3.Operations):
     @_answer
     async def fsyncdir(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         """Make the journal durable on this disk: what S3 has yet to follow then outlives a power loss too."""
-        await self.fs.volume.database.checkpoint()
+        with Waiting(for_disk=True):
+            await self.fs.volume.database.checkpoint()
 
     async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
         """The kernel let inodes go; nameless ones are dropped then."""

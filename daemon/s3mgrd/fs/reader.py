@@ -33,6 +33,7 @@ from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError
 from s3mgrd.fs.metadata import Metadata
 from s3mgrd.fs.patterns import Stream
 from s3mgrd.fs.volume import Volume
+from s3mgrd.s3.counting import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,10 @@ class Segment:
     is_consumed: bool = False
     is_guess: bool = False
     """Nobody asked for it yet: a small file that will probably be opened."""
+    is_ahead: bool = False
+    """Fetched before anybody asked, and nobody has since."""
+    is_from_disk: bool = False
+    """All of it was in the block cache."""
 
     @property
     def size(self) -> int:
@@ -139,6 +144,10 @@ class Reader:
         self.held_bytes = 0
         self.hits = 0
         self.misses = 0
+        self.ahead_bytes = 0
+        """What was asked for before somebody read it; of that, what somebody did read, and what was given up unread."""
+        self.ahead_used_bytes = 0
+        self.ahead_wasted_bytes = 0
 
     async def read(
         self, node: Node, etag: str, size: int, offset: int, length: int, *, handle: int
@@ -187,7 +196,9 @@ class Reader:
             return True
         if not self._make_room(node.size):
             return False
-        self._fetch(node, key, self._version(key), 0, node.size, node.size, is_guess=True)
+        self._fetch(
+            node, key, self._version(key), 0, node.size, node.size, is_ahead=True, is_guess=True
+        )
         self._linger(key)
         return True
 
@@ -266,7 +277,7 @@ class Reader:
                 until = end if following is None else min(end, following)
                 if not self._make_room(until - position):
                     return
-                self._fetch(node, key, version, position, until, size)
+                self._fetch(node, key, version, position, until, size, is_ahead=True)
                 position = until
 
     def _rounded(self, start: int, stop: int, size: int) -> tuple[int, int]:
@@ -310,13 +321,18 @@ class Reader:
         try:
             for segment in wanted:
                 if segment.data is None:
-                    await segment.ready.wait()
+                    with Waiting() as waiting:
+                        await segment.ready.wait()
+                        waiting.for_disk = segment.is_from_disk
                 if segment.error is not None:
                     raise segment.error
                 if segment.data is None:
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
                 self._clock += 1
                 segment.used_at = self._clock
+                if segment.is_ahead:
+                    segment.is_ahead = False
+                    self.ahead_used_bytes += segment.size
                 view = memoryview(segment.data)
                 parts.append(view[max(0, offset - segment.start) : stop - segment.start])
                 if stop >= segment.stop:
@@ -385,6 +401,8 @@ class Reader:
     def _evict(self, version: _Version, segment: Segment) -> None:
         version.remove(segment)
         self.held_bytes -= segment.size
+        if segment.is_ahead and segment.data is not None:
+            self.ahead_wasted_bytes += segment.size
 
     def _drop_version(self, key: VersionKey) -> None:
         version = self._versions.pop(key)
@@ -404,11 +422,14 @@ class Reader:
         stop: int,
         size: int,
         *,
+        is_ahead: bool = False,
         is_guess: bool = False,
     ) -> Segment:
-        segment = Segment(start, stop, is_guess=is_guess)
+        segment = Segment(start, stop, is_guess=is_guess, is_ahead=is_ahead)
         version.add(segment)
         self.held_bytes += segment.size
+        if is_ahead:
+            self.ahead_bytes += segment.size
         self._nursery.start_soon(self._run, node, key, version, segment, size)
         return segment
 
@@ -441,18 +462,20 @@ class Reader:
             data = await blocks.read(found, start, segment.stop) if found is not None else None
             if data is None:
                 break
-            blocks.hits += 1
+            blocks.count(*key, hit=len(data))
             parts.append(data)
             start += len(data)
         if start < segment.stop:
             fetched = await self._get_from_s3(node, key[1], start, segment.stop)
             parts.append(fetched)
             if blocks is not None:
-                blocks.misses += 1
+                blocks.count(*key, missed=len(fetched))
                 skipped = -start % BLOCK_BYTES
                 kept = memoryview(fetched)[skipped:]
                 if len(kept) and blocks.wants(len(kept)):
                     self._nursery.start_soon(blocks.keep, *key, start + skipped, kept, size)
+        else:
+            segment.is_from_disk = True
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _get_from_s3(

@@ -21,6 +21,7 @@ from s3mgrd.fs.recovery import note_purpose
 from s3mgrd.fs.volume import Volume
 from s3mgrd.journal.staging import Lacking, StagedFile
 from s3mgrd.journal.tables import ConditionKind, StagedRow
+from s3mgrd.s3.counting import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -292,7 +293,8 @@ class Stages:
         if len(data) < THREAD_BYTES:
             stage.file.put(offset, data)
         else:
-            await trio.to_thread.run_sync(stage.file.put, offset, data)
+            with Waiting(for_disk=True):
+                await trio.to_thread.run_sync(stage.file.put, offset, data)
         stage.file.record(offset, len(data))
         stage.mtime_ns = self._volume.now_ns()
         return len(data)

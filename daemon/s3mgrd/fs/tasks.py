@@ -5,13 +5,16 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from s3mgrd.s3.counting import Waiting
+
 
 @asynccontextmanager
 async def side_by_side() -> AsyncIterator[trio.Nursery]:
     """Open a nursery; when tasks fail, the others are cancelled and the first error that is no cancellation is raised."""
     try:
-        async with trio.open_nursery() as nursery:
-            yield nursery
+        with Waiting():  # that is what such tasks do
+            async with trio.open_nursery() as nursery:
+                yield nursery
     except BaseExceptionGroup as group:
         errors = list(_leaves(group))
         first = next((e for e in errors if not isinstance(e, trio.Cancelled)), errors[0])

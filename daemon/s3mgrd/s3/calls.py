@@ -8,18 +8,19 @@ the parsed answer as a dict by botocore's names, and the store (`s3mgrd.s3.clien
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
 from typing import Any, Final, TypeVar
 
 import trio
 
 from s3mgrd.s3.answers import Answer, receive_answer
 from s3mgrd.s3.body import UploadBody
+from s3mgrd.s3.counting import StoreStats, Waiting
 from s3mgrd.s3.failures import RENEWABLE, Target, map_failure, request_id
 from s3mgrd.s3.grants import LiveCredentials
 from s3mgrd.s3.http import Exchange, Pool
 from s3mgrd.s3.library import current_exchange
 from s3mgrd.s3.operations import Params, Requests, operation
-from s3mgrd.s3.port import CallStats, StoreStats
 from s3mgrd.s3.retry import CallFailed, RetryPolicy
 from s3mgrd.s3.settings import StoreSettings
 from s3mgrd.worker.protocol import CredentialGrant
@@ -144,12 +145,17 @@ class Calls:
         is_light = operation in LIGHT or (body is not None and body.length <= LIGHT_BYTES)
         limiter = self.light if is_light else self.limiter
 
+        counters = self.stats.of(operation)
+
         async def attempt() -> T:
+            asked = trio.current_time()
             async with limiter:
+                counters.queued_s += trio.current_time() - asked
                 return await self._attempt(target, given, body, finish)
 
         def note(failure: CallFailed, delay_s: float) -> None:
             self.stats.retries += 1
+            counters.retries += 1
             log.info(
                 "%s %s failed (%s: %s), trying again in %.2f s",
                 operation,
@@ -159,7 +165,8 @@ class Calls:
                 delay_s,
             )
 
-        return await self.retry.run(attempt, deadline_s=deadline_s, on_retry=note)
+        with Waiting():
+            return await self.retry.run(attempt, deadline_s=deadline_s, on_retry=note)
 
     async def _attempt(
         self,
@@ -170,7 +177,8 @@ class Calls:
     ) -> T:
         exchange = Exchange()
         grant = None
-        started = trio.current_time()
+        started = answered = perf_counter()
+        self.stats.busy.enter(started)
         outcome = "cancelled"
         try:
             if body is not None and self._signs_payload:
@@ -178,6 +186,7 @@ class Calls:
             if self._credentials is not None:
                 grant = await self._credentials.grant()
             answer = await self._ask(target.operation, params, body, grant, exchange)
+            answered = perf_counter()
             result = await finish(answer, exchange)
             outcome = "ok"
         except Exception as exc:
@@ -193,7 +202,10 @@ class Calls:
             raise failure from exc
         finally:
             exchange.close()
-            self._record(target, params, exchange, trio.current_time() - started, outcome, body)
+            ended = perf_counter()
+            self.stats.busy.leave(ended)
+            first_s = (answered if answered > started else ended) - started
+            self._record(target, params, exchange, ended - started, first_s, outcome, body)
         return result
 
     async def _ask(
@@ -220,18 +232,21 @@ class Calls:
         params: Params,
         exchange: Exchange,
         seconds: float,
+        first_s: float,
         outcome: str,
         body: UploadBody | None,
     ) -> None:
         """Count and log one attempt. Keys may be logged, secrets never are: neither headers nor bodies are."""
-        counters = self.stats.calls.setdefault(target.operation, CallStats())
-        counters.count += 1
-        counters.seconds += seconds
-        if outcome != "ok" and exchange.status not in EXPECTED:
-            counters.errors += 1
+        failed = outcome != "ok" and exchange.status not in EXPECTED
         sent = body.length if body is not None and exchange.sent else 0
+        received = exchange.received
+        counters = self.stats.of(target.operation)
+        counters.add(seconds, failed=failed)
+        counters.first_s += first_s
+        counters.sent_bytes += sent
+        counters.received_bytes += received
         self.stats.sent_bytes += sent
-        self.stats.received_bytes += exchange.received
+        self.stats.received_bytes += received
         if not log.isEnabledFor(logging.DEBUG):
             return
         log.debug(
@@ -243,7 +258,7 @@ class Calls:
             request_id(exchange),
             seconds,
             sent,
-            exchange.received,
+            received,
         )
 
 

@@ -35,6 +35,7 @@ from s3mgrd.s3.calls import NO_PARAMS, Calls
 from s3mgrd.s3.conditions import COMPLETE, COPY, PUT, Check, ConditionalWrites, quoted
 from s3mgrd.s3.connections import Connect, Connector
 from s3mgrd.s3.copying import COPY_PART_BYTES, Copier
+from s3mgrd.s3.counting import StoreStats
 from s3mgrd.s3.deleting import delete_batch
 from s3mgrd.s3.grants import LiveCredentials
 from s3mgrd.s3.headers import describing_params, placing_params
@@ -59,7 +60,6 @@ from s3mgrd.s3.port import (
     PendingUpload,
     RangeRead,
     RestoreAnswer,
-    StoreStats,
     Tier,
     Written,
 )

@@ -39,6 +39,7 @@ from s3mgrd.errors import (
     TooLarge,
     UserError,
 )
+from s3mgrd.s3.counting import StoreStats
 from s3mgrd.s3.metadata import encode_metadata
 from s3mgrd.s3.multipart import multipart_etag
 from s3mgrd.s3.port import (
@@ -50,7 +51,6 @@ from s3mgrd.s3.port import (
     NO_VERSIONS,
     REPLACED,
     Body,
-    CallStats,
     Condition,
     Conditions,
     DeleteFailure,
@@ -63,7 +63,6 @@ from s3mgrd.s3.port import (
     RangeRead,
     RestoreAnswer,
     RestoreState,
-    StoreStats,
     Support,
     Tier,
     Written,
@@ -527,7 +526,7 @@ class MemoryStore:
     async def _call(self, operation: Operation, key: str) -> AsyncIterator[None]:
         """Count a call, wait where it is held, fail where it shall; its effect follows without a checkpoint."""
         self.calls[operation] += 1
-        counters = self.stats.calls.setdefault(operation, CallStats())
+        counters = self.stats.of(operation)
         started = trio.current_time()
         try:
             if self.before is not None:

@@ -17,6 +17,8 @@ from typing import Final, Literal, Protocol
 
 from msgspec import Struct
 
+from s3mgrd.s3.counting import StoreStats
+
 Support = Literal["supported", "unsupported", "unknown"]
 
 MAX_PARTS = 10_000
@@ -198,25 +200,6 @@ class DeleteFailure:
     key: str
     code: str
     message: str
-
-
-@dataclass(slots=True)
-class CallStats:
-    """Counters of one kind of S3 call."""
-
-    count: int = 0
-    errors: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class StoreStats:
-    """Counters of one store since it was opened."""
-
-    calls: dict[str, CallStats] = field(default_factory=dict)
-    retries: int = 0
-    received_bytes: int = 0
-    sent_bytes: int = 0
 
 
 NO_VERSIONS: Final[Mapping[str, str]] = MappingProxyType({})
