@@ -83,12 +83,16 @@ class Asker:
         """Have no name be taken for absent without asking."""
         self.absent.clear()
 
+    def may_show(self, directory: Node, node: Node) -> bool:
+        """Whether a known row has the attributes that the policy wants shown; has the names behind it fetched ahead."""
+        if self._lister.is_fresh(directory):
+            return True
+        self._read_on(directory.id, node.name or "")
+        return not self._metadata.wants(node)
+
     async def show(self, directory: Node, node: Node) -> Node | None:
         """Return a known row once its attributes are what the policy wants shown."""
-        if self._lister.is_fresh(directory):
-            return node
-        self._read_on(directory.id, node.name or "")
-        if node.attributes_known or not self._metadata.may_want():
+        if self.may_show(directory, node):
             return node
         await self._metadata.show(node)
         return self._volume.nodes.find(directory.id, node.name or "")

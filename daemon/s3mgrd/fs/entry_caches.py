@@ -18,7 +18,8 @@ from collections.abc import Callable
 from typing import Final
 
 from s3mgrd.cache.nodes import Inode, Node, NodeTable
-from s3mgrd.fs.handles import CACHES_ENTRIES, KEEPS_ENTRIES, read_handle
+from s3mgrd.fs.handles import read_handle
+from s3mgrd.fs.replies import CACHE_DIR, KEEP_CACHE
 
 MAX_ENTRIES: Final = 10_000
 """The kernel's copy of a larger directory is not worth its memory (about 40 bytes and the name an entry)."""
@@ -44,22 +45,22 @@ class EntryCaches:
         nodes.names_changed = self._changed
 
     def opened(self, directory: Node, handle: int) -> int:
-        """Return the handle's number with what to tell the kernel."""
+        """Note that a directory was opened; returns the flags to tell the kernel (`s3mgrd.fs.replies`)."""
         inode = directory.id
         readers = self._readers.get(inode)
         filled_from = self._filled_from.get(inode, 0)
         if filled_from > 0 and filled_from == directory.listed_ns and self._is_fresh(directory):
             self._readers.setdefault(inode, set()).add(handle)
-            return handle | CACHES_ENTRIES | KEEPS_ENTRIES
+            return CACHE_DIR | KEEP_CACHE
         # The kernel drops what it has.
         if not readers:
             self._filled_from.pop(inode, None)
         elif filled_from == _MIXED:
-            return handle
+            return 0
         if self._nodes.count_children(inode, limit=MAX_ENTRIES + 1) > MAX_ENTRIES:
-            return handle
+            return 0
         self._readers.setdefault(inode, set()).add(handle)
-        return handle | CACHES_ENTRIES
+        return CACHE_DIR
 
     def reading(self, directory: Node, handle: int, position: int) -> None:
         """Note that entries from *position* on, as they are now, are given to a handle. No checkpoint until they are."""

@@ -110,7 +110,7 @@ class Forgetter:
         volume = self._volume
         inside: list[Inode] = []
         after = 0
-        while entries := volume.nodes.listed(directory, after=after, limit=PIECE):
+        while entries := list(volume.nodes.listed(directory, after=after, limit=PIECE)):
             with volume.database.transaction():
                 volume.nodes.forget_seen(directory, after=after, up_to=entries[-1].id)
             inside += [entry.id for entry in entries if entry.is_directory]

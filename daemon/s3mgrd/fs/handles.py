@@ -1,8 +1,7 @@
 """File handles that mean the same in the next worker: a handle's number says all there is to know of it.
 
-Layout of the 64 bits, ours: bits 0-43 the inode number, bit 44 whether it may write, bits 46 and 47 what opendir tells the
-kernel of its cache (taken out before the kernel gets the number, see `s3mgrd.worker.opendir`), bits 48-63 a serial number
-that tells apart the handles of one inode. Nothing about a handle is stored, so nothing is lost with a worker; what is
+Layout of the 64 bits, ours: bits 0-43 the inode number, bit 44 whether it may write, bits 48-63 a serial number that tells
+apart the handles of one inode. Nothing about a handle is stored, so nothing is lost with a worker; what is
 remembered of one (how it reads, that it writes) is only there to be faster.
 """
 
@@ -13,10 +12,6 @@ from s3mgrd.cache.nodes import Inode
 _INODE_BITS: Final = 44
 _INODE_MASK: Final = (1 << _INODE_BITS) - 1
 _WRITES: Final = 1 << _INODE_BITS
-CACHES_ENTRIES: Final = 1 << 46
-"""The kernel may keep the entries that are read with this handle."""
-KEEPS_ENTRIES: Final = 1 << 47
-"""The entries that the kernel has are still good."""
 _SERIAL_SHIFT: Final = 48
 _SERIALS: Final = 1 << 16
 

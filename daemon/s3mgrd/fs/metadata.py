@@ -86,13 +86,18 @@ class Metadata:
         self._carrying.add(directory.id)
         return True
 
+    def wants(self, node: Node) -> bool:
+        """Whether `show` would ask for anything."""
+        if node.attributes_known or node.attributes_dirty or node.is_detached:
+            return False
+        if self._volume.settings.attributes == "lazy" and node.parent in self._bare:
+            return False
+        return self.may_want()
+
     async def show(self, node: Node) -> None:
         """Ask for what `fetch` would ask for, for the sake of one name: its extended attributes are wanted."""
-        if node.attributes_known or node.attributes_dirty or node.is_detached:
-            return
-        if self._volume.settings.attributes == "lazy" and node.parent in self._bare:
-            return
-        await self.fetch(self._volume.node(node.parent), [node.id])
+        if self.wants(node):
+            await self.fetch(self._volume.node(node.parent), [node.id])
 
     async def know(self, inode: Inode) -> None:
         """Ask for one object's metadata, unless the policy is ``off``."""

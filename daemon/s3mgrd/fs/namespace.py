@@ -4,8 +4,9 @@ Changes of names are in `s3mgrd.fs.changes`.
 """
 
 import logging
-from collections.abc import Collection
-from typing import Final, NamedTuple
+from collections.abc import Collection, Iterable, Iterator
+from enum import Enum
+from typing import Final, Literal, NamedTuple
 
 from s3mgrd.cache.nodes import (
     MAX_INODE,
@@ -15,6 +16,7 @@ from s3mgrd.cache.nodes import (
     Marker,
     Node,
 )
+from s3mgrd.fs.arrivals import Listing
 from s3mgrd.fs.asking import Asker
 from s3mgrd.fs.listing import Lister
 from s3mgrd.fs.metadata import Metadata
@@ -28,6 +30,15 @@ BURST: Final = 8
 """Names asked for one by one in one directory within `BURST_NS`; more, and the directory is listed."""
 BURST_NS: Final = 5 * NS
 MAX_ABSENT: Final = 65_536
+
+
+class Absent(Enum):
+    """What a name leads to that is known to lead to nothing."""
+
+    ABSENT = "absent"
+
+
+ABSENT: Final = Absent.ABSENT
 
 
 class Entry(NamedTuple):
@@ -54,6 +65,22 @@ class Namespace:
 
     # Looking up
 
+    def known(self, parent: Inode, name: str) -> Node | Literal[Absent.ABSENT] | None:
+        """Return what *name* in *parent* leads to if mount.db can say and show it; None: S3 has to be asked.
+
+        Raises:
+            OSError: ESTALE or ENOTDIR for *parent*.
+        """
+        directory = self._volume.directory(parent)
+        node = self._volume.nodes.find(parent, name)
+        if not self._asker.is_known(directory, name, node):
+            return None
+        if node is not None and not self._asker.may_show(directory, node):
+            return None
+        self.hits += 1
+        log.debug("cache hit: name %r in inode %d", name, parent)
+        return ABSENT if node is None else node
+
     async def lookup(self, parent: Inode, name: str) -> Node | None:
         """Return what *name* in *parent* leads to; None: nothing.
 
@@ -61,12 +88,9 @@ class Namespace:
             OSError: ESTALE or ENOTDIR for *parent*.
             S3mgrError: S3 had to be asked and did not answer.
         """
-        directory = self._volume.directory(parent)
-        node = self._volume.nodes.find(parent, name)
-        if self._asker.is_known(directory, name, node):
-            self.hits += 1
-            log.debug("cache hit: name %r in inode %d", name, parent)
-            return node if node is None else await self._asker.show(directory, node)
+        found = self.known(parent, name)
+        if found is not None:
+            return None if found is ABSENT else found
         self.misses += 1
         log.debug("cache miss: name %r in inode %d", name, parent)
         async with self._volume.locks.holding(("name", parent, name)):
@@ -172,6 +196,26 @@ class Namespace:
             await self._lister.start(directory).finished()
         return self._volume.directory(inode)
 
+    def known_entries(self, inode: Inode, after: int, limit: int) -> Iterable[Entry] | None:
+        """Return entries as `entries` does if mount.db has them all; None: S3 has to be asked, or is being asked."""
+        directory = self._volume.directory(inode)
+        is_fresh = self._lister.is_fresh(directory)
+        if (
+            not directory.listed_ns
+            or (after == 0 and not is_fresh)
+            or self._lister.running(inode) is not None
+        ):
+            return None
+        if after == 0:
+            self._note_listing(inode, is_hit=True)
+        return self._entries_of(directory, None, after, limit)
+
+    def _note_listing(self, inode: Inode, *, is_hit: bool) -> None:
+        self.listing_hits += is_hit
+        self.listing_misses += not is_hit
+        log.debug("cache %s: entries of inode %d", "hit" if is_hit else "miss", inode)
+        self._lister.note_read(inode)
+
     async def entries(self, inode: Inode, after: int, limit: int) -> list[Entry]:
         """Return up to *limit* entries with inode numbers above *after*; empty at the end.
 
@@ -181,15 +225,10 @@ class Namespace:
         directory = self._volume.directory(inode)
         listing = self._lister.running(inode)
         is_complete = directory.listed_ns > 0
+        is_fresh = self._lister.is_fresh(directory)
         if after == 0:
-            found = "hit" if self._lister.is_fresh(directory) else "miss"
-            self.listing_hits += found == "hit"
-            self.listing_misses += found == "miss"
-            log.debug("cache %s: entries of inode %d", found, inode)
-            self._lister.note_read(inode)
-        if listing is None and (
-            not is_complete or (after == 0 and not self._lister.is_fresh(directory))
-        ):
+            self._note_listing(inode, is_hit=is_fresh)
+        if listing is None and (not is_complete or (after == 0 and not is_fresh)):
             listing = self._lister.start(directory)
         if listing is not None and not listing.streams and (after == 0 or not is_complete):
             await listing.finished()
@@ -208,28 +247,26 @@ class Namespace:
     def entries_now(self, inode: Inode, after: int, limit: int) -> list[Entry]:
         """Return as `entries` what can be shown without waiting."""
         directory = self._volume.directory(inode)
-        listing = self._lister.running(inode)
+        return list(self._entries_of(directory, self._lister.running(inode), after, limit))
+
+    def _entries_of(
+        self, directory: Node, listing: Listing | None, after: int, limit: int
+    ) -> Iterator[Entry]:
+        """Yield what can be shown of a directory; no checkpoint before the last."""
         now_ns = self._volume.now_ns()
         ttl_s = self._volume.settings.metadata_ttl_s
         listed_s, listed_after, up_to = self._listed_for_s(directory, now_ns), 0, MAX_INODE
         if not directory.listed_ns:
             if listing is None or not listing.streams:
-                return []
+                return
             listed_s, listed_after, up_to = ttl_s, listing.known_up_to, listing.shown_up_to
-        rows = self._volume.nodes.listed(inode, after=after, up_to=up_to, limit=limit)
         later_ns = now_ns - int((ttl_s - listed_s) * NS)
-        return [
-            Entry(node, listed_s)
-            if node.seen_ns <= later_ns and node.id > listed_after
-            else Entry(
-                node,
-                max(
-                    listed_s if node.id > listed_after else 0.0,
-                    min(ttl_s - (now_ns - node.seen_ns) / NS, ttl_s),
-                ),
-            )
-            for node in rows
-        ]
+        for node in self._volume.nodes.listed(directory.id, after=after, up_to=up_to, limit=limit):
+            if node.seen_ns <= later_ns and node.id > listed_after:
+                yield Entry(node, listed_s)
+            else:
+                seen_s = min(ttl_s - (now_ns - node.seen_ns) / NS, ttl_s)
+                yield Entry(node, max(listed_s if node.id > listed_after else 0.0, seen_s))
 
     async def is_empty(self, directory: Node) -> bool:
         """Whether a directory has no entry and no hidden key, by a listing that is fresh."""

@@ -21,10 +21,10 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 from s3mgrd.cache.nodes import ROOT, Inode, Node
 from s3mgrd.errors import S3mgrError
 from s3mgrd.fs.attribute_changes import WAS_ABSENT, AttributeChange, without_privileges
-from s3mgrd.fs.entry_caches import EntryCaches
 from s3mgrd.fs.errnos import errno_of, is_expected
+from s3mgrd.fs.express import Express
 from s3mgrd.fs.filesystem import FileSystem
-from s3mgrd.fs.handles import KEEPS_ENTRIES, Handles, read_handle
+from s3mgrd.fs.handles import Handles, read_handle
 from s3mgrd.fs.names import MAX_NAME_BYTES, decode_name
 from s3mgrd.fs.reader import Superseded
 from s3mgrd.fs.showing import Shower, absence, blank, space
@@ -138,21 +138,21 @@ def _brief(args: tuple[object, ...]) -> str:
 class Operations(pyfuse3.Operations):
     """pyfuse3's handlers on a `FileSystem`.
 
-    Args:
-        caches_entries: opendir can tell the kernel to keep a directory's entries (`s3mgrd.worker.opendir`).
+    Attributes:
+        express: what answers without them, where libfuse lets it (`s3mgrd.worker.express`).
     """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, fs: FileSystem, ring: RepeatRing, *, caches_entries: bool = False) -> None:
+    def __init__(self, fs: FileSystem, ring: RepeatRing) -> None:
         super().__init__()
         self.fs = fs
         self._ring = ring
         self._handles = Handles()
         self._shower = Shower(fs.volume, fs.stages)
-        self._caches = EntryCaches(fs.volume.nodes, fs.lister.is_fresh) if caches_entries else None
+        self.express: Final = Express(fs, self._shower, self._handles)
 
     def note_error(self, operation: str, error: Exception) -> None:
         """Log an error that a program sees, with its stack where nobody foresaw it or somebody debugs."""
@@ -531,15 +531,10 @@ class Operations(pyfuse3.Operations):
 
     @_answer
     async def opendir(self, inode: pyfuse3.InodeT, ctx: RequestContext) -> pyfuse3.FileHandleT:
-        """Open a directory."""
+        """Open a directory; pyfuse3 cannot tell the kernel to keep its entries, `express` can."""
         directory = self.fs.volume.directory(inode)
         self.fs.pruner.note_use(directory.id)
-        number = self._handles.make(Inode(inode))
-        if self._caches is not None:
-            number = self._caches.opened(directory, number)
-            if number & KEEPS_ENTRIES:
-                self.fs.lister.note_read(directory.id)  # nobody will ask for the entries
-        return pyfuse3.FileHandleT(number)
+        return pyfuse3.FileHandleT(self._handles.make(directory.id))
 
     @_answer
     async def readdir(
@@ -547,13 +542,11 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         """Give entries, in the order of their inode numbers, which are also the positions."""
         inode = read_handle(fh).inode
-        caches, volume = self._caches, self.fs.volume
         namespace, fill, reply = self.fs.namespace, self._shower.fill, pyfuse3.readdir_reply
         shown = blank()
         entries = await namespace.entries(inode, start_id, READDIR_ROWS)
         self.fs.pruner.note_use(inode)
-        if caches is not None:
-            caches.reading(volume.directory(inode), fh, start_id)
+        self.express.reading(fh, start_id)
         while entries:
             for node, valid_s in entries:
                 fill(shown, node, valid_s)
@@ -565,9 +558,7 @@ class Operations(pyfuse3.Operations):
 
     @_answer
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
-        """Note that a directory's handle is gone."""
-        if self._caches is not None:
-            self._caches.released(fh)
+        """Note that a directory's handle is gone: nothing is remembered of those that came this way."""
 
     @_answer
     async def fsyncdir(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:

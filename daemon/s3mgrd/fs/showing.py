@@ -6,12 +6,14 @@ This runs for every entry of every listing, a hundred thousand times a second: i
 import stat
 from typing import Final
 
+import pyfuse3
 from pyfuse3 import EntryAttributes, InodeT, StatvfsData
 
 from s3mgrd.cache.nodes import Kind, Listed, Node
+from s3mgrd.fs import replies
 from s3mgrd.fs.names import MAX_NAME_BYTES
 from s3mgrd.fs.stages import Stages
-from s3mgrd.fs.volume import Volume
+from s3mgrd.fs.volume import NS, Volume
 
 BLOCK: Final = 4096
 CAPACITY_BLOCKS: Final = (1 << 50) // BLOCK
@@ -21,6 +23,8 @@ _FILE: Final = int(Kind.FILE)
 _SPECIAL: Final = int(Kind.SPECIAL)
 _TYPES: Final = (0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
 """By kind; that of a special file is in its row."""
+_TYPE_SHIFT: Final = 12
+"""From st_mode to d_type."""
 
 
 class Shower:
@@ -39,14 +43,57 @@ class Shower:
 
     def fill(self, entry: EntryAttributes, node: Node | Listed, valid_s: float) -> None:
         """Put into *entry*, which `blank` made and may have been filled before, what stat says of a row."""
-        kind, size, mtime_ns = node.kind, node.size, node.mtime_ns
-        atime_ns, ctime_ns, mode, uid, gid = (
-            node.atime_ns,
-            node.ctime_ns,
-            node.mode,
-            node.uid,
-            node.gid,
+        mode, nlink, uid, gid, size, mtime_ns, atime_ns, ctime_ns = self._shown(node)
+        entry.st_ino = InodeT(node.id)
+        entry.st_mode = pyfuse3.ModeT(mode)
+        entry.st_nlink = nlink
+        entry.st_uid = uid
+        entry.st_gid = gid
+        entry.st_rdev = node.rdev
+        entry.st_size = size
+        entry.st_blocks = -(-size // 512)
+        entry.st_mtime_ns = mtime_ns
+        entry.st_atime_ns = atime_ns
+        entry.st_ctime_ns = ctime_ns
+        entry.entry_timeout = entry.attr_timeout = valid_s
+
+    def entry_reply(self, node: Node, valid_s: float) -> bytes:
+        """Return what answers LOOKUP with a row."""
+        seconds, nanoseconds = _split(valid_s)
+        return replies.ENTRY_OUT.pack(
+            node.id, 0, seconds, seconds, nanoseconds, nanoseconds, *self._attributes(node)
         )
+
+    def attributes_reply(self, node: Node, valid_s: float) -> bytes:
+        """Return what answers GETATTR with a row."""
+        return replies.ATTR_OUT.pack(*_split(valid_s), 0, *self._attributes(node))
+
+    def listed_reply(self, node: Listed, valid_s: float) -> bytes:
+        """Return one entry of what answers READDIRPLUS; its position is its inode number."""
+        inode, name, attributes = node.id, node.name.encode(), self._attributes(node)
+        length, (seconds, nanoseconds) = len(name), _split(valid_s)
+        kind = attributes[9] >> _TYPE_SHIFT
+        head = replies.DIRENT_PLUS.pack(
+            inode, 0, seconds, seconds, nanoseconds, nanoseconds, *attributes,
+            inode, inode, length, kind,
+        )  # fmt: skip
+        return head + name + replies.PADDING[length % replies.ALIGNMENT]
+
+    def _attributes(self, node: Node | Listed) -> tuple[int, ...]:
+        """Return the fields of the kernel's fuse_attr."""
+        mode, nlink, uid, gid, size, mtime_ns, atime_ns, ctime_ns = self._shown(node)
+        mtime, mtime_nsec = divmod(mtime_ns, NS)
+        atime, atime_nsec = (mtime, mtime_nsec) if atime_ns == mtime_ns else divmod(atime_ns, NS)
+        ctime, ctime_nsec = (mtime, mtime_nsec) if ctime_ns == mtime_ns else divmod(ctime_ns, NS)
+        return (
+            node.id, size, -(-size // 512), atime, mtime, ctime, atime_nsec, mtime_nsec, ctime_nsec,
+            mode, nlink, uid, gid, node.rdev, BLOCK, 0,
+        )  # fmt: skip
+
+    def _shown(self, node: Node | Listed) -> tuple[int, int, int, int, int, int, int, int]:
+        """Return mode, nlink, uid, gid, size, mtime, atime and ctime (ns)."""
+        kind, size, mtime_ns, mode = node.kind, node.size, node.mtime_ns, node.mode
+        atime_ns, ctime_ns, uid, gid = node.atime_ns, node.ctime_ns, node.uid, node.gid
         stage = self._stages.get(node.id)
         if stage is not None:
             if kind == _FILE:
@@ -54,21 +101,24 @@ class Shower:
             if stage.mtime_ns is not None:
                 mtime_ns = stage.mtime_ns
         settings = self._settings
-        entry.st_ino = node.id
-        entry.st_mode = (_TYPES[kind] if kind != _SPECIAL else node.special) | (
-            mode if mode is not None else self._volume.mode(node)
+        return (
+            (_TYPES[kind] if kind != _SPECIAL else node.special)
+            | (mode if mode is not None else self._volume.mode(node)),
+            # 1 for directories says that nobody counts their subdirectories, as btrfs does.
+            1 if node.name is not None else 0,
+            uid if uid is not None else settings.uid,
+            gid if gid is not None else settings.gid,
+            size,
+            mtime_ns,
+            atime_ns if atime_ns is not None else mtime_ns,
+            mtime_ns if ctime_ns is None or ctime_ns < mtime_ns else ctime_ns,
         )
-        # 1 for directories says that nobody counts their subdirectories, as btrfs does.
-        entry.st_nlink = 1 if node.name is not None else 0
-        entry.st_uid = uid if uid is not None else settings.uid
-        entry.st_gid = gid if gid is not None else settings.gid
-        entry.st_rdev = node.rdev
-        entry.st_size = size
-        entry.st_blocks = -(-size // 512)
-        entry.st_mtime_ns = mtime_ns
-        entry.st_atime_ns = atime_ns if atime_ns is not None else mtime_ns
-        entry.st_ctime_ns = mtime_ns if ctime_ns is None or ctime_ns < mtime_ns else ctime_ns
-        entry.entry_timeout = entry.attr_timeout = valid_s
+
+
+def _split(valid_s: float) -> tuple[int, int]:
+    """Return seconds and nanoseconds."""
+    seconds = int(valid_s)
+    return seconds, int((valid_s - seconds) * NS)
 
 
 def blank() -> EntryAttributes:
@@ -76,6 +126,14 @@ def blank() -> EntryAttributes:
     entry = EntryAttributes()
     entry.st_blksize = BLOCK
     return entry
+
+
+def absence_reply(valid_s: float) -> bytes:
+    """Return what `absence` says as the answer to LOOKUP."""
+    seconds, nanoseconds = _split(valid_s)
+    return replies.ABSENCE_HEAD.pack(0, 0, seconds, 0, nanoseconds, 0).ljust(
+        replies.ENTRY_OUT.size, b"\0"
+    )
 
 
 def absence(valid_s: float) -> EntryAttributes:

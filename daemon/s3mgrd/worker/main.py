@@ -51,7 +51,7 @@ from s3mgrd.journal.staging import StagingDirectory
 from s3mgrd.journal.tables import Journal
 from s3mgrd.s3.client import S3Store, open_store
 from s3mgrd.s3.settings import StoreSettings
-from s3mgrd.worker import opendir, session
+from s3mgrd.worker import express, session
 from s3mgrd.worker.conditions import Memory
 from s3mgrd.worker.control import ControlServer
 from s3mgrd.worker.keeping import Keeper
@@ -356,7 +356,8 @@ class MountWorker(Keeper):
             task_status.started()
 
         try:
-            operations = Operations(fs, ring, caches_entries=opendir.install())
+            operations = Operations(fs, ring)
+            express.install(operations.express)
             await session.serve(operations, fuse_fd, message, ring=ring, started=started)
         finally:
             self._fuse_fd, self._is_resumed = None, False

@@ -28,6 +28,7 @@ import pyfuse3
 import trio
 
 from s3mgrd.fuse import abi, tuning
+from s3mgrd.worker import waiting
 from s3mgrd.worker.protocol import Serve
 from s3mgrd.worker.ring import Ring
 
@@ -200,6 +201,7 @@ async def serve(
         )
         # From here on libfuse owns session_fd.
         pyfuse3.init(operations, f"/dev/fd/{session_fd}", {"fsname=s3mgr"})
+        waiting.watch(session_fd)
         try:
             await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
         finally:

@@ -6,11 +6,12 @@ from s3mgrd.cache.nodes import ROOT, Inode, Kind, Node
 from s3mgrd.fs import entry_caches
 from s3mgrd.fs.entry_caches import EntryCaches
 from s3mgrd.fs.filesystem import FileSystem
-from s3mgrd.fs.handles import CACHES_ENTRIES, KEEPS_ENTRIES, Handles
+from s3mgrd.fs.handles import Handles
+from s3mgrd.fs.replies import CACHE_DIR, KEEP_CACHE
 from tests.unit.fs.conftest import Lab
 
-CACHE = CACHES_ENTRIES
-KEEP = CACHES_ENTRIES | KEEPS_ENTRIES
+CACHE = CACHE_DIR
+KEEP = CACHE_DIR | KEEP_CACHE
 NEITHER = 0
 
 
@@ -30,8 +31,7 @@ class Programs:
     def open(self) -> tuple[int, int]:
         """Return a handle and what the kernel is told."""
         handle = self._handles.make(self.inode)
-        told = self.caches.opened(self.node, handle)
-        return handle, told & KEEP
+        return handle, self.caches.opened(self.node, handle)
 
     async def read(self, handle: int, position: int = 0) -> None:
         await self.fs.namespace.entries(self.inode, position, 100)

@@ -1,0 +1,151 @@
+"""Requests that mount.db answers at once: no task, no objects of pyfuse3, the reply as bytes.
+
+What most programs ask most of the time (a name that is known, attributes, a directory whose listing is fresh) takes a few
+statements. As a coroutine of `Operations` it costs as much again to get there and back. So `s3mgrd.worker.express` asks here
+first; None as an answer means that S3 has to be asked, or that something is wrong, and the same request then takes its usual way
+through `Operations`, which waits, logs and translates. Whatever is decided is decided by the same parts of the file system.
+
+Nothing here waits: each answer is made between two checkpoints.
+"""
+
+import errno
+import logging
+import time
+from collections.abc import Callable
+from typing import Concatenate, Final, ParamSpec
+
+from s3mgrd.cache.nodes import Inode
+from s3mgrd.fs import replies
+from s3mgrd.fs.entry_caches import EntryCaches
+from s3mgrd.fs.filesystem import FileSystem
+from s3mgrd.fs.handles import Handles, read_handle
+from s3mgrd.fs.names import decode_name
+from s3mgrd.fs.namespace import ABSENT
+from s3mgrd.fs.showing import Shower, absence_reply
+
+log = logging.getLogger("s3mgrd.fs.operations")
+"""Who reads the log need not know which way a request took."""
+
+ENTRY_BYTES: Final = replies.DIRENT_PLUS.size + replies.ALIGNMENT
+"""The least that an entry takes in a reply."""
+MAX_ENDS: Final = 4096
+
+P = ParamSpec("P")
+Answer = bytes | int | None
+"""The reply; the errno; or that this is not for here."""
+
+
+def _at_once(
+    handler: Callable[Concatenate["Express", P], Answer],
+) -> Callable[Concatenate["Express", P], Answer]:
+    """Count and log a handler, and leave what fails to `Operations`, which fails with the same and says so."""
+    name = handler.__name__
+
+    def answer(self: "Express", /, *args: P.args, **kwargs: P.kwargs) -> Answer:
+        begun = time.perf_counter()
+        try:
+            found = handler(self, *args, **kwargs)
+        except Exception:  # noqa: BLE001 - the wrapper of a FUSE operation, or rather its first half
+            return None
+        if found is not None:
+            seconds = time.perf_counter() - begun
+            number = found if isinstance(found, int) else 0
+            self.fs.counters.count(name, seconds, failed=number != 0)
+            if log.isEnabledFor(logging.DEBUG):
+                result = errno.errorcode[number] if number else "ok"
+                log.debug("%s%r: %s, %.2f ms", name, args, result, seconds * 1e3)
+        return found
+
+    return answer
+
+
+class Express:
+    """Answers for one file system.
+
+    Args:
+        handles: of the mount, so that no two handles have the same number.
+    """
+
+    def __init__(self, fs: FileSystem, shower: Shower, handles: Handles) -> None:
+        self.fs = fs
+        self._volume = fs.volume
+        self._shower = shower
+        self._handles = handles
+        self._caches = EntryCaches(fs.volume.nodes, fs.lister.is_fresh)
+        self._ends: dict[int, tuple[int, int]] = {}
+        """By handle of a directory: the position behind which there was nothing, and `MountDatabase.changes` then."""
+
+    @_at_once
+    def lookup(self, parent: int, name: bytes) -> Answer:
+        """Find a name."""
+        directory, text = Inode(parent), decode_name(name)
+        namespace = self.fs.namespace
+        found = namespace.known(directory, text)
+        if found is None:
+            return None
+        self.fs.pruner.note_use(directory)
+        if found is not ABSENT:
+            return self._shower.entry_reply(found, namespace.valid_for_s(found))
+        valid_s = namespace.tell_absent(directory, text)
+        return absence_reply(valid_s) if valid_s else errno.ENOENT
+
+    @_at_once
+    def getattr(self, inode: int) -> Answer:
+        """Show attributes."""
+        node = self._volume.node(inode)
+        return self._shower.attributes_reply(node, self.fs.namespace.valid_for_s(node))
+
+    @_at_once
+    def opendir(self, inode: int) -> Answer:
+        """Open a directory, and say what the kernel may keep of its entries."""
+        directory = self._volume.directory(inode)
+        self.fs.pruner.note_use(directory.id)
+        handle = self._handles.make(directory.id)
+        flags = self._caches.opened(directory, handle)
+        if flags & replies.KEEP_CACHE:
+            self.fs.lister.note_read(directory.id)  # nobody will ask for the entries
+        return replies.OPEN_OUT.pack(handle, flags, 0)
+
+    def interrupted(self, answer: bytes) -> None:
+        """Take back what *answer* to `opendir` says: who asked for it is gone."""
+        self.releasedir(replies.OPEN_OUT.unpack(answer)[0])
+
+    @_at_once
+    def readdir(self, handle: int, position: int, size: int) -> Answer:
+        """Give entries, in the order of their inode numbers, which are also the positions."""
+        inode = read_handle(handle).inode
+        changes = self._volume.database.changes
+        if position and self._ends.get(handle) == (position, changes):
+            self.fs.lister.note_read(inode)  # what a walk does next, it does after the end
+            return replies.NOTHING
+        limit = size // ENTRY_BYTES + 1  # more than there is room for
+        entries = self.fs.namespace.known_entries(inode, position, limit)
+        if entries is None:
+            return None
+        self.fs.pruner.note_use(inode)
+        self.reading(handle, position)
+        pack = self._shower.listed_reply
+        parts: list[bytes] = []
+        for node, valid_s in entries:
+            part = pack(node, valid_s)
+            size -= len(part)
+            if size < 0:
+                break
+            parts.append(part)
+            position = node.id
+        else:
+            if len(self._ends) >= MAX_ENDS:
+                self._ends.clear()
+            self._ends[handle] = position, changes
+        return b"".join(parts)
+
+    def reading(self, handle: int, position: int) -> None:
+        """Note that entries from *position* on, as they are now, are given to a handle. No checkpoint until they are."""
+        self._caches.reading(self._volume.directory(read_handle(handle).inode), handle, position)
+
+    @_at_once
+    def releasedir(self, handle: int) -> Answer:
+        """Note that a directory's handle is gone."""
+        self._ends.pop(handle, None)
+        self._caches.released(handle)
+        return 0

@@ -1,0 +1,180 @@
+"""Has libfuse ask `s3mgrd.fs.express` before it asks pyfuse3.
+
+pyfuse3 gives libfuse a table of its handlers (``struct fuse_lowlevel_ops``) when it starts a session. `install` stands between
+the two: it puts a function of ours into the slot through which pyfuse3 calls ``fuse_session_new``, and there replaces some of the
+table's entries. Such an entry asks `Express`, and hands what that gives to libfuse as the reply; what it does not answer goes
+on to pyfuse3's handler, as if nothing had been between. So a request that mount.db can answer needs no coroutine, and opendir's
+reply can say that the kernel may keep the entries, which pyfuse3 3.5 cannot.
+
+The alternative is a compiled module of our own, which every architecture would have to build. Where anything is not
+as expected (`s3mgrd.worker.slots`), nothing is touched: all requests go to pyfuse3, and directories are read anew each time.
+"""
+
+import ctypes
+import errno
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import pyfuse3
+
+from s3mgrd.fs.express import Answer, Express
+from s3mgrd.worker.slots import Unexpected, find_slot, write_slot
+
+log = logging.getLogger(__name__)
+
+SYMBOLS: Final = (b"fuse_session_new", b"fuse_session_new_versioned")
+"""Its names up to libfuse 3.16, and since: the table comes second in both, and of those behind it none is ours."""
+
+# struct fuse_lowlevel_ops: pointers to functions, in an order that does not change within libfuse 3.
+_LOOKUP: Final = 2
+_GETATTR: Final = 4
+_OPENDIR: Final = 20
+_RELEASEDIR: Final = 22
+_READDIRPLUS: Final = 41
+_POINTER_BYTES: Final = 8
+# struct fuse_file_info: int flags; 32 bits; 64 bits of padding less 32; uint64_t fh.
+_FH_OFFSET: Final = 16
+
+# PYFUNCTYPE: both directions keep the interpreter's lock, as pyfuse3's own calls do.
+_Session = ctypes.PYFUNCTYPE(
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+)
+_Lookup = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p)
+_OfInode = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p)
+_Readdir = ctypes.PYFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_int64, ctypes.c_void_p
+)
+_ReplyBytes = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t)
+_ReplyError = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+
+_kept: list[object] = []
+"""What replaced pointers point to; it must never be collected."""
+
+
+def install(express: Express) -> bool:
+    """Have *express* asked first in the session that pyfuse3 will start, the only one of this process; whether it will be."""
+    try:
+        _kept.append(_Lane(express))
+    except (Unexpected, OSError, AttributeError) as exc:
+        log.warning(
+            "libfuse cannot be told to ask for answers directly: metadata is slower, and the kernel keeps no directories' "
+            "entries: %s",
+            exc,
+        )
+        return False
+    return True
+
+
+class _Lane:
+    """The replaced slot and, once there is a session, the replaced handlers."""
+
+    def __init__(self, express: Express) -> None:
+        self._express = express
+        module = ctypes.PyDLL(pyfuse3.__file__)
+        self._reply_bytes = _ReplyBytes(_address(module, b"fuse_reply_buf"))
+        self._reply_error = _ReplyError(_address(module, b"fuse_reply_err"))
+        self._handlers: list[object] = []
+        slot, address = _find(module)
+        self._new_session = _Session(address)
+        self._replacement = _Session(self._start)
+        write_slot(slot, _pointer(self._replacement))
+
+    def _start(self, arguments: int, table: int, size: int, fourth: int, fifth: int) -> int | None:
+        if size >= (_READDIRPLUS + 1) * _POINTER_BYTES:
+            self._replace(table)
+        session: int | None = self._new_session(arguments, table, size, fourth, fifth)
+        return session
+
+    def _replace(self, table: int) -> None:
+        """Put handlers of ours into a table of libfuse's, each before the one that it finds there."""
+        express = self._express
+
+        def entry(place: int) -> ctypes.c_uint64:
+            return ctypes.c_uint64.from_address(table + place * _POINTER_BYTES)
+
+        theirs_lookup = _Lookup(entry(_LOOKUP).value)
+        theirs_getattr = _OfInode(entry(_GETATTR).value)
+        theirs_opendir = _OfInode(entry(_OPENDIR).value)
+        theirs_releasedir = _OfInode(entry(_RELEASEDIR).value)
+        theirs_readdir = _Readdir(entry(_READDIRPLUS).value)
+        reply = self._reply
+
+        def lookup(request: int, parent: int, name: bytes) -> None:
+            if not reply(request, express.lookup(parent, name)):
+                theirs_lookup(request, parent, name)
+
+        def getattr_(request: int, inode: int, info: int | None) -> None:
+            if not reply(request, express.getattr(inode)):
+                theirs_getattr(request, inode, info)
+
+        def opendir(request: int, inode: int, info: int) -> None:
+            if not reply(request, express.opendir(inode), express.interrupted):
+                theirs_opendir(request, inode, info)
+
+        def releasedir(request: int, inode: int, info: int) -> None:
+            if not reply(request, express.releasedir(_handle(info))):
+                theirs_releasedir(request, inode, info)
+
+        def readdir(request: int, inode: int, size: int, position: int, info: int) -> None:
+            if not reply(request, express.readdir(_handle(info), position, size)):
+                theirs_readdir(request, inode, size, position, info)
+
+        for place, ours in (
+            (_LOOKUP, _Lookup(lookup)),
+            (_GETATTR, _OfInode(getattr_)),
+            (_OPENDIR, _OfInode(opendir)),
+            (_RELEASEDIR, _OfInode(releasedir)),
+            (_READDIRPLUS, _Readdir(readdir)),
+        ):
+            self._handlers.append(ours)
+            entry(place).value = _pointer(ours)
+        self._handlers += theirs_lookup, theirs_getattr, theirs_opendir, theirs_releasedir
+        self._handlers.append(theirs_readdir)
+
+    def _reply(
+        self, request: int, answer: Answer, interrupted: Callable[[bytes], None] | None = None
+    ) -> bool:
+        """Give libfuse an answer if there is one; returns whether there was."""
+        if answer is None:
+            return False
+        if isinstance(answer, int):
+            result = self._reply_error(request, answer)
+        else:
+            result = self._reply_bytes(request, answer, len(answer))
+            if result == -errno.ENOENT and interrupted is not None:
+                interrupted(answer)
+        if result not in (0, -errno.ENOENT):  # ENOENT: who asked was killed meanwhile
+            log.debug("the kernel does not take an answer: %s", errno.errorcode.get(-result))
+        return True
+
+
+def _handle(info: int) -> int:
+    return ctypes.c_uint64.from_address(info + _FH_OFFSET).value
+
+
+def _find(module: ctypes.PyDLL) -> tuple[int, int]:
+    """Return the slot through which pyfuse3 starts sessions, and the function's address, which it holds."""
+    for symbol in SYMBOLS:
+        if hasattr(module, symbol.decode()):
+            slot, address = find_slot(module, symbol), _address(module, symbol)
+            if ctypes.c_uint64.from_address(slot).value != address:
+                raise Unexpected(f"the slot of {symbol.decode()} holds something else")
+            return slot, address
+    raise Unexpected("libfuse starts sessions by another name")
+
+
+def _address(module: ctypes.PyDLL, symbol: bytes) -> int:
+    address = ctypes.cast(getattr(module, symbol.decode()), ctypes.c_void_p).value
+    if address is None:
+        raise Unexpected(f"{symbol.decode()} is nowhere")
+    return address
+
+
+def _pointer(function: object) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type] # any function

@@ -1,0 +1,74 @@
+"""How pyfuse3's tasks wait for the next request: at first by looking again and again, for some microseconds.
+
+A program that walks a tree or stats files asks for the next thing a few microseconds after it got the last. To park a
+task, sleep in epoll, be woken by the kernel and be scheduled again costs more than all the work on such a request. So as long as
+requests came that fast, a task that is done looks for the next one for `PATIENCE_S` before it waits in earnest. The first that
+takes longer ends that; a request that turns out to have come fast begins it.
+
+pyfuse3 asks its own function ``_wait_fuse_readable`` and trusts the answer: what says True is followed by a read that blocks.
+`watch` puts another in its place, which says so only when a look has just shown it.
+
+Concurrency: a look is no checkpoint, so `STRETCH_S` bounds for how long everything else in the loop waits.
+"""
+
+import os
+import select
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import pyfuse3
+import trio
+
+PATIENCE_S: Final = 200e-6
+STRETCH_S: Final = 1e-3
+"""Of requests that follow each other without a checkpoint."""
+
+
+def watch(fd: int) -> None:
+    """Have pyfuse3's tasks wait for *fd*, its connection, as the module says."""
+    module: Any = pyfuse3  # Any: the function is not part of its interface
+    original = getattr(module, "_wait_fuse_readable", None)
+    if original is None:
+        return
+    if isinstance(original, Watch):  # of a session before
+        original = original.wait
+    module._wait_fuse_readable = Watch(fd, original)
+
+
+class Watch:
+    """Waits for one connection.
+
+    Args:
+        fd: the connection.
+        wait: pyfuse3's own way; False means that the session is over.
+    """
+
+    def __init__(self, fd: int, wait: Callable[[], Awaitable[bool]]) -> None:
+        self.wait: Final = wait
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        self._look = poll.poll
+        self._is_patient = False
+        self._stretch_ends = 0.0
+
+    async def __call__(self) -> bool:
+        """Return True when there is a request, which nobody else has read; False when the session is over."""
+        look, clock = self._look, time.perf_counter
+        begun = now = clock()
+        if now > self._stretch_ends:
+            await trio.lowlevel.checkpoint()
+            begun = now = clock()
+            self._stretch_ends = now + STRETCH_S
+        while not look(0):
+            now = clock()
+            if self._is_patient and now - begun < PATIENCE_S:
+                os.sched_yield()
+                continue
+            self._is_patient = False
+            if not await self.wait():
+                return False
+            now = clock()
+            self._is_patient = now - begun < PATIENCE_S
+            self._stretch_ends = now + STRETCH_S
+        return True

@@ -1,0 +1,205 @@
+"""Requests that mount.db answers without a task: the bytes that the kernel gets, and what is left to the usual way."""
+
+import errno
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from s3mgrd.cache.nodes import ROOT, Inode, Kind
+from s3mgrd.fs.express import Express
+from s3mgrd.fs.handles import Handles
+from s3mgrd.fs.showing import Shower
+from s3mgrd.fs.volume import NS
+from tests.unit.fs.conftest import Lab
+
+ENTRY = struct.Struct("=4Q2I")
+ATTRIBUTES = struct.Struct("=3Q3q10I")
+DIRENT = struct.Struct("=2Q2I")
+PAGE = 4096
+
+
+def express_of(lab: Lab) -> Express:
+    return Express(lab.fs, Shower(lab.fs.volume, lab.fs.stages), Handles())
+
+
+def opened(express: Express, inode: int) -> int:
+    """Return the handle of a directory that a program opens."""
+    answer = express.opendir(inode)
+    assert isinstance(answer, bytes)
+    handle, _, padding = struct.unpack("=QIi", answer)
+    assert padding == 0
+    return int(handle)
+
+
+@dataclass
+class Shown:
+    """One entry as the kernel reads it."""
+
+    name: str
+    position: int
+    inode: int
+    valid_s: float
+    mode: int
+    size: int
+
+
+def entries(answer: object) -> Iterator[Shown]:
+    """Read a reply to READDIRPLUS as fs/fuse/readdir.c does."""
+    assert isinstance(answer, bytes)
+    at = 0
+    while at < len(answer):
+        node, generation, valid, attr_valid, nsec, attr_nsec = ENTRY.unpack_from(answer, at)
+        attributes = ATTRIBUTES.unpack_from(answer, at + ENTRY.size)
+        ino, position, length, kind = DIRENT.unpack_from(answer, at + ENTRY.size + ATTRIBUTES.size)
+        start = at + ENTRY.size + ATTRIBUTES.size + DIRENT.size
+        assert (node, generation) == (ino, 0)
+        assert (valid, nsec) == (attr_valid, attr_nsec)
+        assert attributes[0] == node
+        assert kind == stat.S_IFMT(attributes[9]) >> 12
+        name = answer[start : start + length].decode()
+        yield Shown(name, position, node, valid + nsec / NS, attributes[9], attributes[1])
+        at = start + length + -length % 8
+    assert at == len(answer)
+
+
+async def test_a_name_is_answered_once_it_is_known(lab: Lab) -> None:
+    """With what stat shows, and for as long as the name may be believed."""
+    await lab.store.put("d/a", b"12345", metadata={})
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        directory = await lab.get("d")
+        assert express.lookup(directory.id, b"a") is None
+        await fs.namespace.ensure_listed(directory.id)
+        lab.later(10)
+        answer = express.lookup(directory.id, b"a")
+        assert isinstance(answer, bytes)
+        node = await lab.get("d/a")
+        inode, _, valid, attr_valid, *_ = ENTRY.unpack_from(answer)
+        assert (inode, valid, attr_valid) == (node.id, 20, 20)
+        found = ATTRIBUTES.unpack_from(answer, ENTRY.size)
+        mtime = divmod(node.mtime_ns, NS)
+        assert found[:6] == (node.id, 5, 1, mtime[0], mtime[0], mtime[0])
+        assert found[6:9] == (mtime[1],) * 3
+        assert found[9:] == (stat.S_IFREG | 0o644, 1, 0, 0, 0, 4096, 0)
+        assert len(answer) == ENTRY.size + ATTRIBUTES.size
+        shown = express.getattr(node.id)
+        assert isinstance(shown, bytes)
+        assert shown[16:] == answer[ENTRY.size :]
+        lab.later(21)
+        assert express.lookup(directory.id, b"a") is None
+
+
+async def test_what_lies_in_the_stage_is_what_is_shown(lab: Lab) -> None:
+    """S3 has nothing of it yet."""
+    async with lab.mounted():
+        express = express_of(lab)
+        await lab.write("a", b"hello", close=False)
+        answer = express.lookup(ROOT, b"a")
+        assert isinstance(answer, bytes)
+        assert ATTRIBUTES.unpack_from(answer, ENTRY.size)[1] == 5
+
+
+async def test_a_name_that_is_not_there_is_answered_with_how_long_that_holds(lab: Lab) -> None:
+    """Or, where the kernel may not remember it, with ENOENT."""
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        await fs.namespace.ensure_listed(ROOT)
+        answer = express.lookup(ROOT, b"absent")
+        assert isinstance(answer, bytes)
+        assert ENTRY.unpack_from(answer)[:4] == (0, 0, 30, 0)
+        assert len(answer) == ENTRY.size + ATTRIBUTES.size
+        lab.settings.negative_ttl_s = 0
+        assert express.lookup(ROOT, b"absent") == errno.ENOENT
+
+
+async def test_a_directory_is_given_piece_by_piece_and_then_ends(lab: Lab) -> None:
+    """Each piece as large as there is room for, every name once, in the order of their positions."""
+    names = {f"{'n' * (i % 60)}{i}" for i in range(100)} | {"ü" * 100}
+    for name in names:
+        await lab.store.put(f"d/{name}", b"x" * 7, metadata={})
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        directory = (await lab.get("d")).id
+        handle = opened(express, directory)
+        assert express.readdir(handle, 0, PAGE) is None
+        await fs.namespace.ensure_listed(directory)
+        found: list[Shown] = []
+        while piece := list(
+            entries(express.readdir(handle, found[-1].position if found else 0, PAGE))
+        ):
+            found += piece
+        assert sorted(shown.name for shown in found) == sorted(names)
+        assert [shown.position for shown in found] == sorted(shown.inode for shown in found)
+        assert {shown.mode for shown in found} == {stat.S_IFREG | 0o644}
+        assert {shown.size for shown in found} == {7}
+        assert {shown.valid_s for shown in found} == {30.0}
+        assert express.releasedir(handle) == 0
+
+
+async def test_an_end_that_was_found_is_looked_for_again_once_anything_changed(lab: Lab) -> None:
+    """A name that came after the last piece was given is shown by the next."""
+    await lab.store.put("d/a", b"1", metadata={})
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        directory = (await lab.get("d")).id
+        await fs.namespace.ensure_listed(directory)
+        handle = opened(express, directory)
+        (first,) = entries(express.readdir(handle, 0, PAGE))
+        assert express.readdir(handle, first.position, PAGE) == b""
+        late = fs.volume.nodes.insert(directory, "late", Kind.FILE, 1, etag='"1"')
+        assert [
+            shown.inode for shown in entries(express.readdir(handle, first.position, PAGE))
+        ] == [late]
+
+
+async def test_a_listing_under_way_is_waited_for_by_the_usual_way(lab: Lab) -> None:
+    """Its entries come page by page."""
+    await lab.store.put("d/a", b"1", metadata={})
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        directory = await lab.get("d")
+        await fs.namespace.ensure_listed(directory.id)
+        handle = opened(express, directory.id)
+        lab.later(31)
+        listing = fs.lister.start(fs.volume.directory(directory.id))
+        assert express.readdir(handle, 0, PAGE) is None
+        await listing.finished()
+        assert [shown.name for shown in entries(express.readdir(handle, 0, PAGE))] == ["a"]
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"n" * 256])
+async def test_what_fails_is_left_to_the_handler_that_can_say_so(lab: Lab, name: bytes) -> None:
+    """An inode that nobody knows, a file where a directory is needed, a name that cannot be."""
+    await lab.store.put("a", b"1", metadata={})
+    async with lab.mounted():
+        express = express_of(lab)
+        file = (await lab.get("a")).id
+        assert express.lookup(ROOT, name) is None
+        assert express.lookup(file, b"b") is None
+        assert express.getattr(Inode(999)) is None
+        assert express.opendir(file) is None
+        assert express.readdir(999, 0, PAGE) is None
+
+
+async def test_what_was_answered_is_counted_once(lab: Lab) -> None:
+    """What goes the usual way is counted there."""
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        assert express.lookup(ROOT, b"absent") is None
+        await fs.namespace.ensure_listed(ROOT)
+        assert express.lookup(ROOT, b"absent") is not None
+        assert {name: c.count for name, c in fs.counters.calls.items()} == {"lookup": 1}
+
+
+async def test_a_handle_that_nobody_got_is_forgotten(lab: Lab) -> None:
+    """Who opened the directory was killed before the reply: it reads nothing, so it spoils no cache."""
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        await fs.namespace.ensure_listed(ROOT)
+        answer = express.opendir(ROOT)
+        assert isinstance(answer, bytes)
+        express.interrupted(answer)
+        assert not express._caches._readers
