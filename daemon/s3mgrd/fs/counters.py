@@ -28,9 +28,19 @@ class Counters:
         """Count a request that is answered."""
         asked.set(None)
         self.busy.leave(now)
+        stats = self._count(name, now - begun, failed=failed)
+        stats.s3_s += what.s3_s
+        stats.disk_s += what.disk_s
+
+    def answered(self, name: str, begun: float, now: float, *, failed: bool) -> None:
+        """Count a request that was answered without waiting for anything, so `begin` was not called."""
+        if not self.busy.running:
+            self.busy.total_s += now - begun
+        self._count(name, now - begun, failed=failed)
+
+    def _count(self, name: str, seconds: float, *, failed: bool) -> AskedStats:
         stats = self.calls.get(name)
         if stats is None:
             stats = self.calls[name] = AskedStats()
-        stats.add(now - begun, failed=failed)
-        stats.s3_s += what.s3_s
-        stats.disk_s += what.disk_s
+        stats.add(seconds, failed=failed)
+        return stats

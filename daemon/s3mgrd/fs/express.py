@@ -10,8 +10,8 @@ Nothing here waits: each answer is made between two checkpoints.
 
 import errno
 import logging
-import time
 from collections.abc import Callable
+from time import perf_counter
 from typing import Concatenate, Final, ParamSpec
 
 from s3mgrd.cache.nodes import Inode
@@ -42,18 +42,18 @@ def _at_once(
     name = handler.__name__
 
     def answer(self: "Express", /, *args: P.args, **kwargs: P.kwargs) -> Answer:
-        begun = time.perf_counter()
+        begun = perf_counter()
         try:
             found = handler(self, *args, **kwargs)
         except Exception:  # noqa: BLE001 - the wrapper of a FUSE operation, or rather its first half
             return None
         if found is not None:
-            seconds = time.perf_counter() - begun
+            ended = perf_counter()
             number = found if isinstance(found, int) else 0
-            self.fs.counters.count(name, seconds, failed=number != 0)
+            self.fs.counters.answered(name, begun, ended, failed=number != 0)
             if log.isEnabledFor(logging.DEBUG):
                 result = errno.errorcode[number] if number else "ok"
-                log.debug("%s%r: %s, %.2f ms", name, args, result, seconds * 1e3)
+                log.debug("%s%r: %s, %.2f ms", name, args, result, (ended - begun) * 1e3)
         return found
 
     return answer
