@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from tests.e2e.lab import Daemon, Lab, run, shell
+from tests.e2e.lab import Daemon, Lab, run, shell, wait_for
 from tests.e2e.trees import describe, objects_of, read_bucket
 from tests.servers.endpoint import Endpoint
 
@@ -88,7 +88,8 @@ def _make_big(path: Path) -> str:
 
 
 def _check_status(daemon: Daemon) -> None:
-    """Nothing is left, and the daemon counted what happened."""
+    """Nothing is left, and the daemon counted what happened; a worker says how it is twice a second."""
+    wait_for("nothing is dirty", lambda: not daemon.show().status.dirty_files)
     status = daemon.show().status
     assert (status.state, status.dirty_files, status.failed_uploads) == ("mounted", 0, [])
     assert status.restarts >= KILLS

@@ -57,7 +57,11 @@ conflicts   Conflict copies: what an upload that another writer outran was to wr
     winner_etag      What lay there then; NULL: nothing, or it could not be asked.
     missing          Bytes of the version it started from that nobody has any more; they read as zeros when it is restored.
     lost_ns          When it lost.
-uploads     A multipart upload begun for a staged file whose content has not changed since.
+uploads     A multipart upload begun for a staged file. grows 1: it was begun while the file was being written, in parts that
+            grow with their offset (fs/parts.py); only those in parts are of the content as it is.
+    size             Of the content that is to be completed, which has not changed since; 0: it is still being written.
+    metadata         What the upload was begun with, JSON; NULL: what the row of the inode says.
+parts       Parts that S3 has of an upload that grows. One whose bytes change is dropped before they do.
 abandoned   Multipart uploads that nobody will complete; S3 keeps their parts, and asks money for them, until told.
 deletes     Keys that shall vanish from S3. holder: an inode that may still be open; the key stays until it is
             forgotten. etag: the version that was deleted here.
@@ -79,7 +83,7 @@ from sqlite_utils import Database, Migrations
 
 migrations = Migrations("s3mgr-mount")
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 9
 APPLICATION_ID = 0x73336D67  # "s3mg"
 
 
@@ -292,3 +296,28 @@ def know_archives(db: Database) -> None:
     db.conn.execute("ALTER TABLE inodes ADD COLUMN storage_class TEXT")
     db.conn.execute("UPDATE inodes SET listed_ns = 1 WHERE listed_ns > 1")
     db.conn.execute("UPDATE inodes SET seen_ns = 0 WHERE seen_ns > 0")
+
+
+@migrations()
+def upload_while_written(db: Database) -> None:
+    """Let uploads begin while their file is being written: note which parts are good."""
+    db.conn.execute("ALTER TABLE uploads ADD COLUMN grows INTEGER NOT NULL DEFAULT 0")
+    db.conn.execute("ALTER TABLE uploads ADD COLUMN metadata TEXT")
+    db.conn.execute(
+        """
+        CREATE TABLE parts (
+            inode INTEGER NOT NULL,
+            number INTEGER NOT NULL,
+            etag TEXT NOT NULL,
+            size INTEGER NOT NULL,
+            PRIMARY KEY (inode, number)
+        ) WITHOUT ROWID
+        """
+    )
+    db.conn.execute(
+        """
+        CREATE TRIGGER upload_gone AFTER DELETE ON uploads BEGIN
+            DELETE FROM parts WHERE inode = OLD.inode;
+        END
+        """
+    )

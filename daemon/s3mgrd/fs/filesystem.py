@@ -27,6 +27,7 @@ from s3mgrd.fs.pruning import Pruner
 from s3mgrd.fs.reader import Reader
 from s3mgrd.fs.recovery import Recovery
 from s3mgrd.fs.stages import Stages
+from s3mgrd.fs.streaming import Streams
 from s3mgrd.fs.sync import Syncer
 from s3mgrd.fs.tree import Tree
 from s3mgrd.fs.upload import Uploader
@@ -61,7 +62,8 @@ class FileSystem:
         self.attributes = AttributeChanges(
             volume, self.namespace, self.metadata, self.tree, self.archive, self._wake
         )
-        self.stages = Stages(volume, kernel_holds, self.archive.check)
+        self.streams = Streams(volume, self.metadata, nursery)
+        self.stages = Stages(volume, self.streams, kernel_holds, self.archive.check)
         self.recovery = Recovery(volume)
         self.reader = Reader(volume, self.metadata, nursery, self._version_gone)
         self.prefetcher = Prefetcher(
@@ -80,6 +82,7 @@ class FileSystem:
         self.uploader = Uploader(
             volume,
             self.stages,
+            self.streams,
             self.reader,
             self.metadata,
             clear_key=self.objects.clear_key,

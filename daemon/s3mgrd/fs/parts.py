@@ -9,16 +9,25 @@ When an upload loses against another writer, what was not fetched of the old ver
 than `COPY_FROM` would be copied are sent whole: their conflict copies are complete.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from s3mgrd.journal.staging import StagedFile
-from s3mgrd.s3.port import MAX_COPY_BYTES, MAX_PARTS
+from s3mgrd.s3.port import MAX_COPY_BYTES, MAX_OBJECT_BYTES, MAX_PARTS
 
 MIB: Final = 1 << 20
 COPY_FROM: Final = 64 * MIB
+SINGLE_PUT_PARTS: Final = 2
+"""Files up to so many parts' size go with one PUT: three requests fewer, and the ETag is the content's MD5."""
 COPY_STEP: Final = 64 * MIB
 """The server copies several ranges at the same time: so many bytes each, more where that would be too many parts."""
+
+EVEN_PARTS: Final = 1000
+"""So many parts of a file of unknown size are equal. Some stores want all of them to be: R2 does."""
+TIER_PARTS: Final = 50
+TIER_STEP: Final = 7 * MIB
+"""After them, each `TIER_PARTS` are larger by so much: 5 TiB in `MAX_PARTS` parts, none over 1.3 GiB."""
 
 
 class Piece(NamedTuple):
@@ -46,6 +55,42 @@ class Plan(NamedTuple):
 def part_size_for(size: int, wanted: int) -> int:
     """Return the part size for a file: what is wanted, or what `MAX_PARTS` ask for; a multiple of 1 MiB."""
     return -(-max(wanted, -(-size // MAX_PARTS)) // MIB) * MIB
+
+
+class Grid:
+    """How a file whose size nobody knows yet is cut: a part's bounds depend on its number alone."""
+
+    def __init__(self, part_size: int) -> None:
+        self.part_size: Final = part_size
+        self._sizes: Final = [part_size]
+        self._starts: Final = [0]
+        self._indexes: Final = [0]
+        index, start = EVEN_PARTS, EVEN_PARTS * part_size
+        while index < MAX_PARTS and start < MAX_OBJECT_BYTES:
+            size = min(self._sizes[-1] + TIER_STEP, MAX_COPY_BYTES)
+            self._sizes.append(size)
+            self._starts.append(start)
+            self._indexes.append(index)
+            index, start = index + TIER_PARTS, start + TIER_PARTS * size
+
+    def number_at(self, offset: int) -> int:
+        """Return the number of the part that has the byte at *offset*."""
+        tier = bisect_right(self._starts, offset) - 1
+        return self._indexes[tier] + (offset - self._starts[tier]) // self._sizes[tier] + 1
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """Return where a part begins and ends in a file that goes on behind it."""
+        tier = bisect_right(self._indexes, number - 1) - 1
+        start = self._starts[tier] + (number - 1 - self._indexes[tier]) * self._sizes[tier]
+        return start, start + self._sizes[tier]
+
+    def plan(self, size: int) -> Plan:
+        """Return all parts of a file of *size* bytes, all of them to be sent."""
+        pieces = []
+        for number in range(1, self.number_at(size - 1) + 1):
+            start, stop = self.bounds(number)
+            pieces.append(Piece(number, start, min(stop, size), is_copied=False))
+        return Plan(size, self.part_size, tuple(pieces))
 
 
 def make_plan(file: StagedFile, part_size: int, *, may_copy: bool) -> Plan:

@@ -8,11 +8,12 @@ from typing import Final
 import trio
 
 from s3mgrd.cache.nodes import Inode, Node
-from s3mgrd.errors import NotFound, PreconditionFailed, TooLarge, Unsupported
+from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, TooLarge, Unsupported
 from s3mgrd.fs.filling import fill
-from s3mgrd.fs.parts import Piece, Plan, make_plan, part_size_for, to_fetch
+from s3mgrd.fs.parts import SINGLE_PUT_PARTS, Piece, Plan, make_plan, part_size_for, to_fetch
 from s3mgrd.fs.reader import Reader, Superseded
 from s3mgrd.fs.stages import Stage
+from s3mgrd.fs.streaming import Stream, Streams
 from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import Volume
 from s3mgrd.journal.tables import StagedRow, UploadRow
@@ -28,8 +29,6 @@ from s3mgrd.s3.port import (
 log = logging.getLogger(__name__)
 
 MIB: Final = 1 << 20
-SINGLE_PUT_PARTS: Final = 2
-"""Files up to so many parts' size go with one PUT: three requests fewer, and the ETag is the content's MD5."""
 INLINE_BYTES: Final = 32 << 10
 
 
@@ -40,9 +39,10 @@ class CopyUnsupported(Exception):
 class Sender:
     """Sends staged files of one volume. The caller holds the inode's lock."""
 
-    def __init__(self, volume: Volume, reader: Reader) -> None:
+    def __init__(self, volume: Volume, reader: Reader, streams: Streams) -> None:
         self._volume = volume
         self._reader = reader
+        self._streams = streams
         self._may_copy = True
 
     def _plan(self, stage: Stage, row: StagedRow) -> Plan:
@@ -87,14 +87,17 @@ class Sender:
         metadata: dict[str, str],
         like: ObjectHead,
         condition: Condition,
+        stream: Stream | None = None,
     ) -> Written:
-        """Make the staged file the object at *key*.
+        """Make the staged file the object at *key*. *stream*: its upload, begun while it was being written.
 
         Raises:
             CopyUnsupported: `complete` it and send it again.
             PreconditionFailed: *condition* does not hold, or the base version is gone.
             TooLarge: S3 takes no object of that size.
         """
+        if stream is not None:
+            return await self._finish(node.id, stream, condition)
         plan = self._plan(stage, row)
         if plan.size > MAX_OBJECT_BYTES:
             raise TooLarge(f"{key} has {plan.size} bytes; S3 takes objects of up to 5 TiB")
@@ -135,6 +138,31 @@ class Sender:
         return await self._volume.store.complete_multipart(
             key, upload_id, [parts[number] for number in sorted(parts)], condition=condition
         )
+
+    async def _finish(self, inode: Inode, stream: Stream, condition: Condition) -> Written:
+        """Send what is left of a file that was uploaded while it was being written."""
+        await self._streams.confirm(inode, stream)
+        plan = stream.grid.plan(stream.file.size)
+
+        async def upload(piece: Piece) -> Part:
+            if flight := stream.flying.get(piece.number):
+                await flight.done.wait()
+            if piece.number not in stream.parts:
+                await self._streams.send_part(inode, stream, piece.number, piece.stop)
+            return stream.parts[piece.number]
+
+        parts = {n: part for n, part in stream.parts.items() if n <= len(plan.pieces)}
+        await self._make_parts(plan, parts, upload, upload)
+        try:
+            return await self._volume.store.complete_multipart(
+                stream.key,
+                stream.upload_id or "",
+                [parts[number] for number in sorted(parts)],
+                condition=condition,
+            )
+        except S3mgrError:
+            self._streams.doubt(inode)
+            raise
 
     async def _begin(
         self, inode: Inode, key: str, plan: Plan, metadata: dict[str, str], like: ObjectHead

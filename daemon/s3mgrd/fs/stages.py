@@ -18,6 +18,7 @@ import trio
 from s3mgrd.cache.nodes import Inode, Kind, Node
 from s3mgrd.fs.backlog import PAUSED, Backlog, due_ns
 from s3mgrd.fs.recovery import note_purpose
+from s3mgrd.fs.streaming import Streams
 from s3mgrd.fs.volume import Volume
 from s3mgrd.journal.staging import Lacking, StagedFile
 from s3mgrd.journal.tables import ConditionKind, StagedRow
@@ -68,6 +69,7 @@ class Stages:
 
     Args:
         volume: whose they are.
+        streams: sends ahead what is written.
         kernel_holds: whether the kernel still knows an inode number.
         check_readable: refuses, by an exception, to change a part of what S3 would not let us read.
     """
@@ -75,10 +77,12 @@ class Stages:
     def __init__(
         self,
         volume: Volume,
+        streams: Streams,
         kernel_holds: Callable[[Inode], bool],
         check_readable: Callable[[Node], None],
     ) -> None:
         self._volume = volume
+        self._streams = streams
         self._check_readable = check_readable
         self._kernel_holds = kernel_holds
         self._stages: dict[Inode, Stage] = {}
@@ -100,6 +104,8 @@ class Stages:
                 continue
             try:
                 self._stages[inode] = self._load(node, row)
+                if row.dirty and not node.is_detached:
+                    self._streams.resume(inode, self._stages[inode].file)
                 if row.dirty and row.retry_ns is not None and not row.conflict:
                     self.backlog.add(inode, self._stages[inode].file.size, row.retry_ns)
             except OSError as error:
@@ -200,6 +206,7 @@ class Stages:
     def sent(self, inode: Inode) -> None:
         """Note that S3 has a file."""
         self.backlog.drop(inode)
+        self._streams.drop(inode)
 
     def tidy(self, inode: Inode) -> None:
         """Remove the staging files of a file that is in S3 and that nobody writes."""
@@ -216,6 +223,7 @@ class Stages:
         """Remove the staging files of a file, whatever is in them."""
         stage = self._stages.pop(inode, None)
         self.backlog.drop(inode)
+        self._streams.drop(inode)
         if stage is not None:
             stage.dirty = False
             stage.file.close()
@@ -230,6 +238,7 @@ class Stages:
         stage = self._stages[inode]
         stage.dirty, stage.is_lost = False, True
         self.backlog.drop(inode)
+        self._streams.drop(inode)
         self._note_copy(inode, stage)
 
     def put_away(self, inode: Inode) -> None:
@@ -290,6 +299,8 @@ class Stages:
     async def write(self, inode: Inode, offset: int, data: bytes) -> int:
         """Write to a file's stage. Raises OSError (ENOSPC …): nothing is acknowledged then."""
         stage = self._for_change(inode)
+        stop = offset + len(data)
+        self._streams.changing(inode, min(offset, stage.file.size), stop)
         if len(data) < THREAD_BYTES:
             stage.file.put(offset, data)
         else:
@@ -297,11 +308,14 @@ class Stages:
                 await trio.to_thread.run_sync(stage.file.put, offset, data)
         stage.file.record(offset, len(data))
         stage.mtime_ns = self._volume.now_ns()
+        if stage.dirty and not self.backlog.is_paused:
+            self._streams.wrote(inode, stage.file, offset, stop)
         return len(data)
 
     def truncate(self, inode: Inode, size: int) -> None:
         """Set a file's size; 0 makes whatever S3 has irrelevant."""
         stage = self._for_change(inode, whole=size == 0)
+        self._streams.changing(inode, min(size, stage.file.size), max(size, stage.file.size))
         stage.file.truncate(size)
         stage.mtime_ns = self._volume.now_ns()
 
@@ -323,8 +337,10 @@ class Stages:
                 self._volume.journal.hold_staged(inode)
             if whole and (row := self._volume.journal.staged(inode)) and row.condition == "match":
                 self._volume.journal.set_condition(inode, "always")
-            if self._volume.journal.upload(inode) is not None:
+            upload = self._volume.journal.upload(inode)
+            if upload is not None and (upload.size or whole):
                 self._volume.journal.abandon_upload(inode)  # of content that is about to change
+                self._streams.drop(inode)
             return stage
         if stage is not None and stage.is_lost:
             if self._volume.journal.conflict(inode) is None:  # discarded: nobody would ever see it

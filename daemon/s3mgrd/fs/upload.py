@@ -22,6 +22,7 @@ from s3mgrd.fs.reader import Reader
 from s3mgrd.fs.sending import CopyUnsupported, Sender
 from s3mgrd.fs.stages import Stage, Stages
 from s3mgrd.fs.strays import find_unseen
+from s3mgrd.fs.streaming import Stream, Streams
 from s3mgrd.fs.volume import NS, Volume
 from s3mgrd.journal.tables import DeleteRow, StagedRow
 from s3mgrd.s3.port import (
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 MIB: Final = 1 << 20
 FIRST_RETRY_S: Final = 5.0
 LAST_RETRY_S: Final = 300.0
+TOLERANCE_S: Final = 60
+"""A file that was uploaded while it was written has the time when that began, if its last write was no later than this."""
 
 
 class Uploader:
@@ -53,6 +56,7 @@ class Uploader:
         self,
         volume: Volume,
         stages: Stages,
+        streams: Streams,
         reader: Reader,
         metadata: Metadata,
         *,
@@ -63,7 +67,8 @@ class Uploader:
     ) -> None:
         self._volume = volume
         self._stages = stages
-        self._sender = Sender(volume, reader)
+        self._streams = streams
+        self._sender = Sender(volume, reader, streams)
         self._metadata = metadata
         self._clear_key = clear_key
         self._preserve = preserve
@@ -158,12 +163,12 @@ class Uploader:
         if unseen is not None and condition != ALWAYS:
             # An earlier attempt of ours wrote that, and the content has changed since.
             condition = Condition(if_match=unseen.etag)
-        mtime_ns = self._stages.mtime_ns(node)
-        volume.nodes.update(node.id, mtime_ns=mtime_ns)
+        stream = await self._streams.take(node.id, key)
+        volume.nodes.update(node.id, mtime_ns=self._mtime_ns(node, stage, stream))
         node = volume.node(node.id)
         stage.mtime_ns = None
         like = await self._like(node, key, row)
-        own = self._metadata.own(node)
+        own = self._metadata.own(node) if stream is None else stream.own
         metadata = descriptions.merged(like.metadata, own)
         if unseen is not None and self._is_this(unseen, node, key, stage, metadata):
             self._take_note(node, key, stage, Written(unseen.etag, unseen.mtime_ns), own, like)
@@ -175,13 +180,27 @@ class Uploader:
         volume.journal.begin_write(key, size=stage.file.size, mtime=metadata.get("mtime"))
         relocation.forget_copy(volume, key)
         try:
-            written = await self._sender.send(node, key, stage, row, metadata, like, condition)
+            written = await self._sender.send(
+                node, key, stage, row, metadata, like, condition, stream
+            )
         except PreconditionFailed:
             found = await self._find_ours(key, stage, metadata, was_sent=was_sent)
             if found is None:
                 raise
             written = found
         self._take_note(node, key, stage, written, own, like)
+
+    def _mtime_ns(self, node: Node, stage: Stage, stream: Stream | None) -> int:
+        """Return the time of the last change to give a file.
+
+        That of an upload which began while the file was written is what S3 was told then: it cannot be told another
+        without copying the object. Where the writing went on for long, or somebody set a time, that is done.
+        """
+        mtime_ns = self._stages.mtime_ns(node)
+        if stream is None or stage.mtime_ns is None or "mtime" not in stream.own:
+            return mtime_ns
+        is_near = 0 <= mtime_ns - stream.mtime_ns <= TOLERANCE_S * NS
+        return stream.mtime_ns if is_near else mtime_ns
 
     async def _make_way(self, key: str, pending: DeleteRow) -> None:
         """Delete now what was removed here, and nothing else, so that the key is free."""

@@ -50,6 +50,17 @@ class UploadRow(NamedTuple):
     upload_id: str
     part_size: int
     size: int
+    grows: int = 0
+    metadata: str | None = None
+
+
+class PartRow(NamedTuple):
+    """One row of parts."""
+
+    inode: int
+    number: int
+    etag: str
+    size: int
 
 
 class DeleteRow(NamedTuple):
@@ -140,6 +151,7 @@ class Journal:
     def clean_staged(self, inode: int) -> None:
         """Note that S3 need not get what is staged: the file was removed."""
         with self._database.transaction() as db:
+            self.abandon_upload(inode)
             db.execute(
                 "UPDATE staged SET dirty = 0, error = NULL, conflict = 0 WHERE inode = ?", (inode,)
             )
@@ -249,7 +261,30 @@ class Journal:
     def put_upload(self, row: UploadRow) -> None:
         """Remember an upload that was begun."""
         with self._database.transaction() as db:
-            db.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?, ?, ?)", row)
+            db.execute("DELETE FROM uploads WHERE inode = ?", (row.inode,))
+            db.execute("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+
+    def fix_upload(self, inode: int, size: int) -> None:
+        """Note that an upload which grew is about to be completed, with *size* bytes."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE uploads SET size = ? WHERE inode = ?", (size, inode))
+
+    def put_part(self, row: PartRow) -> None:
+        """Remember a part that S3 has."""
+        with self._database.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?)", row)
+
+    def drop_parts(self, inode: int, first: int, last: int) -> None:
+        """Forget parts whose bytes are about to change."""
+        with self._database.transaction() as db:
+            db.execute(
+                "DELETE FROM parts WHERE inode = ? AND number BETWEEN ? AND ?", (inode, first, last)
+            )
+
+    def parts(self, inode: int) -> list[PartRow]:
+        """Return the parts that S3 has of a file's content as it is."""
+        rows = self._execute("SELECT * FROM parts WHERE inode = ? ORDER BY number", (inode,))
+        return [PartRow._make(row) for row in rows]
 
     def abandon_upload(self, inode: int) -> None:
         """Have the upload begun for an inode aborted; nothing where there is none."""
@@ -259,6 +294,11 @@ class Journal:
                 (inode,),
             )
             db.execute("DELETE FROM uploads WHERE inode = ?", (inode,))
+
+    def abandon(self, key: str, upload_id: str) -> None:
+        """Have an upload aborted that no file has any more."""
+        with self._database.transaction() as db:
+            db.execute("INSERT OR IGNORE INTO abandoned VALUES (?, ?)", (upload_id, key))
 
     def abandoned(self) -> list[tuple[str, str]]:
         """Return the uploads to abort: (key, id)."""
@@ -408,6 +448,7 @@ class Journal:
     def discard(self) -> None:
         """Forget everything that S3 does not have. Only on the user's word."""
         with self._database.transaction() as db:
+            db.execute("INSERT OR IGNORE INTO abandoned SELECT upload_id, key FROM uploads")
             for table in ("staged", "conflicts", "uploads", "deletes", "moves", "moved", "writes"):
                 db.execute(f"DELETE FROM {table}")  # noqa: S608 - names from the line above
             db.execute("UPDATE inodes SET attributes_dirty = 0")
