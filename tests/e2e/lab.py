@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
@@ -31,6 +31,7 @@ COMMAND_LIMIT_S: Final = 120.0
 STOP_LIMIT_S: Final = 60.0
 POLL_S: Final = 0.02
 """Between two looks at what another process does; nothing tells us."""
+CHECKOUT: Final = Path(__file__).parents[2]
 SCRIPTS: Final = Path(sys.executable).parent
 DEFAULTS: Final = {
     "worker_user": "nobody",
@@ -67,6 +68,7 @@ class Daemon:
     Attributes:
         api: the client library on its socket.
         environ: variables that the daemon gets when it is started.
+        program: what is started.
         name: distinguishes the daemons of one test.
     """
 
@@ -78,6 +80,7 @@ class Daemon:
         self.socket: Final = self.base / "s3mgr.sock"
         self.process: subprocess.Popen[bytes] | None = None
         self.environ: dict[str, str] = {}
+        self.program: Sequence[str | Path] = (SCRIPTS / "s3mgrd",)
         self._logs: list[tuple[str, str]] = []
         for directory in (self.base, self.base / "mnt", self.base / "home"):
             directory.mkdir(mode=0o755)
@@ -101,7 +104,7 @@ class Daemon:
         assert self.process is None or self.process.poll() is not None, "it runs already"
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [SCRIPTS / "s3mgrd", "--config", str(self.config_file)],
+                [*self.program, "--config", str(self.config_file)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
