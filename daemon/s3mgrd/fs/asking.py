@@ -1,17 +1,18 @@
 """Single names asked of S3, each by as few requests as the next ones may share.
 
 What a name leads to takes two questions: is there an object, and is there anything below? One page of its
-directory's listing that begins at the name answers both, and the same for the next thousand names. So the first name
-asked for in a directory costs a page, and whoever asks for more finds them in it; a second one in the same page has
-the page behind it fetched ahead. Beside the first page goes a listing of what lies below the name: if that turns out to be
-a directory, the next step of a path is known with it. Where a page cannot tell (thousands of names begin like this
-one), or does not come, the name is asked for alone.
+directory's listing that begins at the name answers both, and the same for the next thousand names. The first name
+asked for in a directory costs the directory's first page: most directories are listed with it. Where it does not reach the name,
+the page that begins at the name comes next. Whoever asks for more finds them there; a second one in the same page has the
+page behind it fetched ahead. Beside the first page goes a listing of what lies below the name, unless it is like a
+file's: if that turns out to be a directory, the next step of a path is known with it. Where a page cannot tell (thousands of
+names begin like this one), or does not come, the name is asked for alone.
 
 Concurrency: one page of a directory is under way at a time, as a task of *nursery*; who asks meanwhile waits for it.
 """
 
 import logging
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -20,11 +21,11 @@ from s3mgrd.errors import NotFound, S3mgrError
 from s3mgrd.fs.listing import Lister
 from s3mgrd.fs.merging import Learned, Span
 from s3mgrd.fs.metadata import Metadata
-from s3mgrd.fs.names import MAX_KEY_BYTES, check_key, order
+from s3mgrd.fs.names import MAX_KEY_BYTES, check_key, is_like_a_file, order
 from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import NS, Volume
 from s3mgrd.s3.counting import Waiting
-from s3mgrd.s3.port import ObjectHead
+from s3mgrd.s3.port import ListPage, ObjectHead
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,14 @@ LAST: Final = "\U0010ffff"
 """Sorts behind everything that names are likely to have."""
 
 
+class _End(NamedTuple):
+    """Where a page began and ended, and for the sake of which name it was asked for; empty: ahead."""
+
+    low: str
+    end: str
+    name: str
+
+
 class Asker:
     """Asks S3 about names of one volume."""
 
@@ -60,8 +69,8 @@ class Asker:
         """Names that were asked for alone and are not there, and until when that is believed."""
         self._asked: dict[Inode, list[int]] = {}
         self._looks: dict[Inode, trio.Event] = {}
-        self._ends: dict[Inode, tuple[str, str]] = {}
-        """Where the last page of a directory began and ended, until the one behind it is asked for."""
+        self._ends: dict[Inode, _End] = {}
+        """Of the last page of a directory, until the one behind it is asked for."""
 
     def is_known(self, directory: Node, name: str, node: Node | None) -> bool:
         """Whether mount.db's answer for *name* may be given without asking S3."""
@@ -135,10 +144,22 @@ class Asker:
             return await self._await_listing(directory.id, name)
         if self._volume.covered.has(directory.id):
             with Waiting():
-                await self._begin_page(directory.id, low).wait()
+                await self._begin_page(directory.id, low, name).wait()
         else:
-            await self._look_first(directory, prefix, name, low)
+            await self._look_first(directory, prefix, name)
+            if self._may_look_on(directory.id, name):
+                with Waiting():
+                    await self._begin_page(directory.id, low, name).wait()
         return self._is_covered(directory.id, name)
+
+    def _may_look_on(self, directory: Inode, name: str) -> bool:
+        """Whether the first page of a directory did not reach a name, and nobody asks for another."""
+        return (
+            directory in self._ends
+            and directory not in self._looks
+            and self._lister.running(directory) is None
+            and not self._is_covered(directory, name)
+        )
 
     async def _await_listing(self, directory: Inode, name: str) -> bool:
         """Wait for a listing under way to come past a name, not for long; returns whether it did."""
@@ -153,14 +174,18 @@ class Asker:
                 return False
         return self._is_covered(directory, name)
 
-    async def _look_first(self, directory: Node, prefix: str, name: str, low: str) -> None:
-        """Ask for the page of a name, and at once for what is most likely wanted next: its attributes, and what is inside."""
+    async def _look_first(self, directory: Node, prefix: str, name: str) -> None:
+        """Ask for a directory's first page, which is all of most, and at once for what is likely to be wanted next.
+
+        That is what is inside of the name, unless it is like a file's; and its attributes, where objects are known to carry any.
+        """
         volume = self._volume
         head: ObjectHead | None = None
+        inside: ListPage | None = None
         volume.changes.begin()
         asked = self._lister.merger.moment()
         try:
-            done = self._begin_page(directory.id, low)
+            done = self._begin_page(directory.id, "", name)
 
             async def ask_object() -> None:
                 nonlocal head
@@ -169,31 +194,38 @@ class Asker:
                 except NotFound:
                     head = None
 
-            async with side_by_side() as nursery:
-                if self._metadata.may_want():
-                    nursery.start_soon(ask_object)
+            async def ask_inside() -> None:
+                nonlocal inside
                 inside = await volume.store.list_page(f"{prefix}{name}/", delimited=True)
-                await done.wait()
+
+            with Waiting():
+                async with side_by_side() as nursery:
+                    if self._metadata.wants_all():
+                        nursery.start_soon(ask_object)
+                    if not is_like_a_file(name):
+                        nursery.start_soon(ask_inside)
+                    await done.wait()
             node = volume.nodes.find(directory.id, name)
             if node is None or volume.changes.is_newer(directory.id, name, asked.changes_seen):
                 return
-            if node.is_directory:
+            if node.is_directory and inside is not None:
                 self._lister.adopt(node, f"{prefix}{name}/", inside, asked)
             elif head is not None and head.etag == node.etag:
                 self._metadata.learn(node, head)
         finally:
             volume.changes.end()
 
-    def _begin_page(self, directory: Inode, low: str) -> trio.Event:
+    def _begin_page(self, directory: Inode, low: str, name: str = "") -> trio.Event:
+        """Begin to ask for the page behind *low*, for the sake of *name*; empty: ahead."""
         done = self._looks[directory] = trio.Event()
         self._ends.pop(directory, None)
-        self._nursery.start_soon(self._run_page, directory, low, done)
+        self._nursery.start_soon(self._run_page, directory, low, name, done)
         return done
 
-    async def _run_page(self, directory: Inode, low: str, done: trio.Event) -> None:
+    async def _run_page(self, directory: Inode, low: str, name: str, done: trio.Event) -> None:
         self._volume.changes.begin()
         try:
-            await self._page(self._volume.directory(directory), low)
+            await self._page(self._volume.directory(directory), low, name)
         except (S3mgrError, OSError) as error:
             log.debug("names of inode %d cannot be listed: %s", directory, error)
         finally:
@@ -201,7 +233,7 @@ class Asker:
             del self._looks[directory]
             done.set()
 
-    async def _page(self, directory: Node, low: str) -> None:
+    async def _page(self, directory: Node, low: str, name: str) -> None:
         volume, merger = self._volume, self._lister.merger
         if directory.is_detached:
             return
@@ -213,6 +245,11 @@ class Asker:
         if not self._lister.may_merge(directory.id, prefix, learned.asked):
             return
         is_last = page.next_token is None
+        if is_last and not low:
+            listing = self._lister.adopt(directory, prefix, page, learned.asked)
+            if listing is not None:
+                await listing.finished()
+            return
         span = Span(position=low)
         merger.merge(learned, span, page, is_last=is_last)
         if learned.is_uncertain:
@@ -223,18 +260,19 @@ class Asker:
         if end is not None:
             if len(self._ends) >= MAX_ENDS:
                 self._ends.clear()
-            self._ends[directory.id] = (low, end)
+            self._ends[directory.id] = _End(low, end, name)
 
     def _read_on(self, directory: Inode, name: str) -> None:
         """Fetch the next page of names ahead when somebody finds one in the last."""
-        low, end = self._ends.get(directory, ("", ""))
+        last = self._ends.get(directory)
         if (
-            end
-            and order(name) > order(low)
+            last is not None
+            and name != last.name
+            and order(name) > order(last.low)
             and directory not in self._looks
             and self._lister.running(directory) is None
         ):
-            self._begin_page(directory, end)
+            self._begin_page(directory, last.end)
 
     def _is_covered(self, directory: Inode, name: str) -> bool:
         node = self._volume.nodes.find(directory, name)

@@ -18,7 +18,7 @@ from s3mgrd.fs.conflicts import Conflicts
 from s3mgrd.fs.counters import Counters
 from s3mgrd.fs.health import Health
 from s3mgrd.fs.listing import Lister
-from s3mgrd.fs.metadata import Metadata
+from s3mgrd.fs.metadata import SAMPLED, USED, Metadata
 from s3mgrd.fs.move import Mover
 from s3mgrd.fs.namespace import Namespace
 from s3mgrd.fs.objects import Objects
@@ -280,6 +280,7 @@ def adopt_database(volume: Volume, *, bucket: str, connection_id: str) -> bool:
                 db.execute(f"DELETE FROM {table}")  # noqa: S608 - names from the line above
             if before is not None:
                 database.set_meta(PAUSED, "0")  # it was said of another bucket's files
+                db.execute("DELETE FROM meta WHERE name IN (?, ?)", (USED, SAMPLED))
         if nodes.get(ROOT) is None:
             db.execute(
                 "INSERT INTO inodes (id, parent, name, kind, mtime_ns, marker, attributes_known) VALUES (?, 0, '', ?, ?, ?, 1)",

@@ -66,19 +66,20 @@ class Lister:
                 self._list_alone(listing)
         return listing
 
-    def adopt(self, directory: Node, prefix: str, page: ListPage, asked: Moment) -> None:
-        """Take the first page of a directory, asked for ahead, for its listing if it is all of it.
+    def adopt(self, directory: Node, prefix: str, page: ListPage, asked: Moment) -> Listing | None:
+        """Take the first page of a directory, asked for ahead, for its listing if it is all of it; None: it is not.
 
         The caller has called `Changes.begin` before *asked*, and `end` not yet.
         """
         if page.next_token is not None or not self.may_merge(directory.id, prefix, asked):
-            return
+            return None
         if not any(info.key == prefix for info in page.objects):
             self._volume.nodes.update(directory.id, attributes_known=1)  # no marker to have any
         listing = self._begin(directory)
         listing.begun = (Learned(directory.id, prefix, asked), Span())
         listing.first_page = page
         self._list_alone(listing)
+        return listing
 
     def may_merge(self, directory: Inode, prefix: str, asked: Moment) -> bool:
         """Whether a page asked for at a moment may be merged now: no listing is at it, nothing newer is known, and it has not moved."""

@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 SAMPLES: Final = 8
 PARALLEL: Final = 64
 MAX_BARE: Final = 65_536
+SAMPLES_AGE_NS: Final = 24 * 3600 * NS
+"""After so long a new worker looks again: somebody else may have begun to write metadata."""
+SAMPLED: Final = "posix_samples"
+"""Name in meta: how many directories may still be looked at, and until when (ns) that holds."""
 USED: Final = "posix_metadata"
 """Name in meta: "yes" once an object with POSIX metadata was seen."""
 
@@ -37,7 +41,7 @@ class Metadata:
     def __init__(self, volume: Volume, kernel_holds: Callable[[Inode], bool]) -> None:
         self._volume = volume
         self._kernel_holds = kernel_holds
-        self._samples_left = SAMPLES
+        self._samples_left, self._samples_until_ns = self._recall_samples()
         self._carrying: set[Inode] = set()
         self._bare: set[Inode] = set()
         """Directories of which the file that was looked at carried nothing; forgotten when too many."""
@@ -47,6 +51,25 @@ class Metadata:
         """Whether `fetch` might ask for anything: False spares going through entries for nothing."""
         policy = self._volume.settings.attributes
         return policy == "full" or (policy == "lazy" and (self._in_use or self._samples_left > 0))
+
+    def wants_all(self) -> bool:
+        """Whether `fetch` is likely to ask for everything."""
+        policy = self._volume.settings.attributes
+        return policy == "full" or (policy == "lazy" and self._in_use)
+
+    def _recall_samples(self) -> tuple[int, int]:
+        """Return how many directories may still be looked at, and until when (ns) that holds."""
+        text = self._volume.database.get_meta(SAMPLED)
+        if text is not None:
+            left, until_ns = map(int, text.split())
+            if self._volume.now_ns() < until_ns:
+                return left, until_ns
+        return SAMPLES, self._volume.now_ns() + SAMPLES_AGE_NS
+
+    def _spend_sample(self) -> None:
+        self._samples_left -= 1
+        text = f"{self._samples_left} {self._samples_until_ns}"
+        self._volume.database.set_meta(SAMPLED, text)
 
     async def fetch(self, directory: Node, inodes: list[Inode]) -> None:
         """Ask for the metadata of those of *inodes* that the policy wants known before they are shown."""
@@ -68,10 +91,12 @@ class Metadata:
         """Whether the files of *directory* carry POSIX metadata, judged by one of them."""
         if directory.id in self._carrying:
             return True
+        if directory.id in self._bare:
+            return False
         if not self._in_use:
             if not self._samples_left:
                 return False
-            self._samples_left -= 1
+            self._spend_sample()
         nodes = [self._volume.nodes.get(inode) for inode in inodes]
         samples = [
             node.id for node in nodes if node is not None and not node.is_directory

@@ -21,6 +21,11 @@ def decode_name(raw: bytes) -> str:
         raise OSError(errno.EILSEQ, "the name is not UTF-8 and cannot become a key") from error
 
 
+def is_like_a_file(name: str) -> bool:
+    """Whether a name is rather a file's than a directory's, for who has to guess: with an extension or a number."""
+    return "." in name[1:] or name[-1].isdecimal()
+
+
 def check_key(key: str) -> None:
     """Refuse a key that S3 would refuse. Raises OSError(ENAMETOOLONG)."""
     if len(key.encode()) > MAX_KEY_BYTES:

@@ -371,6 +371,7 @@ async def test_a_crash_at_any_request_loses_nothing(lab: Lab) -> None:
             lab.store.remove(key)
         lab.store.insert("in/a", b"a")
         lab.store.insert("in/b", b"b")
+        lab.later(60)
         lab.store.before = fail
         async with lab.mounted(f"c{n}"):
             await lab.ls("in")
