@@ -10,7 +10,7 @@ may raise what `s3mgr.transport` raises, `BadAnswer`, and `ProblemError` for any
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
@@ -21,9 +21,12 @@ import msgspec
 from s3mgr.errors import BadAnswer, InvalidRequest, ProblemError
 from s3mgr.schema import (
     ArchivedList,
+    CachedFiles,
+    CachePaths,
     CacheReport,
     ConflictList,
     Event,
+    EvictReport,
     FlushReport,
     FlushRequest,
     HurryRequest,
@@ -36,11 +39,13 @@ from s3mgr.schema import (
     MountRequest,
     MountStats,
     Operation,
+    PinList,
     Problem,
     RestoreConflictRequest,
     RestoredConflict,
     RestoreReport,
     RestoreRequest,
+    UnpinReport,
     UploadQueue,
 )
 from s3mgr.transport import (
@@ -61,6 +66,8 @@ T = TypeVar("T")
 EVENT_SILENCE_S: Final = 45.0
 # S3 has to be asked, and may be slow.
 RESTORE_PATIENCE_S: Final = 60.0
+# All that is known of a large tree is looked through.
+CACHE_PATIENCE_S: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +316,45 @@ class Client:
         query = {"path": path or None, "cursor": cursor, "limit": limit}
         return self.decode(self._call("GET", _mount(name, "cache"), query=query).body, CacheReport)
 
+    def warm_cache(
+        self, name: str, paths: Sequence[str], *, pin: bool = False, wait_s: float | None = 30.0
+    ) -> Operation:
+        """Bring files into the mount's block cache, for good with *pin*; the work may go on after *wait_s*."""
+        answer = self._call(
+            "POST",
+            _mount(name, "cache/pin" if pin else "cache/warm"),
+            query={"wait_s": wait_s},
+            body=_paths(paths),
+            headers={} if wait_s is not None else {"Prefer": "respond-async"},
+            patience_s=wait_s or 0,
+        )
+        return self.decode(answer.body, Operation)
+
+    def unpin_cache(self, name: str, paths: Sequence[str]) -> UnpinReport:
+        """Take back pins of the mount's block cache."""
+        answer = self._call(
+            "POST", _mount(name, "cache/unpin"), body=_paths(paths), patience_s=CACHE_PATIENCE_S
+        )
+        return self.decode(answer.body, UnpinReport)
+
+    def evict_cache(self, name: str, paths: Sequence[str]) -> EvictReport:
+        """Give up what is in the mount's block cache of files."""
+        answer = self._call(
+            "POST", _mount(name, "cache/evict"), body=_paths(paths), patience_s=CACHE_PATIENCE_S
+        )
+        return self.decode(answer.body, EvictReport)
+
+    def list_pins(self, name: str) -> PinList:
+        """Get the pins of the mount's block cache."""
+        answer = self._call("GET", _mount(name, "cache/pins"), patience_s=CACHE_PATIENCE_S)
+        return self.decode(answer.body, PinList)
+
+    def cached_files(self, name: str, *, by: str = "bytes", limit: int = 20) -> CachedFiles:
+        """Get the files that lead in the mount's block cache, by bytes, hits or misses."""
+        query = {"by": by, "limit": limit}
+        answer = self._call("GET", _mount(name, "cache/files"), query=query)
+        return self.decode(answer.body, CachedFiles)
+
     def mount_logs(self, name: str, *, lines: int = 100, offset: int | None = None) -> LogTail:
         """Get the last *lines* lines of the worker's log, or at most so many after *offset*."""
         query = {"lines": lines, "offset": offset}
@@ -406,6 +452,10 @@ class Client:
 def _mount(name: str, action: str = "") -> str:
     path = f"/v1/mounts/{quote(name, safe='')}"
     return f"{path}/{action}" if action else path
+
+
+def _paths(paths: Sequence[str]) -> bytes:
+    return msgspec.json.encode(CachePaths(paths=list(paths)))
 
 
 def _target(path: str, query: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """A `MountService` in memory: remembers what it was asked, ends operations when told, fails when told."""
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -12,12 +12,15 @@ import trio
 from s3mgr.schema import (
     ArchivedList,
     ArchivedObject,
+    CachedFile,
+    CachedFiles,
     CacheEntry,
     CacheReport,
     ConflictCopy,
     ConflictList,
     Event,
     EventType,
+    EvictReport,
     FlushReport,
     Info,
     InvalidateReport,
@@ -33,12 +36,15 @@ from s3mgr.schema import (
     Operation,
     OperationKind,
     OperationState,
+    Pin,
+    PinList,
     Problem,
     QueuedFile,
     Readiness,
     RestoredConflict,
     RestoreReport,
     RestoreRequest,
+    UnpinReport,
     UploadQueue,
 )
 from s3mgrd.errors import (
@@ -72,6 +78,7 @@ class FakeService(MountService):
         self.archived: list[ArchivedObject] = []
         self.queue: list[QueuedFile] = []
         self.stats: list[MountStats] = []
+        self.pins: list[Pin] = []
         self.is_paused = False
         self.writers_waiting = 0
         self.failures: dict[str, BaseException] = {}
@@ -397,6 +404,52 @@ class FakeService(MountService):
         values: dict[str, Any] = {"size_bytes": 3, "since": EPOCH, "state": "waiting"}
         self.queue.append(QueuedFile(path=path, **(values | fields)))
         return self.queue[-1]
+
+    async def warm_cache(self, who: Principal, name: str, *, paths: Sequence[str]) -> Operation:
+        await trio.lowlevel.checkpoint()
+        self._note("warm_cache", who=who, name=name, paths=paths)
+        self._authorise(who, self._find(name))
+        return self._start("warm", name)
+
+    async def pin_cache(self, who: Principal, name: str, *, paths: Sequence[str]) -> Operation:
+        await trio.lowlevel.checkpoint()
+        self._note("pin_cache", who=who, name=name, paths=paths)
+        self._authorise(who, self._find(name))
+        self.pins += [Pin(path=path, files=2, size_bytes=2048, cached_bytes=1024) for path in paths]
+        return self._start("pin", name)
+
+    async def unpin_cache(self, who: Principal, name: str, *, paths: Sequence[str]) -> UnpinReport:
+        await trio.lowlevel.checkpoint()
+        self._note("unpin_cache", who=who, name=name, paths=paths)
+        self._authorise(who, self._find(name))
+        gone = [pin.path for pin in self.pins if pin.path in paths]
+        if not gone:
+            raise Conflict(f"{paths[0]!r} is not pinned", hint="look at the pins")
+        self.pins = [pin for pin in self.pins if pin.path not in gone]
+        return UnpinReport(paths=gone)
+
+    async def evict_cache(self, who: Principal, name: str, *, paths: Sequence[str]) -> EvictReport:
+        await trio.lowlevel.checkpoint()
+        self._note("evict_cache", who=who, name=name, paths=paths)
+        self._authorise(who, self._find(name))
+        return EvictReport(files=3, bytes=3072, pinned_files=len(self.pins))
+
+    async def list_pins(self, who: Principal, name: str) -> PinList:
+        await trio.lowlevel.checkpoint()
+        self._note("list_pins", who=who, name=name)
+        self._authorise(who, self._find(name))
+        return PinList(items=self.pins)
+
+    async def cached_files(
+        self, who: Principal, name: str, *, by: Literal["bytes", "hits", "misses"], limit: int
+    ) -> CachedFiles:
+        await trio.lowlevel.checkpoint()
+        self._note("cached_files", who=who, name=name, by=by, limit=limit)
+        self._authorise(who, self._find(name))
+        file = CachedFile(
+            path="a\n", size_bytes=4096, cached_bytes=2048, is_pinned=True, hit_bytes=1024
+        )
+        return CachedFiles(items=[file][:limit])
 
     async def mount_logs(
         self, who: Principal, name: str, *, lines: int, offset: int | None

@@ -12,26 +12,33 @@ import socket
 import stat
 import struct
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import pyfuse3
 import trio
 
 from s3mgr.schema import (
     ArchivedList,
+    CachedFiles,
     CacheReport,
     ConflictList,
     Credentials,
+    EvictReport,
     FlushReport,
     InvalidateReport,
     LiveOptions,
     MountSpec,
     MountStats,
+    PinList,
     RestoredConflict,
     RestoreReport,
     RestoreRequest,
+    UnpinReport,
     UploadQueue,
+    WarmReport,
 )
 from s3mgrd.errors import CredentialsRejected, NotFound
 from s3mgrd.fuse.abi import Opcode
@@ -209,6 +216,29 @@ class Service:
     async def hurry_upload(self, path: str) -> UploadQueue:
         """Have none."""
         raise NotFound("no such file waits")
+
+    async def warm(self, warm_id: str, paths: Sequence[str], *, pin: bool) -> WarmReport:
+        """Have no cache."""
+        return WarmReport(files=0, bytes=0)
+
+    async def stop_warming(self, warm_id: str) -> None:
+        """Have nothing to stop."""
+
+    async def evict(self, paths: Sequence[str]) -> EvictReport:
+        """Have no cache."""
+        return EvictReport(files=0, bytes=0)
+
+    async def unpin(self, paths: Sequence[str]) -> UnpinReport:
+        """Have no cache."""
+        return UnpinReport(paths=[])
+
+    async def pins(self) -> PinList:
+        """Have no cache."""
+        return PinList()
+
+    async def cached_files(self, by: Literal["bytes", "hits", "misses"], limit: int) -> CachedFiles:
+        """Have no cache."""
+        return CachedFiles()
 
     async def archived(self, path: str, cursor: str | None, limit: int) -> ArchivedList:
         """Have none."""

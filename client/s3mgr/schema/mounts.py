@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from s3mgr.schema.options import LiveOptions, MountOptions
+from s3mgr.schema.stats import DiskCacheStats
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
@@ -211,7 +212,8 @@ class CacheEntry(Struct, frozen=True, kw_only=True):
 
     `source`: what told of it last: a listing of its directory, a request for it alone, or this mount itself, when S3 has
     nothing of it yet. `age_s`: since then; null: it is not believed any more. `fresh_s`: for so long it is believed
-    without asking. `attributes`: whether mode, owner and times are known, or S3 has yet to get them.
+    without asking. `attributes`: whether mode, owner and times are known, or S3 has yet to get them. `cached_bytes` of its data are in
+    memory, `disk_bytes` in the cache on disk.
     """
 
     path: str
@@ -226,6 +228,8 @@ class CacheEntry(Struct, frozen=True, kw_only=True):
     attributes: Literal["known", "unknown", "pending"] = "unknown"
     dirty: bool = False
     cached_bytes: int = 0
+    disk_bytes: int = 0
+    is_pinned: bool = False
     staged_bytes: int = 0
 
 
@@ -260,6 +264,7 @@ class CacheReport(Struct, frozen=True, kw_only=True):
     listing_hits: int = 0
     listing_misses: int = 0
     absent_names: int = 0
+    disk_cache: DiskCacheStats = DiskCacheStats()
     items: list[CacheEntry] = field(default_factory=list)
     hidden: list[HiddenKey] = field(default_factory=list)
     absent: list[AbsentName] = field(default_factory=list)

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from s3mgr.schema.problems import Problem
 
-OperationKind = Literal["mount", "unmount", "flush", "restart", "rename"]
+OperationKind = Literal["mount", "unmount", "flush", "restart", "rename", "warm", "pin"]
 OperationState = Literal["running", "succeeded", "failed", "cancelled"]
 
 
@@ -25,7 +25,8 @@ class Operation(Struct, frozen=True, kw_only=True):
     """One piece of long work; kept for a day after it ended. `boot_id` names the daemon run that did it.
 
     `rename`: S3 follows the rename of a directory; those that take longer than a second are shown. `detail` has both names,
-    `message` what the last try failed with while it goes on.
+    `message` what the last try failed with while it goes on. `warm` and `pin` bring files into the block cache; `detail` has
+    their paths.
     """
 
     id: str

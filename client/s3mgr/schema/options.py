@@ -139,10 +139,18 @@ class MountOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(
             ge=0,
             le=1 << 50,
-            description="Most disk space for the cache of data that was read, in the daemon's cache directory; a twentieth of "
-            "that file system stays free in any case. 0: no such cache.",
+            description="Most disk space for the cache of data that was read, in the daemon's cache directory. 0: no such cache.",
         ),
     ] = 10 * GIB
+    cache_free_share: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=0.99,
+            description="Share of the cache directory's file system that the cache leaves free, whatever `cache_size_bytes` says: "
+            "when others fill the disk, the cache gives way. What is pinned stays.",
+        ),
+    ] = 0.05
     attributes: Annotated[
         Attributes,
         Meta(
@@ -189,6 +197,7 @@ class LiveOptions(
     memory_limit_bytes: Annotated[int, Meta(ge=32 * MIB, le=64 * GIB)] | UnsetType = UNSET
     metadata_size_bytes: Annotated[int, Meta(ge=MIB, le=1 << 40)] | UnsetType = UNSET
     cache_size_bytes: Annotated[int, Meta(ge=0, le=1 << 50)] | UnsetType = UNSET
+    cache_free_share: Annotated[float, Meta(ge=0, le=0.99)] | UnsetType = UNSET
     fsync: Fsync | UnsetType = UNSET
     dirty_limit_bytes: Annotated[int, Meta(ge=16 * MIB, le=1 << 50)] | UnsetType = UNSET
     debug: bool | UnsetType = UNSET

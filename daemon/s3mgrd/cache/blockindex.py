@@ -6,7 +6,7 @@ and a file that does not open is deleted.
 versions    One row per version of an inode of which a block is here.
     id          AUTOINCREMENT: never used again, and mixed into each block's checksum, so that a block can never be taken
                 for that of another version.
-    pinned      1: its blocks are not evicted.
+    pinned      Not 0: its blocks are not evicted. The mark of the pass that found it to be wanted (`s3mgrd.fs.keeping`).
 blocks      One row per slot of the data file that was ever used; version NULL: it is free.
     slot        Its bytes begin at slot * `BLOCK_BYTES`.
     size        Bytes in it; less than a block only at the end of a version.
@@ -87,8 +87,9 @@ class BlockIndex:
     Every method may raise sqlite3.Error (disk full, damaged): the cache above goes without then.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, aside: sqlite3.Connection) -> None:
         self._db = connection
+        self._aside = aside
         self._uses: dict[int, int] = {}
         """Reads by slot that are not in the table yet."""
         self._ghosts: OrderedDict[tuple[int, int], None] = OrderedDict()
@@ -141,17 +142,43 @@ class BlockIndex:
         cursor = self._db.execute("INSERT INTO versions (inode, etag) VALUES (?, ?)", (inode, etag))
         return int(cursor.lastrowid or 0)
 
-    def pin(self, version: int, *, pinned: bool) -> None:
-        """Keep a version's blocks, those to come too, from being evicted; or let them go again."""
+    def mark(self, version: int) -> int:
+        """Return the mark that a version is pinned with; 0: it is not."""
+        return self._one("SELECT coalesce(max(pinned), 0) FROM versions WHERE id = ?", (version,))
+
+    def pin(self, version: int, mark: int) -> None:
+        """Keep a version's blocks, those to come too, from being evicted; *mark* 0: let them go again."""
+        before = self.mark(version)
+        if before == mark:
+            return
         with self._transaction():
-            self._db.execute("UPDATE versions SET pinned = ? WHERE id = ?", (int(pinned), version))
+            self._db.execute("UPDATE versions SET pinned = ? WHERE id = ?", (mark, version))
+            if bool(before) == bool(mark):
+                return
+            source, target = ((PROBATION, MAIN), PINNED) if mark else ((PINNED,), PROBATION)
             rows = self._db.execute(
                 "SELECT slot, size, queue FROM blocks WHERE version = ?", (version,)
             ).fetchall()
             for slot, size, queue in rows:
-                target = PINNED if pinned else PROBATION
-                if queue != target and (pinned or queue == PINNED):
+                if queue in source:
                     self._requeue(slot, size, queue, target)
+
+    def pinned_before(self, mark: int) -> list[int]:
+        """Return the versions that are pinned with an earlier mark."""
+        rows = self._db.execute("SELECT id FROM versions WHERE pinned > 0 AND pinned < ?", (mark,))
+        return [int(row[0]) for row in rows]
+
+    def last_mark(self) -> int:
+        """Return the highest mark that a version is pinned with."""
+        return self._one("SELECT coalesce(max(pinned), 0) FROM versions")
+
+    def largest(self, limit: int) -> list[tuple[int, str]]:
+        """Return inode and ETag of the versions of which most is here. Slow; in any thread, but in one at a time."""
+        return self._aside.execute(
+            "SELECT inode, etag FROM versions JOIN blocks ON blocks.version = versions.id GROUP BY versions.id "
+            "ORDER BY sum(size) DESC LIMIT ?",
+            (limit,),
+        ).fetchall()
 
     # Blocks
 
@@ -200,24 +227,26 @@ class BlockIndex:
             )
         return slots + new
 
-    def put(self, version: int, blocks: Sequence[Block]) -> None:
-        """Enter blocks that were written to slots taken before; where the version has a block already, its slot is free."""
+    def put(self, version: int, blocks: Sequence[Block], *, favoured: bool = False) -> None:
+        """Enter blocks that were written to slots taken before; where the version has a block already, its slot is free.
+
+        *favoured*: somebody asked for them, so they do not pass through probation and stay longer than what is there.
+        """
         with self._transaction():
             self._flush_uses()
-            is_pinned = self._one(
-                "SELECT coalesce(max(pinned), 0) FROM versions WHERE id = ?", (version,)
-            )
+            is_pinned = self.mark(version)
+            uses = MAX_USES if favoured else 0
             for block in blocks:
                 if self.find(version, block.number, block.number):
                     self._db.execute("UPDATE blocks SET queue = 0 WHERE slot = ?", (block.slot,))
                     continue
                 is_ghost = self._ghosts.pop((version, block.number), self) is None
-                queue = PINNED if is_pinned else MAIN if is_ghost else PROBATION
+                queue = PINNED if is_pinned else MAIN if is_ghost or favoured else PROBATION
                 self._turn += 1
                 self._db.execute(
-                    "UPDATE blocks SET version = ?, number = ?, size = ?, checksum = ?, queue = ?, turn = ?, uses = 0 "
+                    "UPDATE blocks SET version = ?, number = ?, size = ?, checksum = ?, queue = ?, turn = ?, uses = ? "
                     "WHERE slot = ?",
-                    (version, block.number, block.size, block.checksum, queue, self._turn, block.slot),
+                    (version, block.number, block.size, block.checksum, queue, self._turn, uses, block.slot),
                 )  # fmt: skip
                 self.bytes[queue] += occupied(block.size)
 
@@ -237,18 +266,24 @@ class BlockIndex:
         if row is not None:
             self._free([(block.slot, block.size, int(row[0]))])
 
-    def drop_inode(self, inode: int, *, keep_etag: str | None = None) -> list[Freed]:
-        """Forget all versions of an inode but one; returns the slots that are free now."""
+    def drop_inode(self, inode: int) -> list[Freed]:
+        """Forget the versions of an inode that are not pinned; returns the slots that are free now."""
         rows = self._db.execute(
             "SELECT slot, size, queue FROM blocks WHERE version IN "
-            "(SELECT id FROM versions WHERE inode = ?1 AND (?2 IS NULL OR etag <> ?2))",
-            (inode, keep_etag),
+            "(SELECT id FROM versions WHERE inode = ? AND pinned = 0)",
+            (inode,),
         ).fetchall()
         self._free(rows)
-        self._db.execute(
-            "DELETE FROM versions WHERE inode = ?1 AND (?2 IS NULL OR etag <> ?2)",
-            (inode, keep_etag),
-        )
+        self._db.execute("DELETE FROM versions WHERE inode = ? AND pinned = 0", (inode,))
+        return [Freed(slot, size) for slot, size, _ in rows]
+
+    def drop_some(self, limit: int) -> list[Freed]:
+        """Forget up to *limit* blocks that are not pinned; returns their slots, none when there are no more."""
+        rows = self._db.execute(
+            "SELECT slot, size, queue FROM blocks WHERE version IS NOT NULL AND queue IN (?, ?) LIMIT ?",
+            (PROBATION, MAIN, limit),
+        ).fetchall()
+        self._free(rows)
         return [Freed(slot, size) for slot, size, _ in rows]
 
     # Eviction
@@ -320,6 +355,7 @@ class BlockIndex:
         """Write what is pending and close."""
         with suppress(sqlite3.Error), self._transaction():
             self._flush_uses()
+        self._aside.close()
         self._db.close()
 
 
@@ -338,7 +374,7 @@ def open_index(path: Path, *, owner: str) -> BlockIndex:
     connection = _connect(path)
     connection.executescript(_SCHEMA)
     connection.execute("INSERT INTO meta VALUES ('owner', ?)", (owner,))
-    return BlockIndex(connection)
+    return BlockIndex(connection, _connect(path))
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -358,7 +394,7 @@ def _open(path: Path, owner: str) -> BlockIndex | None:
         if connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION:
             found = connection.execute("SELECT value FROM meta WHERE name = 'owner'").fetchone()
             if found == (owner,):
-                return BlockIndex(connection)
+                return BlockIndex(connection, _connect(path))
     except sqlite3.Error:
         connection.close()
         raise

@@ -5,7 +5,7 @@ a restart scans nothing. Every block is verified against its checksum when it is
 version and block it belongs to, so no crash, lost write or flipped bit can show anything but the right bytes. What does
 not verify is forgotten, counted and fetched again.
 
-The disk is shared with others: besides `limit_bytes`, a share of the file system stays free whatever the limit says. A
+The disk is shared with others: besides `limit_bytes`, `free_share` of the file system stays free whatever the limit says. A
 disk that is full, or fails, only means that nothing is cached: reads go on.
 
 Concurrency: the index is used on the trio thread; bytes are read, written and hashed in threads. One writer at a time.
@@ -17,7 +17,7 @@ import logging
 import os
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -37,14 +37,18 @@ from s3mgrd.cache.blockindex import (
 
 log = logging.getLogger(__name__)
 
-FREE_SHARE: Final = 20
-"""One part in so many of the file system stays free."""
+FREE_SHARE: Final = 0.05
+"""Of the file system, what stays free."""
+LOOK_S: Final = 10.0
+"""Between two looks at what others have left of the disk."""
 REST_S: Final = 30.0
 """After the disk refused a write, nothing is cached for so long."""
 MAX_WAITING_BYTES: Final = 32 << 20
 """Bytes that wait to be written, at most; what comes beyond is not cached. They are shared with the reader's memory."""
 MAX_COUNTED: Final = 10_000
 """Versions whose hits are counted one by one."""
+EVICT_BATCH: Final = 1024
+"""Blocks that go in one step."""
 _PUNCH: Final = 0x03
 """FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (linux/falloc.h)."""
 _MAX_UNSIGNED: Final = (1 << 64) - 1
@@ -73,7 +77,9 @@ class BlockCache:
         self._index = index
         self._fd = data_fd
         self.limit_bytes = limit_bytes
+        self.free_share = FREE_SHARE
         self._writing = trio.Lock()
+        self._aside = trio.Lock()
         self._waiting_bytes = 0
         self._rests_until = 0.0
         self.hit_bytes = 0
@@ -194,18 +200,28 @@ class BlockCache:
             and trio.current_time() >= self._rests_until
         )
 
-    async def keep(self, inode: int, etag: str, start: int, data: memoryview, size: int) -> None:
+    async def keep(
+        self,
+        inode: int,
+        etag: str,
+        start: int,
+        data: memoryview,
+        size: int,
+        *,
+        favoured: bool = False,
+    ) -> bool:
         """Keep bytes of a version of *size* bytes. *start* begins a block; a block that *data* holds in part is left out.
 
-        Returns when they are on disk, or when they are not going to be: a cache does not fail.
+        Returns when they are on disk (True), or when they are not going to be: a cache does not fail. *favoured*: somebody
+        asked for them to be here, and bounds what waits; see `BlockIndex.put`.
         """
-        if not self.wants(len(data)):
+        if not favoured and not self.wants(len(data)):
             self.refused_blocks += -(-len(data) // BLOCK_BYTES)
-            return
+            return False
         self._waiting_bytes += len(data)
         try:
             async with self._writing:
-                await self._keep(inode, etag, start, data, size)
+                return await self._keep(inode, etag, start, data, size, favoured=favoured)
         except sqlite3.Error as error:
             self._give_up(error)
         except OSError as error:
@@ -216,13 +232,16 @@ class BlockCache:
                 log.info("the disk of the block cache is full; reads go on without it")
         finally:
             self._waiting_bytes -= len(data)
+        return False
 
     async def written(self) -> None:
         """Wait until all that was given to `keep` before is on disk, or is not going to be."""
         async with self._writing:  # a trio.Lock is fair
             return
 
-    async def _keep(self, inode: int, etag: str, start: int, data: memoryview, size: int) -> None:
+    async def _keep(
+        self, inode: int, etag: str, start: int, data: memoryview, size: int, *, favoured: bool
+    ) -> bool:
         number, views = start // BLOCK_BYTES, []
         for begin in range(0, len(data), BLOCK_BYTES):
             view = data[begin : begin + BLOCK_BYTES]
@@ -233,7 +252,7 @@ class BlockCache:
         if self.used_bytes + need > self.limit_bytes or not views:
             await self._punch(freed)
             self.refused_blocks += len(views)
-            return
+            return not views
         version = self._index.add_version(inode, etag)
         slots = self._index.take_slots(len(views))
         try:
@@ -244,7 +263,8 @@ class BlockCache:
             with suppress(sqlite3.Error):
                 self._index.release(slots)
             raise
-        self._index.put(version, blocks)
+        self._index.put(version, blocks, favoured=favoured)
+        return True
 
     def _write(
         self,
@@ -268,9 +288,7 @@ class BlockCache:
     def _make_room(self, size: int) -> list[Freed]:
         """Evict until *size* bytes fit under the limit and the disk keeps its share; returns the slots given up."""
         over = self.used_bytes + size - self.limit_bytes
-        status = os.fstatvfs(self._fd)
-        reserve = status.f_blocks * status.f_frsize // FREE_SHARE
-        short = reserve + size - status.f_bavail * status.f_frsize
+        short = self._short(size)
         missing = max(over, min(short, self.used_bytes))
         if short > self.used_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -280,36 +298,114 @@ class BlockCache:
         self.evicted_blocks += len(freed)
         return freed
 
+    def _short(self, size: int) -> int:
+        """Return by how much the disk would have less than its share free with *size* bytes more; negative: it has more."""
+        status = os.fstatvfs(self._fd)
+        reserve = int(status.f_blocks * status.f_frsize * self.free_share)
+        return reserve + size - status.f_bavail * status.f_frsize
+
     async def set_limit(self, limit_bytes: int) -> None:
         """Change the limit; what is too much goes now."""
         self.limit_bytes = limit_bytes
+        await self.shrink()
+
+    async def shrink(self) -> None:
+        """Give up what is over the limit, and what others need of the disk; what is pinned stays."""
         async with self._writing:
             try:
-                over = self.used_bytes - limit_bytes
-                freed = self._index.evict(over, limit_bytes) if over > 0 else []
+                over = max(self.used_bytes - self.limit_bytes, min(self._short(0), self.used_bytes))
+                freed = self._index.evict(over, self.limit_bytes) if over > 0 else []
+            except OSError as error:
+                log.warning("the disk of the block cache cannot be looked at: %s", error)
+                return
             except sqlite3.Error as error:
                 self._give_up(error)
                 return
+            if freed:
+                log.info("the block cache gave up %d blocks to make room on its disk", len(freed))
             self.evicted_blocks += len(freed)
             await self._punch(freed)
 
-    async def evict_inode(self, inode: int, *, keep_etag: str | None = None) -> int:
-        """Give up what is here of an inode, but of one version; returns how many bytes that were."""
+    async def watch_disk(self) -> None:
+        """Give way to others who fill the disk, until cancelled."""
+        while True:
+            await trio.sleep(LOOK_S)
+            await self.shrink()
+
+    async def evict_inode(self, inode: int) -> int:
+        """Give up what is here of an inode and not pinned; returns how many bytes that were."""
+        return await self._evict(lambda: self._index.drop_inode(inode))
+
+    async def evict_all(self) -> int:
+        """Give up everything that is not pinned; returns how many bytes that were."""
+        total = 0
+        while done := await self._evict(lambda: self._index.drop_some(EVICT_BATCH)):
+            total += done
+        return total
+
+    async def _evict(self, drop: Callable[[], list[Freed]]) -> int:
         async with self._writing:
             try:
-                freed = self._index.drop_inode(inode, keep_etag=keep_etag)
+                freed = drop()
             except sqlite3.Error as error:
                 self._give_up(error)
                 return 0
             await self._punch(freed)
         return sum(slot.size for slot in freed)
 
-    def pin(self, inode: int, etag: str, *, pinned: bool) -> None:
-        """Keep a version's blocks from being evicted, those to come too; or no longer."""
+    @property
+    def room_bytes(self) -> int:
+        """How much may be here in all: under the limit, and with what others have left of the disk."""
+        free = self.used_bytes - self._short(0)
+        return max(0, min(self.limit_bytes, free))
+
+    # Pins: which versions are wanted is decided in `s3mgrd.fs.keeping`
+
+    def pin(self, inode: int, etag: str, mark: int) -> None:
+        """Keep a version's blocks from being evicted, those to come too; *mark* 0: no longer."""
         try:
-            self._index.pin(self._index.add_version(inode, etag), pinned=pinned)
+            if mark or self._index.version(inode, etag) is not None:
+                self._index.pin(self._index.add_version(inode, etag), mark)
         except sqlite3.Error as error:
             self._give_up(error)
+
+    def is_pinned(self, inode: int, etag: str) -> bool:
+        """Whether a version's blocks are not evicted."""
+        try:
+            version = self._index.version(inode, etag)
+            return version is not None and self._index.mark(version) > 0
+        except sqlite3.Error as error:
+            self._give_up(error)
+            return False
+
+    def pinned_bytes_of(self, inode: int, etag: str) -> int:
+        """Count the bytes of a version that are here and pinned."""
+        return self._index.stored_bytes(inode) if self.is_pinned(inode, etag) else 0
+
+    def unpin_older(self, mark: int) -> None:
+        """Let go of all that is pinned with an earlier mark: it was not found to be wanted any more."""
+        try:
+            for version in self._index.pinned_before(mark):
+                self._index.pin(version, 0)
+        except sqlite3.Error as error:
+            self._give_up(error)
+
+    def last_mark(self) -> int:
+        """Return the highest mark that something is pinned with."""
+        try:
+            return self._index.last_mark()
+        except sqlite3.Error as error:
+            self._give_up(error)
+            return 0
+
+    async def largest(self, limit: int) -> list[tuple[int, str]]:
+        """Return inode and ETag of the versions of which most is here."""
+        async with self._aside:
+            try:
+                return await trio.to_thread.run_sync(self._index.largest, limit)
+            except sqlite3.Error as error:
+                self._give_up(error)
+                return []
 
     async def _punch(self, freed: Sequence[Freed]) -> None:
         if freed:

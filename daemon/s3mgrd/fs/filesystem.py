@@ -22,6 +22,7 @@ from s3mgrd.fs.metadata import SAMPLED, USED, Metadata
 from s3mgrd.fs.move import Mover
 from s3mgrd.fs.namespace import Namespace
 from s3mgrd.fs.objects import Objects
+from s3mgrd.fs.pins import PINS, Pins
 from s3mgrd.fs.prefetch import Prefetcher
 from s3mgrd.fs.pruning import Pruner
 from s3mgrd.fs.reader import Reader
@@ -32,6 +33,7 @@ from s3mgrd.fs.sync import Syncer
 from s3mgrd.fs.tree import Tree
 from s3mgrd.fs.upload import Uploader
 from s3mgrd.fs.volume import Volume
+from s3mgrd.fs.warming import Warmer
 from s3mgrd.s3.counting import Waiting
 
 log = logging.getLogger(__name__)
@@ -106,6 +108,8 @@ class FileSystem:
             kernel_holds=kernel_holds,
         )
         self.counters = Counters()
+        self.warmer = Warmer(volume, self.namespace, self.lister, self.reader)
+        self.pins = Pins(volume, self.warmer)
 
     def recover(self, *, is_database_lost: bool = False) -> None:
         """Take over what mount.db and the staging directory hold; before the first request.
@@ -280,7 +284,7 @@ def adopt_database(volume: Volume, *, bucket: str, connection_id: str) -> bool:
                 db.execute(f"DELETE FROM {table}")  # noqa: S608 - names from the line above
             if before is not None:
                 database.set_meta(PAUSED, "0")  # it was said of another bucket's files
-                db.execute("DELETE FROM meta WHERE name IN (?, ?)", (USED, SAMPLED))
+                db.execute("DELETE FROM meta WHERE name IN (?, ?, ?)", (USED, SAMPLED, PINS))
         if nodes.get(ROOT) is None:
             db.execute(
                 "INSERT INTO inodes (id, parent, name, kind, mtime_ns, marker, attributes_known) VALUES (?, 0, '', ?, ?, ?, 1)",

@@ -15,7 +15,7 @@ from s3mgr.schema import AbsentName, CacheEntry, CacheReport, HiddenKey
 from s3mgrd.cache.nodes import ROOT, STALE_NS, Inode, Kind, Marker, Node
 from s3mgrd.errors import NotFound, UserError
 from s3mgrd.fs.filesystem import FileSystem
-from s3mgrd.fs.inspection import as_time
+from s3mgrd.fs.inspection import as_time, disk_cache
 from s3mgrd.fs.volume import NS
 
 TOTALS_AGE_S: Final = 2.0
@@ -81,6 +81,7 @@ class Known:
             listing_misses=fs.namespace.listing_misses,
             data_hits=fs.reader.hits,
             data_misses=fs.reader.misses,
+            disk_cache=disk_cache(volume.blocks),
             items=page.items,
             hidden=page.hidden,
             absent=page.absent,
@@ -131,6 +132,7 @@ class Known:
 
     def _entry(self, node: Node) -> CacheEntry:
         fs, volume = self._fs, self._volume
+        blocks, is_file = volume.blocks, not node.is_directory
         stage = fs.stages.get(node.id)
         parent = volume.nodes.get(node.parent)
         listed_ns = parent.listed_ns if parent is not None else 0
@@ -159,6 +161,8 @@ class Known:
             attributes=attributes,
             dirty=(stage is not None and stage.dirty) or bool(node.attributes_dirty),
             cached_bytes=fs.reader.holds(Inode(node.id)),
+            disk_bytes=blocks.stored_bytes(node.id) if blocks is not None and is_file else 0,
+            is_pinned=blocks is not None and is_file and blocks.is_pinned(node.id, node.etag or ""),
             staged_bytes=fs.stages.local_bytes(node.id),
         )
 

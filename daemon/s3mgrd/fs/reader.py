@@ -368,7 +368,7 @@ class Reader:
                 if blocks.has(*key, start, stop):
                     continue
                 version.credit -= stop - start
-                data = await self._get_from_s3(node, key[1], start, stop)
+                data = await self.fetch(node, key[1], start, stop)
                 await blocks.keep(*key, start, memoryview(data), size)
         except (S3mgrError, OSError, Superseded) as error:
             log.debug("inode %d is not fetched whole: %s", node.id, error)
@@ -466,7 +466,7 @@ class Reader:
             parts.append(data)
             start += len(data)
         if start < segment.stop:
-            fetched = await self._get_from_s3(node, key[1], start, segment.stop)
+            fetched = await self.fetch(node, key[1], start, segment.stop)
             parts.append(fetched)
             if blocks is not None:
                 blocks.count(*key, missed=len(fetched))
@@ -478,9 +478,7 @@ class Reader:
             segment.is_from_disk = True
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def _get_from_s3(
-        self, node: Node, etag: str, start: int, stop: int
-    ) -> bytes | memoryview:
+    async def fetch(self, node: Node, etag: str, start: int, stop: int) -> bytes | memoryview:
         """Fetch a range of a version, following the object when it is moved meanwhile."""
         key = self._volume.key_in_s3(node)
         while True:

@@ -13,7 +13,7 @@ from typing import Final, Literal
 import msgspec
 import trio
 
-from s3mgr.schema import LogTail, MountStatus, PendingRename
+from s3mgr.schema import LogTail, MountStatus, PendingRename, WarmProgress
 from s3mgrd.config import Config
 from s3mgrd.errors import Conflict, NotMounted, S3mgrError, Stopping, TimedOut, WorkerLost
 from s3mgrd.mounts.link import Link
@@ -62,6 +62,7 @@ class Surroundings:
         changed: called when the mount's status changed; no checkpoint.
         forgotten: called when the mount is gone and its name is free; no checkpoint.
         conflict: called with what becomes of a conflict copy of the mount; no checkpoint.
+        warming: called with how far a worker is in bringing files into its cache; no checkpoint.
         renames: called with the renames of directories that S3 has yet to follow, as the worker says; no checkpoint.
         jitter: returns a number in [0, 1).
     """
@@ -76,6 +77,7 @@ class Surroundings:
     forgotten: Callable[["MountCore"], None]
     conflict: Callable[["MountCore", ConflictEvent], None]
     renames: Callable[["MountCore", Sequence[PendingRename]], None]
+    warming: Callable[[Sequence[WarmProgress]], None]
     supervisor_uid: int
     jitter: Callable[[], float] = field(default=random.random)
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 import trio
@@ -44,6 +44,7 @@ from s3mgrd.mounts.questions import Questions
 from s3mgrd.mounts.renames import RenameOperations
 from s3mgrd.mounts.service import Principal, UnmountMode
 from s3mgrd.mounts.store import EventRecord, MountRecord, OperationRecord, Store
+from s3mgrd.mounts.warming import Warmings
 from s3mgrd.worker.protocol import ConflictEvent
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,7 @@ class Manager(Questions):
             store, identity.boot_id, describe, self._operation_changed
         )
         self._renames: Final = RenameOperations(self._operations)
+        self._warmings: Final = Warmings(self._operations)
         self._actors: dict[str, MountActor] = {}
         self._around: Final = Surroundings(
             config=config,
@@ -121,6 +123,7 @@ class Manager(Questions):
             forgotten=self._mount_forgotten,
             conflict=self._mount_conflict,
             renames=self._mount_renames,
+            warming=self._warmings.report,
             supervisor_uid=os.geteuid(),
         )
         self._declaring: Final = Declaring(
@@ -374,6 +377,23 @@ class Manager(Questions):
         actor.restart(running)
         return running.operation
 
+    async def warm_cache(self, who: Principal, name: str, *, paths: Sequence[str]) -> Operation:
+        """Bring files into the block cache."""
+        return await self._warm(who, name, "warm", paths)
+
+    async def pin_cache(self, who: Principal, name: str, *, paths: Sequence[str]) -> Operation:
+        """Bring files into the block cache, and keep them there."""
+        return await self._warm(who, name, "pin", paths)
+
+    async def _warm(
+        self, who: Principal, name: str, kind: Literal["warm", "pin"], paths: Sequence[str]
+    ) -> Operation:
+        actor = self._manage(who, name)
+        self._declaring.refuse_when_stopping()
+        assert self._nursery is not None, "run() comes first"  # noqa: S101 - a bug, not an input
+        running = await self._warmings.begin(self._nursery, actor, kind, paths)
+        return running.operation
+
     async def mount_logs(
         self, who: Principal, name: str, *, lines: int, offset: int | None
     ) -> LogTail:
@@ -396,13 +416,16 @@ class Manager(Questions):
         ]
 
     async def cancel_operation(self, who: Principal, operation_id: str) -> Operation:
-        """Give up a drain: what is left stays in the journal."""
+        """Give up a drain, whose rest stays in the journal, or the warming of a cache."""
         running = self._find_operation(who, operation_id)
         target = running.operation.target
         self._access.require_manage(who, running.record.owner_uid, f"'{target}'")
         if not running.is_running:
             return running.operation
         actor = self._actors.get(target)
+        if running.operation.kind == "warm" and actor is not None:
+            await self._warmings.cancel(actor, running)
+            return running.operation
         if (
             running.operation.kind != "unmount"
             or actor is None
@@ -410,7 +433,7 @@ class Manager(Questions):
         ):
             raise Conflict(
                 f"a running {running.operation.kind} cannot be cancelled",
-                hint="Only an unmount that uploads what is left can.",
+                hint="Only a warming of the cache, and an unmount that uploads what is left, can.",
             )
         actor.set_goal(Goal(kind="unmounted", cancelled=True, operation=running))
         with trio.move_on_after(CANCEL_WAIT_S):

@@ -411,6 +411,7 @@ class MountActor(MountCore):
             case StatusEvent():
                 self.status_keeper.report(event)
                 self.around.renames(self, event.renames)
+                self.around.warming(event.warming)
                 self._unmounting.progress(event)
                 self._show_health()
             case ConflictEvent():

@@ -65,7 +65,7 @@ class RunningOperation:
         return not self._ended.is_set()
 
     def progress(self, *, done: int, total: int | None) -> None:
-        """Report how many bytes are done."""
+        """Report how many bytes are done; *total* None: nobody knows of how many."""
         self.report(Progress(done=done, total=total, unit="bytes"))
 
     def report(self, progress: Progress, message: str = "") -> None:
@@ -144,7 +144,9 @@ class Operations:
             else:
                 running.settle()
 
-    async def begin(self, kind: OperationKind, target: str, owner_uid: int) -> RunningOperation:
+    async def begin(
+        self, kind: OperationKind, target: str, owner_uid: int, *, detail: str = ""
+    ) -> RunningOperation:
         """Create and store one; the caller sees that somebody ends it. Raises what the store raises."""
         self._prune()
         operation = Operation(
@@ -154,6 +156,7 @@ class Operations:
             state="running",
             created_at=datetime.now(UTC),
             boot_id=self._boot_id,
+            detail=detail,
         )
         record = OperationRecord(operation=operation, owner_uid=owner_uid)
         await self._store.save_operations((record,))

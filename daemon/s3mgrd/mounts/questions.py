@@ -4,18 +4,23 @@ The worker answers from memory or does the work; nothing is stored here, and no 
 """
 
 from abc import ABC, abstractmethod
-from typing import Final, TypeVar
+from collections.abc import Sequence
+from typing import Final, Literal, TypeVar
 
 from s3mgr.schema import (
     ArchivedList,
+    CachedFiles,
     CacheReport,
     ConflictList,
+    EvictReport,
     FlushReport,
     InvalidateReport,
     MountStats,
+    PinList,
     RestoredConflict,
     RestoreReport,
     RestoreRequest,
+    UnpinReport,
     UploadQueue,
 )
 from s3mgrd.mounts.mount import MountActor
@@ -23,10 +28,13 @@ from s3mgrd.mounts.reports import decode_report
 from s3mgrd.mounts.service import Principal
 from s3mgrd.worker.protocol import (
     DiscardConflict,
+    Evict,
     Flush,
     GetArchived,
     GetCache,
+    GetCachedFiles,
     GetConflicts,
+    GetPins,
     GetQueue,
     GetStats,
     HurryUpload,
@@ -36,6 +44,7 @@ from s3mgrd.worker.protocol import (
     RestoreObjects,
     ResumeQueue,
     SupervisorRequest,
+    Unpin,
 )
 
 T = TypeVar("T")
@@ -43,6 +52,8 @@ T = TypeVar("T")
 # Stats, cache pages and invalidations come from memory.
 REPORT_TIMEOUT_S: Final = 15.0
 ANSWER_GRACE_S: Final = 10.0
+# All that is known of a large tree is looked through.
+WALK_TIMEOUT_S: Final = 120.0
 
 
 class Questions(ABC):
@@ -136,6 +147,26 @@ class Questions(ABC):
     async def hurry_upload(self, who: Principal, name: str, *, path: str) -> UploadQueue:
         """Have one file uploaded next."""
         return await self._ask(who, name, HurryUpload(path=path), UploadQueue)
+
+    async def unpin_cache(self, who: Principal, name: str, *, paths: Sequence[str]) -> UnpinReport:
+        """Take back pins."""
+        return await self._ask(
+            who, name, Unpin(paths=list(paths)), UnpinReport, WALK_TIMEOUT_S, is_repeatable=False
+        )
+
+    async def evict_cache(self, who: Principal, name: str, *, paths: Sequence[str]) -> EvictReport:
+        """Give up what is in the block cache."""
+        return await self._ask(who, name, Evict(paths=list(paths)), EvictReport, WALK_TIMEOUT_S)
+
+    async def list_pins(self, who: Principal, name: str) -> PinList:
+        """Report the pins."""
+        return await self._ask(who, name, GetPins(), PinList, WALK_TIMEOUT_S)
+
+    async def cached_files(
+        self, who: Principal, name: str, *, by: Literal["bytes", "hits", "misses"], limit: int
+    ) -> CachedFiles:
+        """Report the files that lead in the block cache."""
+        return await self._ask(who, name, GetCachedFiles(by=by, limit=limit), CachedFiles)
 
     def _s3_timeout_s(self, who: Principal, name: str) -> float:
         """Return how long a worker may take that has to ask S3."""

@@ -4,16 +4,18 @@ Callers are identified by a `Principal`; the manager authorises (it knows who ow
 authenticates. Every method may raise `Denied`, and `NotFound` for an unknown mount.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from s3mgr.schema import (
     ArchivedList,
+    CachedFiles,
     CacheReport,
     ConflictList,
     Event,
+    EvictReport,
     FlushReport,
     Info,
     InvalidateReport,
@@ -24,10 +26,12 @@ from s3mgr.schema import (
     MountRequest,
     MountStats,
     Operation,
+    PinList,
     Readiness,
     RestoredConflict,
     RestoreReport,
     RestoreRequest,
+    UnpinReport,
     UploadQueue,
 )
 
@@ -139,6 +143,24 @@ class MountService(Protocol):
     async def hurry_upload(self, who: Principal, name: str, *, path: str) -> UploadQueue:
         """Have one file uploaded next. Raises `NotFound` (it does not wait), `Conflict` (it is still being written)."""
 
+    async def warm_cache(self, who: Principal, name: str, *, paths: Sequence[str]) -> Operation:
+        """Bring files into the block cache. The operation fails with `NotFound` (a path), `Conflict` (no room)."""
+
+    async def pin_cache(self, who: Principal, name: str, *, paths: Sequence[str]) -> Operation:
+        """Bring files into the block cache, and keep them there; as `warm_cache`."""
+
+    async def unpin_cache(self, who: Principal, name: str, *, paths: Sequence[str]) -> UnpinReport:
+        """Take back pins. Raises `Conflict` (not pinned, or with a directory above)."""
+
+    async def evict_cache(self, who: Principal, name: str, *, paths: Sequence[str]) -> EvictReport:
+        """Give up what is in the block cache. Raises `NotFound` (a path that is not known), `Conflict` (no cache)."""
+
+    async def list_pins(self, who: Principal, name: str) -> PinList: ...
+
+    async def cached_files(
+        self, who: Principal, name: str, *, by: Literal["bytes", "hits", "misses"], limit: int
+    ) -> CachedFiles: ...
+
     async def mount_logs(
         self, who: Principal, name: str, *, lines: int, offset: int | None
     ) -> LogTail:
@@ -149,7 +171,7 @@ class MountService(Protocol):
     def list_operations(self, who: Principal, *, mount: str | None = None) -> list[Operation]: ...
 
     async def cancel_operation(self, who: Principal, operation_id: str) -> Operation:
-        """Stop waiting for a drain; other kinds answer `Conflict`."""
+        """Stop a drain, or the warming of a cache; other kinds answer `Conflict`."""
 
     async def wait_operation(self, operation_id: str) -> Operation:
         """Wait until it has ended. Cancelling only stops the waiting."""

@@ -8,7 +8,8 @@ import logging
 import os
 import socket
 import struct
-from typing import Final, Protocol
+from collections.abc import Sequence
+from typing import Final, Literal, Protocol
 
 import msgspec
 import trio
@@ -16,17 +17,22 @@ import trio
 from s3mgr import __version__
 from s3mgr.schema import (
     ArchivedList,
+    CachedFiles,
     CacheReport,
     ConflictList,
     Credentials,
+    EvictReport,
     FlushReport,
     InvalidateReport,
     LiveOptions,
     MountStats,
+    PinList,
     RestoredConflict,
     RestoreReport,
     RestoreRequest,
+    UnpinReport,
     UploadQueue,
+    WarmReport,
 )
 from s3mgrd.errors import Conflict, NotMounted, Unavailable, Unsupported
 from s3mgrd.worker.channel import Body, Channel, EventQueue, Fds, close_all, open_channel
@@ -39,12 +45,15 @@ from s3mgrd.worker.protocol import (
     Discard,
     DiscardConflict,
     Drain,
+    Evict,
     Flush,
     GetArchived,
     GetCache,
+    GetCachedFiles,
     GetConflicts,
     GetCredentials,
     GetDescriptors,
+    GetPins,
     GetQueue,
     GetStats,
     Hello,
@@ -64,6 +73,9 @@ from s3mgrd.worker.protocol import (
     SetOptions,
     StatusEvent,
     Stop,
+    StopWarming,
+    Unpin,
+    Warm,
     WorkerEvent,
 )
 
@@ -121,6 +133,24 @@ class WorkerService(Protocol):
 
     async def hurry_upload(self, path: str) -> UploadQueue:
         """Have one file uploaded next."""
+
+    async def warm(self, warm_id: str, paths: Sequence[str], *, pin: bool) -> WarmReport:
+        """Bring files into the block cache."""
+
+    async def stop_warming(self, warm_id: str) -> None:
+        """Give up what `warm` goes on with."""
+
+    async def evict(self, paths: Sequence[str]) -> EvictReport:
+        """Give up what is in the block cache of files."""
+
+    async def unpin(self, paths: Sequence[str]) -> UnpinReport:
+        """Take back pins."""
+
+    async def pins(self) -> PinList:
+        """List the pins."""
+
+    async def cached_files(self, by: Literal["bytes", "hits", "misses"], limit: int) -> CachedFiles:
+        """List the files that lead in the block cache."""
 
     async def flush(self, timeout_s: float) -> FlushReport:
         """Upload what S3 does not have."""
@@ -291,6 +321,18 @@ class ControlServer:
                 return _report(await service.resume_queue())
             case HurryUpload():
                 return _report(await service.hurry_upload(body.path))
+            case Warm():
+                return _report(await service.warm(body.id, body.paths, pin=body.pin))
+            case StopWarming():
+                await service.stop_warming(body.id)
+            case Evict():
+                return _report(await service.evict(body.paths))
+            case Unpin():
+                return _report(await service.unpin(body.paths))
+            case GetPins():
+                return _report(await service.pins())
+            case GetCachedFiles():
+                return _report(await service.cached_files(body.by, body.limit))
             case Flush():
                 return _report(await service.flush(body.timeout_s))
             case Invalidate():

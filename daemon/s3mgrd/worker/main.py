@@ -52,6 +52,7 @@ from s3mgrd.journal.tables import Journal
 from s3mgrd.s3.client import S3Store, open_store
 from s3mgrd.s3.settings import StoreSettings
 from s3mgrd.worker import express, session
+from s3mgrd.worker.caching import Cacher
 from s3mgrd.worker.conditions import Memory
 from s3mgrd.worker.control import ControlServer
 from s3mgrd.worker.keeping import Keeper
@@ -154,7 +155,7 @@ class _Forward(logging.Handler):
         )
 
 
-class MountWorker(Keeper):
+class MountWorker(Keeper, Cacher):
     """Implements `worker.control.WorkerService`.
 
     Concurrency: `_live` holds the store and the file system open from `configure` to `stop`; requests of the supervisor
@@ -168,6 +169,7 @@ class MountWorker(Keeper):
         blocks: BlockCache | None,
         failure: S3mgrError | None,
     ) -> None:
+        super().__init__()
         self._mount = mount
         self._files = files
         self._blocks = blocks
@@ -249,6 +251,7 @@ class MountWorker(Keeper):
                     self._blocks,
                 )
                 if self._blocks is not None:
+                    self._blocks.free_share = message.spec.options.cache_free_share
                     await self._blocks.set_limit(message.spec.options.cache_size_bytes)
                 volume.expire_names = self._expire_names
                 spec = message.spec
@@ -268,6 +271,9 @@ class MountWorker(Keeper):
                     fs.pruner.let_go = self._let_go
                     nursery.start_soon(fs.pruner.run)
                     fs.conflicts.tell = self._tell_conflict
+                    nursery.start_soon(fs.pins.run)
+                    if self._blocks is not None:
+                        nursery.start_soon(self._blocks.watch_disk)
                     nursery.start_soon(fs.health.watch)
                     nursery.start_soon(self._report_status)
                     fs.syncer.wake()
@@ -460,6 +466,7 @@ class MountWorker(Keeper):
         )
         fs.archive.forget()
         done = await forgetter.forget(path)
+        fs.pins.hurry()
         return InvalidateReport(listings=done.listings, entries=done.names)
 
     async def set_options(self, options: LiveOptions) -> None:
@@ -482,8 +489,12 @@ class MountWorker(Keeper):
         if store is not None:
             store.set_retry_deadline(settings.retry_deadline_s)
             store.set_concurrency(settings.concurrency)
-        if isinstance(options.cache_size_bytes, int) and self._blocks is not None:
-            await self._blocks.set_limit(options.cache_size_bytes)
+        if self._blocks is not None:
+            if isinstance(options.cache_free_share, float | int):
+                self._blocks.free_share = options.cache_free_share
+            if isinstance(options.cache_size_bytes, int):
+                self._blocks.limit_bytes = options.cache_size_bytes
+            await self._blocks.shrink()
         if isinstance(options.debug, bool):
             _set_debug(options.debug)
 
@@ -508,7 +519,8 @@ class MountWorker(Keeper):
 
     def _tell_status(self) -> None:
         fs = self._file_system()
-        status = status_of(fs, self._files.damaged if self._files is not None else None)
+        damaged = self._files.damaged if self._files is not None else None
+        status = status_of(fs, damaged, self.warming())
         if status != self._last_status:
             self._server.emit(status)
             self._memory.keep(fs.volume.store.conditions, fs.volume.now_ns())

@@ -27,6 +27,7 @@ from s3mgr.schema import (
     MountSpec,
     PendingRename,
     RestoreRequest,
+    WarmProgress,
 )
 
 PROTOCOL_VERSION = 1
@@ -186,6 +187,46 @@ class HurryUpload(Struct, frozen=True, kw_only=True, tag="hurry-upload"):
     path: str
 
 
+class Warm(Struct, frozen=True, kw_only=True, tag="warm"):
+    """Bring the files at *paths* and below into the block cache, with *pin* for good; answered by `WarmReport` at its end.
+
+    `StatusEvent.warming` tells under *id* how far it is.
+    """
+
+    id: str
+    paths: list[str]
+    pin: bool = False
+
+
+class StopWarming(Struct, frozen=True, kw_only=True, tag="stop-warming"):
+    """Give up what `Warm` of this id goes on with; what is fetched stays."""
+
+    id: str
+
+
+class Evict(Struct, frozen=True, kw_only=True, tag="evict"):
+    """Give up what is in the block cache of the files at *paths* and below; answered by `EvictReport`."""
+
+    paths: list[str]
+
+
+class Unpin(Struct, frozen=True, kw_only=True, tag="unpin"):
+    """Take back the pins at *paths* and below; answered by `UnpinReport`."""
+
+    paths: list[str]
+
+
+class GetPins(Struct, frozen=True, kw_only=True, tag="get-pins"):
+    """Answered by `PinList`."""
+
+
+class GetCachedFiles(Struct, frozen=True, kw_only=True, tag="get-cached-files"):
+    """The files that lead in the block cache; answered by `CachedFiles`."""
+
+    by: Literal["bytes", "hits", "misses"] = "bytes"
+    limit: int = 20
+
+
 class Flush(Struct, frozen=True, kw_only=True, tag="flush"):
     """Upload everything that S3 does not have; answered by `FlushReport` in a `Report` after *timeout_s* at most."""
 
@@ -273,6 +314,7 @@ class StatusEvent(Struct, frozen=True, kw_only=True, tag="status-event"):
     uploads_paused: bool = False
     failed_uploads: list[FailedUpload] = field(default_factory=list)
     renames: list[PendingRename] = field(default_factory=list)
+    warming: list[WarmProgress] = field(default_factory=list)
     conflicts: int = 0
     conflict_bytes: int = 0
     conditional_writes: Literal["supported", "unsupported", "unknown"] = "unknown"
@@ -315,6 +357,12 @@ SupervisorRequest = (
     | PauseQueue
     | ResumeQueue
     | HurryUpload
+    | Warm
+    | StopWarming
+    | Evict
+    | Unpin
+    | GetPins
+    | GetCachedFiles
     | Flush
     | Invalidate
     | SetOptions

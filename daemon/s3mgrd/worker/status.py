@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Literal
 
-from s3mgr.schema import ConditionSupport, FailedUpload
+from s3mgr.schema import ConditionSupport, FailedUpload, WarmProgress
 from s3mgrd.cache.damage import SetAside
 from s3mgrd.errors import BucketNotFound, CredentialsRejected, Denied, S3mgrError
 from s3mgrd.fs import inspection
@@ -11,8 +11,16 @@ from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.worker.protocol import StatusEvent
 
 
-def status_of(fs: FileSystem, damaged: SetAside | None) -> StatusEvent:
-    """Describe how a mount is. *damaged*: the mount.db that was not trusted when the worker began."""
+def status_of(
+    fs: FileSystem, damaged: SetAside | None, warming: list[WarmProgress] | None = None
+) -> StatusEvent:
+    """Describe how a mount is.
+
+    Args:
+        fs: its file system.
+        damaged: the mount.db that was not trusted when the worker began.
+        warming: what is being brought into the block cache.
+    """
     left = fs.syncer.left()
     failed = inspection.failed_uploads(fs)
     conflicts, conflict_bytes = fs.volume.journal.count_conflicts()
@@ -30,6 +38,7 @@ def status_of(fs: FileSystem, damaged: SetAside | None) -> StatusEvent:
         uploads_paused=fs.stages.backlog.is_paused,
         failed_uploads=failed,
         renames=inspection.pending_renames(fs),
+        warming=warming or [],
         conflicts=conflicts,
         conflict_bytes=conflict_bytes,
         conditional_writes=fs.volume.store.conditions.writes,

@@ -157,11 +157,11 @@ async def test_a_pinned_version_stays_whatever_comes(tmp_path: Path) -> None:
     with opened(tmp_path, limit_bytes=4 * MIB) as cache:
         data = content(MIB)
         await keep(cache, data)
-        cache.pin(5, ETAG, pinned=True)
+        cache.pin(5, ETAG, 1)
         for inode in range(10, 40):
             await keep(cache, content(MIB, inode), inode=inode)
         assert cache.has(5, ETAG, 0, MIB)
-        cache.pin(5, ETAG, pinned=False)
+        cache.pin(5, ETAG, 0)
         for inode in range(40, 80):
             await keep(cache, content(MIB, inode), inode=inode)
         assert await get(cache, 0, MIB) is None
@@ -209,6 +209,48 @@ async def test_a_share_of_the_disk_stays_free(
         assert cache.stored_bytes(6) == 0
 
 
+async def test_the_cache_gives_way_when_others_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not anybody reads; what is pinned stays."""
+    real = os.fstatvfs
+    missing = 0
+
+    def filled(fd: int) -> os.statvfs_result:
+        values = list(real(fd))
+        values[4] = int(values[2] * 0.05) + 1 - missing // values[1]
+        return os.statvfs_result(values)
+
+    with opened(tmp_path) as cache:
+        for inode in range(5, 9):
+            await keep(cache, content(MIB, inode), inode=inode)
+        cache.pin(5, ETAG, 1)
+        monkeypatch.setattr(os, "fstatvfs", filled)
+        await cache.shrink()
+        assert cache.used_bytes == 4 * MIB
+        missing = MIB
+        await cache.shrink()
+        assert cache.used_bytes == 3 * MIB
+        assert 2 * MIB <= cache.room_bytes < 2 * MIB + BLOCK_BYTES
+        missing = 100 * MIB
+        await cache.shrink()
+        assert cache.used_bytes == cache.stored_bytes(5) == MIB
+
+
+async def test_what_somebody_asked_for_outlives_what_was_read(tmp_path: Path) -> None:
+    """Though everything else was read again and again, and all of it would fit but for the rest."""
+    with opened(tmp_path, limit_bytes=8 * MIB) as cache:
+        for inode in range(10, 18):
+            await keep(cache, content(MIB, inode), inode=inode)
+        for _ in range(4):
+            for inode in range(10, 18):
+                assert await get(cache, 0, MIB, inode=inode) is not None
+        for inode in range(20, 27):
+            data = memoryview(content(MIB, inode))
+            assert await cache.keep(inode, ETAG, 0, data, MIB, favoured=True)
+        assert [cache.stored_bytes(inode) for inode in range(20, 27)] == 7 * [MIB]
+
+
 @pytest.mark.parametrize("junk", [b"", b"junk" * 5000, b"SQLite format 3\0" + b"\xff" * 8000])
 async def test_a_damaged_index_is_made_anew(tmp_path: Path, junk: bytes) -> None:
     with opened(tmp_path) as cache:
@@ -235,7 +277,7 @@ async def test_versions_of_which_nothing_is_left_are_forgotten_at_the_next_start
     with opened(tmp_path, limit_bytes=MIB) as cache:
         for inode in range(10, 30):
             await keep(cache, content(MIB, inode), inode=inode)
-        cache.pin(5, ETAG, pinned=True)
+        cache.pin(5, ETAG, 1)
         assert cache._index._one("SELECT count(*) FROM versions") == 21
     with opened(tmp_path, limit_bytes=MIB) as cache:
         assert cache._index._one("SELECT count(*) FROM versions") == 2, "one kept, one pinned"

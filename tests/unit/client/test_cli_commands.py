@@ -489,7 +489,9 @@ class TestCache:
         assert result.code == 0
         assert "metadata hits:              30 of 40 (75 %)\n" in result.out
         assert "listing hits:               1 of 2 (50 %)\n" in result.out
-        entry = "   17  file  2.0 KiB       0       0   3s    26s  request  known       a/b.txt\n"
+        entry = (
+            "   17  file  2.0 KiB       0     0       0   3s    26s  request  known       a/b.txt\n"
+        )
         assert entry in result.out
         assert "a//b\\n                    empty component\n" in result.out
         assert "nothing                no\n" in result.out

@@ -5,6 +5,7 @@ from typing import Final
 from s3mgrd.api.resources import (
     actions,
     archived,
+    cache,
     conflicts,
     events,
     mounts,
@@ -22,6 +23,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
     *conflicts.ROUTES,
     *queue.ROUTES,
     *archived.ROUTES,
+    *cache.ROUTES,
     *operations.ROUTES,
     *events.ROUTES,
     *system.ROUTES,
