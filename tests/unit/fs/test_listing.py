@@ -6,7 +6,10 @@ from trio.testing import wait_all_tasks_blocked
 
 from s3mgrd.cache.nodes import ROOT
 from s3mgrd.errors import Unavailable
+from s3mgrd.fs.listing import PARALLEL
 from s3mgrd.fs.namespace import Entry
+from s3mgrd.s3.memory import MemoryStore
+from s3mgrd.s3.port import ListPage
 from tests.unit.fs.conftest import Lab, settings
 
 PAGE = 1000
@@ -143,3 +146,51 @@ async def test_a_listing_beside_a_rename_is_not_asked_for_again_by_every_reader(
             shown += page
         assert len(shown) == 501
         assert lab.store.calls["list_page"] - before == 1
+
+
+async def test_a_very_large_directory_is_listed_by_ranges_side_by_side(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    """S3 tells a page at a time; ranges that begin at names in between make it tell several at the same time."""
+    names = fill(lab, 5000)
+    latency_s, page, running = 1.0, 50, 0
+    most = 0
+    begun_after: list[str] = []
+
+    async def slow(
+        prefix: str,
+        *,
+        delimited: bool,
+        token: str | None = None,
+        start_after: str | None = None,
+        max_keys: int = page,
+    ) -> ListPage:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        if start_after:
+            begun_after.append(start_after)
+        await trio.sleep(latency_s)
+        running -= 1
+        return await MemoryStore.list_page(
+            lab.store,
+            prefix,
+            delimited=delimited,
+            token=token,
+            start_after=start_after,
+            max_keys=page,
+        )
+
+    monkeypatch.setattr(lab.store, "list_page", slow)
+    async with lab.mounted(sync=False):
+        began = trio.current_time()
+        assert await lab.ls() == names
+        took_s = trio.current_time() - began
+    pages = len(names) // page
+    assert (
+        4 <= most <= PARALLEL + 1
+    )  # one may be on its way that its range does not need any more
+    assert len(begun_after) >= PARALLEL - 1
+    assert took_s < pages * latency_s / 2
+    # Ranges end with a page that is not full, or find nothing: a bounded waste.
+    assert pages <= lab.store.calls["list_page"] <= 1.5 * pages
