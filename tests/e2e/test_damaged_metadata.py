@@ -2,7 +2,10 @@
 
 import errno
 import os
+import signal
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,6 +47,10 @@ class Site:
         log = (self.daemon.state_dir / "logs" / "m.log").read_text()
         assert "mount.db could not be trusted" in log
         assert "s3mgr conflicts m" in log
+
+    def asides(self) -> int:
+        """Count the databases that were set aside."""
+        return sum(1 for p in self.directory.glob("mount.db.damaged-*") if not p.match("*-[sw]*"))
 
     def restored(self, path: str) -> bytes:
         """Restore the one copy that was recovered of *path*, and read it."""
@@ -143,3 +150,101 @@ def test_damage_met_by_a_worker_ends_it_and_programs_do_not_notice(site: Site) -
     assert site.daemon.show().status.worker_pid != pid
     site.expect_told("found while it was in use")
     assert "mount.db is damaged" in (site.daemon.state_dir / "logs" / "m.log").read_text()
+
+
+def cut_in_half(database: Path) -> None:
+    os.truncate(database, database.stat().st_size // 2)
+
+
+def cut_within_a_page(database: Path) -> None:
+    os.truncate(database, database.stat().st_size - 100)
+
+
+def empty(database: Path) -> None:
+    os.truncate(database, 0)
+
+
+def zero_a_page(database: Path) -> None:
+    _overwrite(database, 5 * PAGE, bytes(PAGE))
+
+
+def flip_the_heads_of_pages(database: Path) -> None:
+    for page in range(2, database.stat().st_size // PAGE):
+        _overwrite(database, page * PAGE, b"\x5a\x5a\x5a\x5a\x5a")
+
+
+def flip_the_first_byte(database: Path) -> None:
+    _overwrite(database, 0, b"X")
+
+
+def swap_two_pages(database: Path) -> None:
+    content = database.read_bytes()
+    _overwrite(database, 3 * PAGE, content[6 * PAGE : 7 * PAGE] + content[4 * PAGE : 5 * PAGE])
+
+
+def put_another_programs_there(database: Path) -> None:
+    database.unlink()
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA application_id = 4711")
+        connection.execute("CREATE TABLE inodes (id INTEGER PRIMARY KEY)")
+
+
+def put_an_older_one_there(database: Path) -> None:
+    database.write_bytes(database.with_name("older").read_bytes())
+
+
+def put_a_text_there(database: Path) -> None:
+    database.write_text("This is no database at all.\n" * 1000)
+
+
+def _overwrite(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+DAMAGES = (
+    cut_in_half,
+    cut_within_a_page,
+    empty,
+    zero_a_page,
+    flip_the_heads_of_pages,
+    flip_the_first_byte,
+    swap_two_pages,
+    put_another_programs_there,
+    put_an_older_one_there,
+    put_a_text_there,
+)
+
+
+def test_whatever_happened_to_the_file_the_tree_comes_from_s3_and_staged_data_is_kept(
+    site: Site,
+) -> None:
+    """Each kind of damage to the file of a mount in use, and the worker dies at once.
+
+    What the log has been told since the last restart may mend the file; then nothing was damaged.
+    """
+    mount, daemon, database = site.mount, site.daemon, site.directory / "mount.db"
+    database.with_name("older").write_bytes(database.read_bytes())
+    noticed: list[str] = []
+    for damage in DAMAGES:
+        name = damage.__name__
+        assert len(os.listdir(mount / "d")) == 20
+        daemon.run("restart", "m")
+        writing = os.open(mount / name, os.O_CREAT | os.O_WRONLY)
+        os.write(writing, name.encode())
+        pid = daemon.show().status.worker_pid
+        assert pid is not None
+        damage(database)
+        os.kill(pid, signal.SIGKILL)
+        found = {entry: (mount / "d" / entry).read_bytes() for entry in os.listdir(mount / "d")}
+        assert found == {f"{i:02}": f"content {i}".encode() for i in range(20)}, name
+        if site.asides() == len(noticed):
+            os.close(writing)
+            assert (mount / name).read_bytes() == name.encode(), name
+            continue
+        noticed.append(name)
+        expect_errno(errno.ESTALE, partial(os.close, writing))
+        assert site.restored(name) == name.encode(), name
+    assert len(noticed) >= 8, noticed
+    site.expect_told("mount.db could not be trusted")

@@ -1,7 +1,9 @@
 """Whether an existing mount.db may be used, and how one that may not is set aside.
 
-All of it is checked whenever a worker opens it, before anything of it is believed. That costs 0.4 s for a million
-entries, once in a worker's life, and what a damaged tree shows or deletes cannot be taken back.
+All of it is checked whenever a worker opens it, before anything of it is believed: that its pages are whole, and that
+each index has what its table has, without which names would be missing. That costs 0.9 s for a million entries, once in a
+worker's life, and what a damaged tree shows or deletes cannot be taken back. What no check of SQLite's finds is another value
+in a column of which there is no index.
 """
 
 import sqlite3
@@ -60,7 +62,7 @@ def why_distrusted(path: Path, witness: Witness) -> str:
                     if application
                     else "it is cut off at its beginning"
                 )
-            verdict: Any = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            verdict: Any = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if verdict != "ok":
                 return str(verdict)
             version = connection.execute("PRAGMA user_version").fetchone()[0]

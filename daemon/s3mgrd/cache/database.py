@@ -11,7 +11,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ LOST_INODES = 1 << 20
 """A log that a crash left may have a damaged end, which SQLite takes for its end. So many inode numbers are left out then:
 more than the log has room for between two checkpoints."""
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_UNFIT = _DAMAGE | {sqlite3.SQLITE_ERROR}
+"""A statement of a migration does not fit the tables that there are."""
 
 Row = tuple[Any, ...]  # Any: SQLite's values are of several types
 
@@ -206,17 +208,33 @@ def open_database(path: Path) -> tuple[MountDatabase, SetAside | None]:
         raise
     aside = SetAside(set_aside(path), reason) if reason else None
     is_new = not path.exists()
-    main, checkpointer = _connect(path), _connect(path)
-    if main.execute("PRAGMA application_id").fetchone()[0] == 0:
-        main.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        main.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    migrations.apply(Database(main, execute_plugins=False))
-    if main.in_transaction:
-        main.execute("COMMIT")
-    checkpointer.execute("SELECT count(*) FROM meta").fetchone()
+    try:
+        main, checkpointer = _prepare(path)
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _UNFIT:
+            raise
+        # Every check was passed, and yet it is not what its version says: as good as damaged.
+        aside, is_new = SetAside(set_aside(path), str(error)), True
+        main, checkpointer = _prepare(path)
     database = MountDatabase(main, checkpointer, witness)
     database.note_opening(is_new=is_new)
     return database, aside
+
+
+def _prepare(path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+    """Open both connections, and bring the schema up to ours."""
+    with ExitStack() as opened:
+        main = opened.enter_context(closing(_connect(path)))
+        checkpointer = opened.enter_context(closing(_connect(path)))
+        if main.execute("PRAGMA application_id").fetchone()[0] == 0:
+            main.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            main.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        migrations.apply(Database(main, execute_plugins=False))
+        if main.in_transaction:
+            main.execute("COMMIT")
+        checkpointer.execute("SELECT count(*) FROM meta").fetchone()
+        opened.pop_all()
+        return main, checkpointer
 
 
 def _connect(path: Path) -> sqlite3.Connection:

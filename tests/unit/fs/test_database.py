@@ -3,6 +3,7 @@
 import errno
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -252,3 +253,35 @@ def test_staged_data_of_a_lost_database_is_kept(tmp_path: Path) -> None:
     assert files.damaged is not None
     assert files.staging.inodes() == {7}
     files.database.close()
+
+
+def test_an_index_that_lost_entries_is_damage(tmp_path: Path) -> None:
+    """All pages are whole, and yet names would not be found: a page of one index lies in the place of another's."""
+    path = tmp_path / "mount.db"
+    database, _ = open_database(path)
+    with database.transaction() as db:
+        db.execute("INSERT INTO inodes (parent, name, kind, mtime_ns) VALUES (1, 'a', 1, 0)")
+    roots = dict(database.execute("SELECT name, rootpage FROM sqlite_schema").fetchall())
+    database.close()
+    size, content = 4096, bytearray(path.read_bytes())
+    full, empty = roots["inodes_by_name"], roots["inodes_detached"]
+    content[(full - 1) * size : full * size] = content[(empty - 1) * size : empty * size]
+    path.write_bytes(content)
+    database, aside = open_database(path)
+    assert aside is not None
+    assert "inodes_by_name" in aside.reason
+    assert database.execute("SELECT count(*) FROM inodes").fetchone() == (0,)
+    database.close()
+
+
+def test_a_database_that_lacks_what_its_version_has_is_set_aside(tmp_path: Path) -> None:
+    """Or no worker would ever begin: a migration that was forgotten cannot be made again."""
+    path = tmp_path / "mount.db"
+    open_database(path)[0].close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DELETE FROM _sqlite_migrations")
+        connection.commit()
+    database, aside = open_database(path)
+    assert aside is not None
+    assert "already exists" in aside.reason
+    database.close()
