@@ -212,14 +212,21 @@ class MountCore(ABC):
 
     async def _serving_session(self) -> WorkerSession:
         """Return the worker; waits while one that died is being replaced."""
-        while (session := self.link.live_session) is None or not self.is_up:
+        while True:
             if not self.is_up or self.link.connection is None:
                 raise NotMounted(
                     f"'{self.name}' is {self.status_keeper.state}",
                     hint=f"See why: s3mgr show {self.name}",
                 )
+            session = self.link.live_session
+            # The next worker is there before it can be asked.
+            is_resumed = self.status_keeper.now.reason not in (
+                Reason.WORKER_RESTARTING,
+                Reason.WORKER_REPLACED,
+            )
+            if session is not None and is_resumed:
+                return session
             await self._applied.wait()
-        return session
 
     def interrupt(self) -> None:
         """Stop the step that goes on, if it can be interrupted, and look at the goal again."""

@@ -5,6 +5,7 @@ every right, before it has read a byte from the network or the kernel. Everythin
 `MountWorker.run` owns the file system's tasks, the control server's conversations only ask it.
 """
 
+import errno
 import logging
 import os
 import socket
@@ -47,6 +48,7 @@ from s3mgrd.fs.known import Known
 from s3mgrd.fs.operations import Operations, ask_kernel_holds
 from s3mgrd.fs.sync import Left
 from s3mgrd.fs.volume import Settings, Volume
+from s3mgrd.fuse import abi
 from s3mgrd.journal.staging import StagingDirectory
 from s3mgrd.journal.tables import Journal
 from s3mgrd.s3.client import S3Store, open_store
@@ -56,6 +58,7 @@ from s3mgrd.worker.caching import Cacher
 from s3mgrd.worker.conditions import Memory
 from s3mgrd.worker.control import ControlServer
 from s3mgrd.worker.keeping import Keeper
+from s3mgrd.worker.messenger import Messenger
 from s3mgrd.worker.privileges import renounce
 from s3mgrd.worker.protocol import (
     Configure,
@@ -122,6 +125,7 @@ def run_worker(listener: socket.socket, mount: str, mount_dir: Path, cache_dir: 
 
     Raises SystemExit(`EXIT_DAMAGED`): mount.db was found to be damaged; the next worker sets it aside.
     """
+    messenger = Messenger.start()
     logs.setup("info", "text")
     failure: S3mgrError | None = None
     files: Files | None = None
@@ -132,7 +136,7 @@ def run_worker(listener: socket.socket, mount: str, mount_dir: Path, cache_dir: 
     except S3mgrError as error:
         failure = error
     renounce()
-    worker = MountWorker(mount, files, blocks, failure)
+    worker = MountWorker(mount, files, blocks, failure, messenger)
     trio.run(worker.main, listener)
     if files is not None and files.database.damage:
         raise SystemExit(EXIT_DAMAGED)
@@ -168,9 +172,11 @@ class MountWorker(Keeper, Cacher):
         files: Files | None,
         blocks: BlockCache | None,
         failure: S3mgrError | None,
+        messenger: Messenger,
     ) -> None:
         super().__init__()
         self._mount = mount
+        self._messenger = messenger
         self._files = files
         self._blocks = blocks
         self._failure = failure
@@ -202,6 +208,7 @@ class MountWorker(Keeper, Cacher):
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                await nursery.start(self._messenger.run)
                 if self._files is not None:
                     nursery.start_soon(self._end_when_damaged, self._files, nursery.cancel_scope)
                 await self._server.run()
@@ -364,11 +371,13 @@ class MountWorker(Keeper, Cacher):
         try:
             operations = Operations(fs, ring)
             express.install(operations.express)
+            await self._messenger.attach(fuse_fd)
             await session.serve(operations, fuse_fd, message, ring=ring, started=started)
         finally:
             self._fuse_fd, self._is_resumed = None, False
             ring.close()
         log.info("the kernel connection has ended")
+        await self._messenger.detach()
         fs.syncer.release_forgotten()
         fs.syncer.wake()
         self._server.session_ended()
@@ -379,14 +388,19 @@ class MountWorker(Keeper, Cacher):
 
     async def _expire_names(self, names: Sequence[tuple[Inode, str]]) -> None:
         """Make the kernel look names up again."""
-        if self._fuse_fd is not None:
-            known = [(parent, name.encode()) for parent, name in names]
-            await trio.to_thread.run_sync(session.expire_names, self._fuse_fd, known)
+        await self._tell([abi.notify_expire_entry(parent, name.encode()) for parent, name in names])
 
     async def _invalidate_inodes(self, inodes: Sequence[tuple[Inode, bool]]) -> None:
-        """Make the kernel ask for inodes again."""
-        if self._fuse_fd is not None:
-            await trio.to_thread.run_sync(session.invalidate_inodes, self._fuse_fd, inodes)
+        """Make the kernel ask for attributes again, and for the content of inodes with True beside them."""
+        await self._tell([abi.notify_inval_inode(inode, pages=pages) for inode, pages in inodes])
+
+    async def _tell(self, notifications: Sequence[bytes]) -> None:
+        if self._fuse_fd is None:
+            return
+        for said in await self._messenger.tell(notifications):
+            # ENOENT: the kernel does not know the name or inode. ENODEV, EPERM: the connection has ended.
+            if said not in (0, errno.ENOENT, errno.ENODEV, errno.EPERM):
+                log.debug("the kernel refuses a notification: %s", os.strerror(said))
 
     async def _let_go(self, inodes: Sequence[Inode]) -> None:
         """Ask the kernel to forget inodes that nobody uses."""

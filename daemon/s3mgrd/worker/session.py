@@ -19,7 +19,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -86,36 +86,6 @@ def collect_unanswered(fuse_fd: int) -> Unanswered:
     finally:
         # The mode belongs to the connection, whoever reads it; libfuse expects to block.
         fcntl.fcntl(fuse_fd, fcntl.F_SETFL, flags)
-
-
-def expire_names(fuse_fd: int, names: Iterable[tuple[int, bytes]]) -> None:
-    """Make the kernel look *names* up again, each with the inode of its directory.
-
-    Blocks while requests of such a directory are being answered: call it in a thread.
-    """
-    for parent, name in names:
-        try:
-            os.write(fuse_fd, abi.notify_expire_entry(parent, name))
-        except OSError as exc:
-            if exc.errno in (errno.ENODEV, errno.EPERM):  # the connection has ended
-                return
-            if exc.errno != errno.ENOENT:  # ENOENT: the kernel does not know the name
-                log.debug("the kernel refuses to look %r up again: %s", name, exc)
-
-
-def invalidate_inodes(fuse_fd: int, inodes: Iterable[tuple[int, bool]]) -> None:
-    """Make the kernel ask again for the attributes of inodes, and for the content of those with True beside them.
-
-    Blocks while pages of such an inode are being read: call it in a thread.
-    """
-    for inode, pages in inodes:
-        try:
-            os.write(fuse_fd, abi.notify_inval_inode(inode, pages=pages))
-        except OSError as exc:
-            if exc.errno in (errno.ENODEV, errno.EPERM):  # the connection has ended
-                return
-            if exc.errno != errno.ENOENT:  # ENOENT: the kernel does not know the inode
-                log.debug("the kernel refuses to ask for inode %d again: %s", inode, exc)
 
 
 def let_go(fuse_fd: int, inodes: Sequence[int]) -> None:

@@ -53,6 +53,7 @@ from s3mgrd.worker.zygote_messages import ForkWorker, ResolveCredentials, Setup
 HELLO_TIMEOUT_S: Final = 20.0
 RESOLVE_TIMEOUT_S: Final = 60.0
 LOG_CHECK_INTERVAL_S: Final = 30.0
+REAP_INTERVAL_S: Final = 0.2
 MAX_ANSWER_BYTES: Final = 64 << 10
 PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -172,6 +173,7 @@ class WorkerProcesses:
         )
         self._breeder = Breeder(setup)
         self._stack = AsyncExitStack()
+        self._nursery: trio.Nursery | None = None
 
     async def __aenter__(self) -> Self:
         """Make the directories and start the zygote; `start` waits for it."""
@@ -180,6 +182,7 @@ class WorkerProcesses:
         nursery = await self._stack.enter_async_context(background_nursery())
         nursery.start_soon(self._breeder.run)
         nursery.start_soon(self._keep_logs_small)
+        self._nursery = nursery
         return self
 
     async def __aexit__(
@@ -215,6 +218,8 @@ class WorkerProcesses:
             if not greeted:
                 child.kill()
             child.close()
+            if self._nursery is not None:
+                self._nursery.start_soon(_reap_group, child.pid)
 
     async def _spawn(self, mount: str) -> tuple[Child, socket.socket]:
         """Make the worker's files, its process, and a connection to it."""
@@ -391,6 +396,20 @@ class WorkerProcesses:
                 workdirs.rotate_log(path)
             except OSError as exc:
                 log.warning("cannot cut the log %s: %s", path, exc)
+
+
+async def _reap_group(pid: int) -> None:
+    """Collect what a worker leaves behind: its messenger, which becomes a child of ours when the worker dies.
+
+    It ends at once, unless the kernel has it wait for what only the next worker can answer. A worker is the leader of its
+    process group, and no other group can have its number while a process of it is left.
+    """
+    while True:
+        try:
+            os.waitid(os.P_PGID, pid, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - WNOHANG
+        except ChildProcessError:
+            return
+        await trio.sleep(REAP_INTERVAL_S)
 
 
 async def _pump(queue: EventQueue, send: trio.MemorySendChannel[WorkerEvent]) -> None:

@@ -11,6 +11,7 @@ from s3mgrd.errors import (
     BucketNotFound,
     CredentialsRejected,
     MountpointInvalid,
+    NotMounted,
     S3mgrError,
     Unavailable,
     WorkerLost,
@@ -41,6 +42,13 @@ def failing(kind: type[SupervisorRequest], *errors: S3mgrError):  # type: ignore
         return None
 
     return script
+
+
+async def slow_to_serve(worker: FakeWorker, message: SupervisorRequest) -> None:
+    if isinstance(message, Serve):
+        await trio.sleep(1)
+    elif not worker.serving and not isinstance(message, Configure):
+        raise NotMounted("this worker is not configured")
 
 
 async def unmount(c: Control, name: str = "data", **how: object) -> Operation:
@@ -188,15 +196,22 @@ async def test_a_dead_worker_is_replaced_on_the_same_connection_at_once(
         assert (status.reason, status.restarts) == ("resumed", 1)
 
 
-async def test_a_question_waits_for_the_next_worker(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("wait_s", [0.5, 1.5])
+async def test_a_question_waits_for_the_next_worker(
+    autojump_clock: MockClock, wait_s: float
+) -> None:
     """Whoever asks while a worker is replaced, or was just asking it, learns nothing of its death."""
     async with control(config=make_config(restart_backoff_s=1.0)) as c:
         await c.mount()
         c.workers.live("data").die()
         await c.wait_state("degraded")
         await c.wait_state("mounted")
+        c.workers.script = slow_to_serve
         c.workers.live("data").die()
-        await c.wait_state("degraded")  # for a second
+        await c.wait_state(
+            "degraded"
+        )  # for a second, and another in which the next worker is there already
+        await trio.sleep(wait_s)
         await c.manager.invalidate_mount(ROOT, "data", path="")
         asked = c.workers.live("data")
         assert asked.asked(Invalidate) == [Invalidate(path="")]
