@@ -1,6 +1,7 @@
 """Parameter types: durations, and what completes: mounts and paths."""
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 import click
@@ -57,6 +58,30 @@ class Target(_TextType):
         from s3mgr.cli.completion import complete_mounts
 
         return complete_mounts(ctx, incomplete)
+
+
+class Words(_TextType):
+    """An action, a mount and what is inside it, of which the action may be left out; completes each in its place."""
+
+    name = "words"
+
+    def __init__(self, actions: Sequence[str]) -> None:
+        """Complete *actions*, then mounts, then files."""
+        self._actions = actions
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> "list[CompletionItem]":
+        """Offer what comes next."""
+        from click.shell_completion import CompletionItem
+
+        from s3mgr.cli.completion import complete_mounts
+
+        given = ctx.params.get(param.name or "") or ()
+        if len(given) > 1 or (given and given[0] not in self._actions):
+            return [CompletionItem(incomplete, type="file")]
+        actions = [] if given else [a for a in self._actions if a.startswith(incomplete)]
+        return [CompletionItem(action) for action in actions] + complete_mounts(ctx, incomplete)
 
 
 class PathText(_TextType):

@@ -151,6 +151,15 @@ class MountOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             "when others fill the disk, the cache gives way. What is pinned stays.",
         ),
     ] = 0.05
+    offline_ok: Annotated[
+        bool,
+        Meta(
+            description="While S3 cannot be reached (no connection, no answer, 5xx; not what it refuses or does not have), go on "
+            "with what is known and cached, also past `metadata_ttl_s` and `negative_ttl_s`: after 5 s without any answer names, "
+            "listings and attributes are shown as last known, cached data is read, and what is not here fails with EIO at once. "
+            "The mount is `degraded` (`offline`) meanwhile; when S3 is back, everything is asked for again."
+        ),
+    ] = False
     attributes: Annotated[
         Attributes,
         Meta(
@@ -198,6 +207,7 @@ class LiveOptions(
     metadata_size_bytes: Annotated[int, Meta(ge=MIB, le=1 << 40)] | UnsetType = UNSET
     cache_size_bytes: Annotated[int, Meta(ge=0, le=1 << 50)] | UnsetType = UNSET
     cache_free_share: Annotated[float, Meta(ge=0, le=0.99)] | UnsetType = UNSET
+    offline_ok: bool | UnsetType = UNSET
     fsync: Fsync | UnsetType = UNSET
     dirty_limit_bytes: Annotated[int, Meta(ge=16 * MIB, le=1 << 50)] | UnsetType = UNSET
     debug: bool | UnsetType = UNSET

@@ -88,6 +88,14 @@ class Asker:
             return True
         return not node.is_directory and self._volume.is_ours_alone(node)
 
+    def was_absent(self, directory: Node, name: str) -> bool:
+        """Whether a name was not there when S3 was last asked about it, however long ago."""
+        return (
+            directory.listed_ns > 0
+            or (directory.id, name) in self.absent
+            or self._volume.covered.as_of_ns(directory.id, name) > 0
+        )
+
     def forget(self) -> None:
         """Have no name be taken for absent without asking."""
         self.absent.clear()

@@ -110,6 +110,7 @@ class FileSystem:
         self.counters = Counters()
         self.warmer = Warmer(volume, self.namespace, self.lister, self.reader)
         self.pins = Pins(volume, self.warmer)
+        volume.store.outage.ended = self._back_online
 
     def recover(self, *, is_database_lost: bool = False) -> None:
         """Take over what mount.db and the staging directory hold; before the first request.
@@ -239,6 +240,11 @@ class FileSystem:
 
     def _wake(self) -> None:
         self.syncer.wake()
+
+    def _back_online(self) -> None:
+        """Go on with what waited for S3. What was shown meanwhile was believed for no time: it is asked for again."""
+        self.pins.hurry()
+        self._wake()
 
     def _version_gone(self, node: Node) -> None:
         """A version vanished from S3 under an open file: the next look at its name shall ask."""

@@ -12,6 +12,8 @@ log = logging.getLogger(__name__)
 
 FIRST_LOOK_S: Final = 1.0
 LAST_LOOK_S: Final = 30.0
+OUTAGE_LOOK_S: Final = 5.0
+"""While an outage lasts nobody else asks."""
 _TROUBLE: Final = (Unavailable, CredentialsRejected, BucketNotFound)
 
 
@@ -28,6 +30,9 @@ class Health:
         self._trouble: S3mgrError | None = None
         self._succeeded_before = 0
         self._doubt = trio.Event()
+        store.outage.begun = self._set
+        if store.outage.is_on:
+            self._doubt.set()
 
     def note(self, error: BaseException) -> None:
         """Take note of an error that came out of the store."""
@@ -56,7 +61,8 @@ class Health:
                 if self.trouble is None:
                     break
                 await self._look()
-                delay_s = min(2 * delay_s, LAST_LOOK_S)
+                limit_s = OUTAGE_LOOK_S if self._store.outage.is_on else LAST_LOOK_S
+                delay_s = min(2 * delay_s, limit_s)
 
     async def _look(self) -> None:
         try:

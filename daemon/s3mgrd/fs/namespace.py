@@ -16,6 +16,7 @@ from s3mgrd.cache.nodes import (
     Marker,
     Node,
 )
+from s3mgrd.errors import Unavailable
 from s3mgrd.fs.arrivals import Listing
 from s3mgrd.fs.asking import Asker
 from s3mgrd.fs.listing import Lister
@@ -68,14 +69,19 @@ class Namespace:
     def known(self, parent: Inode, name: str) -> Node | Literal[Absent.ABSENT] | None:
         """Return what *name* in *parent* leads to if mount.db can say and show it; None: S3 has to be asked.
 
+        While S3 cannot be reached, what it said last is good enough (`offline_ok`).
+
         Raises:
             OSError: ESTALE or ENOTDIR for *parent*.
         """
         directory = self._volume.directory(parent)
         node = self._volume.nodes.find(parent, name)
-        if not self._asker.is_known(directory, name, node):
+        is_offline = self._volume.is_offline
+        if not self._asker.is_known(directory, name, node) and not (
+            is_offline and (node is not None or self._asker.was_absent(directory, name))
+        ):
             return None
-        if node is not None and not self._asker.may_show(directory, node):
+        if node is not None and not is_offline and not self._asker.may_show(directory, node):
             return None
         self.hits += 1
         log.debug("cache hit: name %r in inode %d", name, parent)
@@ -89,8 +95,16 @@ class Namespace:
             S3mgrError: S3 had to be asked and did not answer.
         """
         found = self.known(parent, name)
-        if found is not None:
-            return None if found is ABSENT else found
+        if found is None:
+            try:
+                return await self._ask(parent, name)
+            except Unavailable:
+                found = self.known(parent, name) if self._volume.is_offline else None
+                if found is None:
+                    raise
+        return None if found is ABSENT else found
+
+    async def _ask(self, parent: Inode, name: str) -> Node | None:
         self.misses += 1
         log.debug("cache miss: name %r in inode %d", name, parent)
         async with self._volume.locks.holding(("name", parent, name)):
@@ -134,6 +148,8 @@ class Namespace:
 
     def tell_absent(self, parent: Inode, name: str) -> float:
         """Return for how long the kernel may believe that *name* is not in *parent*, and remember that it does."""
+        if self._volume.is_offline:
+            return 0.0  # it may be out of date, and is asked for again when S3 is back
         now_ns = self._volume.now_ns()
         valid_s = self._volume.settings.negative_ttl_s
         directory = self._volume.nodes.get(parent)
@@ -202,7 +218,7 @@ class Namespace:
         is_fresh = self._lister.is_fresh(directory)
         if (
             not directory.listed_ns
-            or (after == 0 and not is_fresh)
+            or (after == 0 and not is_fresh and not self._volume.is_offline)
             or self._lister.running(inode) is not None
         ):
             return None
@@ -228,10 +244,16 @@ class Namespace:
         is_fresh = self._lister.is_fresh(directory)
         if after == 0:
             self._note_listing(inode, is_hit=is_fresh)
-        if listing is None and (not is_complete or (after == 0 and not is_fresh)):
+        is_out_of_date = after == 0 and not is_fresh and not self._volume.is_offline
+        if listing is None and (not is_complete or is_out_of_date):
             listing = self._lister.start(directory)
         if listing is not None and not listing.streams and (after == 0 or not is_complete):
-            await listing.finished()
+            try:
+                await listing.finished()
+            except Unavailable:
+                if not (is_complete and self._volume.is_offline):
+                    raise
+                listing = None
         while True:
             entries = self.entries_now(inode, after, limit)
             if not entries and listing is not None and listing.done.is_set():

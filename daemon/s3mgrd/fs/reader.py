@@ -29,7 +29,7 @@ import trio
 
 from s3mgrd.cache.blockindex import BLOCK_BYTES
 from s3mgrd.cache.nodes import Inode, Node
-from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError
+from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, Unavailable
 from s3mgrd.fs.metadata import Metadata
 from s3mgrd.fs.patterns import Stream
 from s3mgrd.fs.volume import Volume
@@ -171,7 +171,26 @@ class Reader:
             self._read_ahead(node, key, version, stream, stop, size)
         else:
             self._fill(node, key, version, size)
-        return await self._collect(version, wanted, offset, stop)
+        try:
+            return await self._collect(version, wanted, offset, stop)
+        except (Unavailable, OSError):
+            # What was fetched with it cannot be had; these bytes alone may be here.
+            here = await self._from_disk(key, offset, stop)
+            if here is None:
+                raise
+            return here
+
+    async def _from_disk(self, key: VersionKey, start: int, stop: int) -> memoryview | None:
+        """Read [start, stop) from the block cache; None: not all of it is there."""
+        blocks = self._volume.blocks
+        found = blocks.find(*key, start, stop) if blocks is not None else None
+        if blocks is None or found is None:
+            return None
+        data = await blocks.read(found, start, stop)
+        if data is None or len(data) < stop - start:
+            return None
+        blocks.count(*key, hit=len(data))
+        return data
 
     async def read_range(
         self, node: Node, etag: str, size: int, start: int, stop: int

@@ -191,6 +191,11 @@ class Volume:
         """The directory renames that S3 has yet to follow."""
         return MoveTable(self.database)
 
+    @property
+    def is_offline(self) -> bool:
+        """Whether S3 cannot be reached, and what is known of it is to do (`offline_ok`)."""
+        return self.store.outage.is_on
+
     def node(self, inode: int) -> Node:
         """Return the row of an inode. Raises OSError(ESTALE): nothing is known of that number."""
         node = self.nodes.get(inode)

@@ -28,8 +28,9 @@ from s3mgrd.fs.volume import Volume
 log = logging.getLogger(__name__)
 
 STEP_BYTES: Final = 2 << 20
-"""One request. With `TASKS` of them: what is in memory at most."""
-TASKS: Final = 8
+"""One request."""
+MEMORY_SHARE: Final = 4
+"""Requests at the same time hold one part in so many of the mount's memory at most, and half of its requests."""
 PIECE: Final = 512
 """Entries between two checkpoints."""
 
@@ -202,12 +203,17 @@ class Warmer:
         warming.bytes_total, warming.files_total = plan.bytes, len(plan.inodes)
         send, receive = trio.open_memory_channel[tuple[Node, int, int]](0)
         async with side_by_side() as nursery:
-            for _ in range(TASKS):
+            for _ in range(self._parallel()):
                 nursery.start_soon(self._work, receive.clone(), warming)
             receive.close()
             async with send:
                 for inode in plan.inodes:
                     await self._hand_out(Inode(inode), send, warming)
+
+    def _parallel(self) -> int:
+        settings = self._volume.settings
+        in_memory = settings.memory_limit_bytes // (MEMORY_SHARE * STEP_BYTES)
+        return max(1, min(settings.concurrency // 2, in_memory))
 
     async def _hand_out(
         self, inode: Inode, send: trio.MemorySendChannel[tuple[Node, int, int]], warming: Warming

@@ -26,6 +26,7 @@ from s3mgr.schema import (
 from s3mgrd.mounts.mount import MountActor
 from s3mgrd.mounts.reports import decode_report
 from s3mgrd.mounts.service import Principal
+from s3mgrd.mounts.warming import sendable
 from s3mgrd.worker.protocol import (
     DiscardConflict,
     Evict,
@@ -151,12 +152,17 @@ class Questions(ABC):
     async def unpin_cache(self, who: Principal, name: str, *, paths: Sequence[str]) -> UnpinReport:
         """Take back pins."""
         return await self._ask(
-            who, name, Unpin(paths=list(paths)), UnpinReport, WALK_TIMEOUT_S, is_repeatable=False
+            who,
+            name,
+            Unpin(paths=sendable(paths)),
+            UnpinReport,
+            WALK_TIMEOUT_S,
+            is_repeatable=False,
         )
 
     async def evict_cache(self, who: Principal, name: str, *, paths: Sequence[str]) -> EvictReport:
         """Give up what is in the block cache."""
-        return await self._ask(who, name, Evict(paths=list(paths)), EvictReport, WALK_TIMEOUT_S)
+        return await self._ask(who, name, Evict(paths=sendable(paths)), EvictReport, WALK_TIMEOUT_S)
 
     async def list_pins(self, who: Principal, name: str) -> PinList:
         """Report the pins."""

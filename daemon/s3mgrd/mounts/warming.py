@@ -10,13 +10,24 @@ from typing import Final, Literal
 import trio
 
 from s3mgr.schema import WarmProgress, WarmReport
-from s3mgrd.errors import S3mgrError
+from s3mgrd.errors import S3mgrError, UserError
 from s3mgrd.mounts.core import MountCore
 from s3mgrd.mounts.operations import Operations, RunningOperation
 from s3mgrd.mounts.reports import decode_report
 from s3mgrd.worker.protocol import StopWarming, Warm
 
 STOP_TIMEOUT_S: Final = 10.0
+MAX_PATHS_BYTES: Final = 64 << 10
+
+
+def sendable(paths: Sequence[str]) -> list[str]:
+    """Return *paths* for a message to a worker. Raises `UserError`: they do not fit into one."""
+    if sum(len(path.encode()) + 4 for path in paths) > MAX_PATHS_BYTES:
+        raise UserError(
+            "so many paths do not fit into one request",
+            hint="name directories instead of what is in them",
+        )
+    return list(paths)
 
 
 class Warmings:
@@ -34,11 +45,12 @@ class Warmings:
         paths: Sequence[str],
     ) -> RunningOperation:
         """Ask the worker, and follow what it does in a task of *nursery*."""
+        wanted = sendable(paths)
         detail = ", ".join(path or "/" for path in paths[:10]) + (" …" if len(paths) > 10 else "")
         running = await self._operations.begin(
             kind, actor.name, actor.record.owner_uid, detail=detail
         )
-        nursery.start_soon(self._follow, actor, running, list(paths))
+        nursery.start_soon(self._follow, actor, running, wanted)
         return running
 
     def report(self, warming: Sequence[WarmProgress]) -> None:

@@ -15,12 +15,14 @@ import trio
 
 from s3mgrd.s3.answers import Answer, receive_answer
 from s3mgrd.s3.body import UploadBody
+from s3mgrd.s3.connections import WaitedTooLong
 from s3mgrd.s3.counting import StoreStats, Waiting
 from s3mgrd.s3.failures import RENEWABLE, Target, map_failure, request_id
 from s3mgrd.s3.grants import LiveCredentials
 from s3mgrd.s3.http import Exchange, Pool
 from s3mgrd.s3.library import current_exchange
 from s3mgrd.s3.operations import Params, Requests, operation
+from s3mgrd.s3.outage import ANSWER_S, READS, Outage, is_silence
 from s3mgrd.s3.retry import CallFailed, RetryPolicy
 from s3mgrd.s3.settings import StoreSettings
 from s3mgrd.worker.protocol import CredentialGrant
@@ -74,6 +76,7 @@ class Calls:
         self.limiter: Final = trio.CapacityLimiter(settings.concurrency)
         self.light: Final = trio.CapacityLimiter(LIGHT_FACTOR * settings.concurrency)
         self.stats: Final = StoreStats()
+        self.outage: Final = Outage()
 
     @property
     def running(self) -> int:
@@ -112,6 +115,7 @@ class Calls:
         key: str | None = None,
         body: UploadBody | None = None,
         deadline_s: float | None = None,
+        is_probe: bool = False,
     ) -> T:
         """Make one call and let *finish* turn its answer into the result, as a part of the attempt.
 
@@ -122,10 +126,14 @@ class Calls:
             key: the object, where the call is about one.
             body: what to upload.
             deadline_s: for the retries, instead of the policy's.
+            is_probe: ask also while S3 cannot be reached (`s3mgrd.s3.outage`).
 
         Raises:
             CallFailed: the call failed for good.
         """
+        can_do_without = operation in READS and not is_probe
+        if can_do_without and self.outage.is_on:
+            raise CallFailed(self.outage.refusal(), code="Outage")
         given = {name: value for name, value in params.items() if value is not None}
         given["Bucket"] = self._bucket
         if key is not None:
@@ -165,8 +173,19 @@ class Calls:
                 delay_s,
             )
 
+        outage = self.outage if can_do_without and self.outage.is_watched else None
         with Waiting():
-            return await self.retry.run(attempt, deadline_s=deadline_s, on_retry=note)
+            try:
+                return await self.retry.run(
+                    attempt,
+                    deadline_s=deadline_s,
+                    on_retry=note,
+                    limit=None if outage is None else outage.limit_s,
+                )
+            except CallFailed as failure:
+                if outage is not None:
+                    outage.note_given_up(failure, self.retry.deadline_s)
+                raise
 
     async def _attempt(
         self,
@@ -185,13 +204,16 @@ class Calls:
                 await body.sign()
             if self._credentials is not None:
                 grant = await self._credentials.grant()
-            answer = await self._ask(target.operation, params, body, grant, exchange)
+            answer = await self._ask_in_time(target.operation, params, body, grant, exchange)
             answered = perf_counter()
             result = await finish(answer, exchange)
+            self.outage.note_answer()
             outcome = "ok"
         except Exception as exc:
             failure = map_failure(exc, exchange, target)
             outcome = failure.code
+            if exchange.status and not is_silence(failure):
+                self.outage.note_answer()
             if (
                 failure.code in RENEWABLE
                 and not failure.retryable
@@ -207,6 +229,21 @@ class Calls:
             first_s = (answered if answered > started else ended) - started
             self._record(target, params, exchange, ended - started, first_s, outcome, body)
         return result
+
+    async def _ask_in_time(
+        self,
+        name: str,
+        params: Params,
+        body: UploadBody | None,
+        grant: CredentialGrant | None,
+        exchange: Exchange,
+    ) -> Answer:
+        """Send one request as `_ask`, and wait no longer for its answer than who can do without wants to."""
+        if not self.outage.is_watched or name not in READS:
+            return await self._ask(name, params, body, grant, exchange)
+        with trio.move_on_after(ANSWER_S):
+            return await self._ask(name, params, body, grant, exchange)
+        raise WaitedTooLong
 
     async def _ask(
         self,

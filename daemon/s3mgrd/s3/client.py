@@ -44,6 +44,7 @@ from s3mgrd.s3.listing import UploadsPage, etag_of, parse_list_page, parse_uploa
 from s3mgrd.s3.metadata import encode_metadata
 from s3mgrd.s3.multipart import multipart_etag
 from s3mgrd.s3.operations import Params
+from s3mgrd.s3.outage import Outage
 from s3mgrd.s3.port import (
     ALWAYS,
     MAX_COPY_BYTES,
@@ -152,6 +153,11 @@ class S3Store:
         return self._calls.stats
 
     @property
+    def outage(self) -> Outage:
+        """Whether S3 can be reached."""
+        return self._calls.outage
+
+    @property
     def conditions(self) -> Conditions:
         """What the store is known to do with conditions."""
         return self._conditions.known
@@ -186,7 +192,7 @@ class S3Store:
     async def probe(self, prefix: str) -> None:
         """See the port."""
         with trio.move_on_after(PROBE_LIMIT_S) as scope:
-            await self._list(prefix, deadline_s=PROBE_RETRY_S, max_keys=1)
+            await self._list(prefix, deadline_s=PROBE_RETRY_S, max_keys=1, is_probe=True)
         if scope.cancelled_caught:
             raise TimedOut(
                 f"{self._calls.endpoint} did not answer within {PROBE_LIMIT_S:.0f} s",
@@ -515,6 +521,7 @@ class S3Store:
         start_after: str | None = None,
         max_keys: int,
         deadline_s: float | None = None,
+        is_probe: bool = False,
     ) -> ListPage:
         async def finish(_: Answer, exchange: Exchange) -> ListPage:
             return parse_list_page(exchange.body)
@@ -532,6 +539,7 @@ class S3Store:
                     "EncodingType": "url",
                 },
                 deadline_s=deadline_s,
+                is_probe=is_probe,
             )
         except CallFailed as failure:
             raise failure.error from failure

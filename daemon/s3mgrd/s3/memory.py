@@ -42,6 +42,7 @@ from s3mgrd.errors import (
 from s3mgrd.s3.counting import StoreStats
 from s3mgrd.s3.metadata import encode_metadata
 from s3mgrd.s3.multipart import multipart_etag
+from s3mgrd.s3.outage import Outage
 from s3mgrd.s3.port import (
     ALWAYS,
     MAX_COPY_BYTES,
@@ -156,6 +157,7 @@ class MemoryStore:
         conditions: Support = "supported",
     ) -> None:
         self.stats = StoreStats()
+        self.outage = Outage()
         self.conditions = Conditions(*[conditions] * 5)
         self.calls: Counter[Operation] = Counter()
         self.before: Callable[[Operation, str], None] | None = None
@@ -537,9 +539,12 @@ class MemoryStore:
             failures = self._failures.get(operation)
             if failures:
                 raise failures.popleft()
+            if self.outage.is_on and operation in ("list_page", "head", "get_range"):
+                raise self.outage.refusal()
             if not self.bucket_exists:
                 raise BucketNotFound("the bucket does not exist")
             yield
+            self.outage.note_answer()
         except (NotFound, PreconditionFailed):
             raise
         except S3mgrError:

@@ -18,6 +18,7 @@ from typing import Final, Literal, Protocol
 from msgspec import Struct
 
 from s3mgrd.s3.counting import StoreStats
+from s3mgrd.s3.outage import Outage
 
 Support = Literal["supported", "unsupported", "unknown"]
 
@@ -211,6 +212,10 @@ class ObjectStore(Protocol):
     @property
     def stats(self) -> StoreStats:
         """Counters since the store was opened."""
+
+    @property
+    def outage(self) -> Outage:
+        """Whether the store can be reached, for who can do without; see `s3mgrd.s3.outage`."""
 
     @property
     def conditions(self) -> Conditions:

@@ -84,12 +84,14 @@ class RetryPolicy:
         *,
         deadline_s: float | None = None,
         on_retry: Callable[[CallFailed, float], None] | None = None,
+        limit: Callable[[CallFailed, float, float], float] | None = None,
     ) -> T:
         """Call *attempt* until it succeeds, fails for good, or the deadline has passed.
 
         Args:
             attempt: raises `CallFailed`; anything else passes through at once.
             deadline_s: instead of the policy's own.
+            limit: told of each failure, of when the first one was and of the deadline; returns the deadline that holds for it.
             on_retry: told of each failure that is followed by another attempt, and of the wait before it.
 
         Raises:
@@ -107,8 +109,10 @@ class RetryPolicy:
                 now = trio.current_time()
                 if first_failure is None:
                     first_failure = now
-                limit = self.deadline_s if deadline_s is None else deadline_s
-                left_s = first_failure + limit - now
+                limit_s = self.deadline_s if deadline_s is None else deadline_s
+                if limit is not None:
+                    limit_s = limit(failure, first_failure, limit_s)
+                left_s = first_failure + limit_s - now
                 if not failure.retryable or left_s <= 0 or (failure.retry_after_s or 0) > left_s:
                     raise
                 # The last attempt is made at the deadline rather than skipped because its wait was drawn too long.

@@ -42,7 +42,7 @@ from s3mgrd.errors import (
 )
 from s3mgrd.fs import inspection
 from s3mgrd.fs.conflicts import Notice
-from s3mgrd.fs.filesystem import FileSystem, adopt_database
+from s3mgrd.fs.filesystem import BUCKET, FileSystem, adopt_database
 from s3mgrd.fs.forgetting import Forgetter
 from s3mgrd.fs.known import Known
 from s3mgrd.fs.operations import Operations, ask_kernel_holds
@@ -246,8 +246,11 @@ class MountWorker(Keeper, Cacher):
         _set_debug(message.spec.options.debug)
         try:
             async with self._open_store(message) as store:
+                spec = message.spec
+                bucket = f"{spec.endpoint}|{spec.bucket}|{spec.options.prefix}"
+                store.outage.watch(is_watched=spec.options.offline_ok)
                 if message.probe:
-                    await store.probe(message.spec.options.prefix)
+                    await self._probe(store, files.database, spec.options.prefix, bucket)
                 volume = Volume(
                     store,
                     files.database,
@@ -261,10 +264,9 @@ class MountWorker(Keeper, Cacher):
                     self._blocks.free_share = message.spec.options.cache_free_share
                     await self._blocks.set_limit(message.spec.options.cache_size_bytes)
                 volume.expire_names = self._expire_names
-                spec = message.spec
                 self._is_resumed = adopt_database(
                     volume,
-                    bucket=f"{spec.endpoint}|{spec.bucket}|{spec.options.prefix}",
+                    bucket=bucket,
                     connection_id=message.connection_id,
                 )
                 async with trio.open_nursery() as nursery:
@@ -305,6 +307,17 @@ class MountWorker(Keeper, Cacher):
                 if self._blocks is not None:
                     self._blocks.close()
                 self._closed.set()
+
+    async def _probe(
+        self, store: S3Store, database: MountDatabase, prefix: str, bucket: str
+    ) -> None:
+        """Ask the bucket. One that was mounted before, and may do without S3, is mounted without an answer."""
+        try:
+            await store.probe(prefix)
+        except Unavailable as error:
+            if not store.outage.is_watched or database.get_meta(BUCKET) != bucket:
+                raise
+            store.outage.begin(error)
 
     @asynccontextmanager
     async def _open_store(self, message: Configure) -> AsyncIterator[S3Store]:
@@ -503,6 +516,8 @@ class MountWorker(Keeper, Cacher):
         if store is not None:
             store.set_retry_deadline(settings.retry_deadline_s)
             store.set_concurrency(settings.concurrency)
+            if isinstance(options.offline_ok, bool):
+                store.outage.watch(is_watched=options.offline_ok)
         if self._blocks is not None:
             if isinstance(options.cache_free_share, float | int):
                 self._blocks.free_share = options.cache_free_share

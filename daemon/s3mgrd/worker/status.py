@@ -51,6 +51,14 @@ def _trouble(
 ) -> tuple[str, str]:
     """Return the reason and the message of what is wrong; both empty where nothing is."""
     trouble = fs.health.trouble
+    outage_ns = fs.volume.store.outage.since_ns
+    if outage_ns is not None:
+        since = inspection.as_time(outage_ns).isoformat(timespec="seconds").replace("+00:00", "Z")
+        why = trouble.detail if trouble is not None else "no answer"
+        return (
+            "offline",
+            f"S3 cannot be reached since {since}; what is known and cached is served ({why})",
+        )
     if trouble is not None:
         return _reason(trouble), trouble.detail
     backlog = fs.stages.backlog

@@ -65,6 +65,15 @@ def test_names_and_directories_of_mounts(daemon: FakeDaemon) -> None:
     assert complete("s3mgr cache /mnt/l", 2) == (["/mnt/logs"], "")
 
 
+def test_actions_then_mounts_then_files(daemon: FakeDaemon) -> None:
+    """The action may be left out, so mounts are offered beside actions."""
+    daemon.add(make_mount("wares"), make_mount("logs"))
+    assert complete("s3mgr cache wa", 2) == (["warm", "wares"], "")
+    assert complete("s3mgr cache warm l", 3) == (["logs"], "")
+    assert complete("s3mgr cache warm logs fi", 4, kinds=True) == (["file,fi"], "")
+    assert complete("s3mgr queue logs fi", 3, kinds=True) == (["file,fi"], "")
+
+
 def test_the_address_on_the_command_line_is_used(
     daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from s3mgr.schema import WarmProgress, WarmReport
-from s3mgrd.errors import Conflict
+from s3mgrd.errors import Conflict, UserError
 from s3mgrd.worker.protocol import Reply, StopWarming, SupervisorRequest, Warm
 from tests.fakes.control import ROOT, Control, control
 from tests.fakes.workers import FakeWorker, report, status_event
@@ -80,6 +80,17 @@ async def test_it_fails_with_what_the_worker_says(autojump_clock: MockClock) -> 
         ended = await c.manager.wait_operation(operation.id)
         assert ended.error is not None
         assert (ended.state, ended.error.detail) == ("failed", "it does not fit")
+
+
+async def test_more_paths_than_a_message_holds_are_refused(autojump_clock: MockClock) -> None:
+    async with control() as c:
+        await c.mount()
+        paths = ["x" * 1000] * 100
+        with pytest.raises(UserError, match="so many paths"):
+            await c.manager.warm_cache(ROOT, "data", paths=paths)
+        with pytest.raises(UserError, match="so many paths"):
+            await c.manager.evict_cache(ROOT, "data", paths=paths)
+        assert not c.manager.list_operations(ROOT, mount="data")[1:]
 
 
 async def test_an_unmount_ends_it(autojump_clock: MockClock) -> None:

@@ -13,7 +13,7 @@ from s3mgr.cli.output import (
     render_table,
     write_json,
 )
-from s3mgr.cli.parameters import DAY_S, DURATION, TARGET
+from s3mgr.cli.parameters import DAY_S, DURATION, Words
 
 if TYPE_CHECKING:
     from s3mgr.api import Client
@@ -41,7 +41,7 @@ WITH_PATHS: Final = frozenset({"warm", "pin", "unpin", "evict"})
     metavar="[show|warm|evict|pin|unpin|pins|files] NAME|DIR [PATH]...",
     nargs=-1,
     required=True,
-    type=TARGET,
+    type=Words(ACTIONS),
 )
 @click.option("--json", "as_json", is_flag=True, help="Write what is shown or done as JSON.")
 @click.option(

@@ -16,7 +16,7 @@ from s3mgr.cli.output import (
     timestamp,
     write_json,
 )
-from s3mgr.cli.parameters import TARGET
+from s3mgr.cli.parameters import Words
 from s3mgr.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -36,7 +36,11 @@ _REASONS: Final = {
 
 @click.command(short_help="List, restore or discard data that lost against another writer.")
 @click.argument(
-    "words", metavar="[restore|discard] NAME|DIR [ID]...", nargs=-1, required=True, type=TARGET
+    "words",
+    metavar="[restore|discard] NAME|DIR [ID]...",
+    nargs=-1,
+    required=True,
+    type=Words(ACTIONS),
 )
 @click.option("--json", "as_json", is_flag=True, help="Write the copies as JSON.")
 @click.option(

@@ -14,7 +14,7 @@ from s3mgr.cli.output import (
     timestamp,
     write_json,
 )
-from s3mgr.cli.parameters import TARGET
+from s3mgr.cli.parameters import Words
 from s3mgr.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -28,7 +28,11 @@ PAGE_FILES: Final = 100
 
 @click.command(short_help="List, pause or resume uploads in the background; hurry one.")
 @click.argument(
-    "words", metavar="[pause|resume|hurry] NAME|DIR [PATH]", nargs=-1, required=True, type=TARGET
+    "words",
+    metavar="[pause|resume|hurry] NAME|DIR [PATH]",
+    nargs=-1,
+    required=True,
+    type=Words(ACTIONS),
 )
 @click.option("--json", "as_json", is_flag=True, help="Write totals and files as JSON.")
 @click.option(
