@@ -9,7 +9,9 @@ is told one of three things:
   because that is how the kernel learns for how much longer it may believe them.
 - *cache*: drop what there is, and keep what is read now.
 - neither: drop what there is, and keep nothing. While a program that began to read before a change has the directory
-  open, its reading would mix old entries into a new cache; and very large directories are not worth the kernel's memory.
+  open, its reading would mix old entries into a new cache.
+
+What the kernel keeps (about 40 bytes and the name an entry) is page cache, which it drops when it needs the memory.
 
 Nothing here outlives the worker, and what is not known is not kept.
 """
@@ -21,8 +23,6 @@ from s3mgrd.cache.nodes import Inode, Node, NodeTable
 from s3mgrd.fs.handles import read_handle
 from s3mgrd.fs.replies import CACHE_DIR, KEEP_CACHE
 
-MAX_ENTRIES: Final = 10_000
-"""The kernel's copy of a larger directory is not worth its memory (about 40 bytes and the name an entry)."""
 MAX_DIRECTORIES: Final = 65_536
 """So many are remembered, at about 100 bytes each."""
 _MIXED: Final = -1
@@ -33,7 +33,6 @@ class EntryCaches:
     """What the kernel may have of each directory. `is_fresh` says whether a directory's listing may still be believed."""
 
     def __init__(self, nodes: NodeTable, is_fresh: Callable[[Node], bool]) -> None:
-        self._nodes = nodes
         self._is_fresh = is_fresh
         self._filled_from: dict[Inode, int] = {}
         """The listing (its listed_ns) that the kernel's cache is filled from; absent: it has nothing.
@@ -56,8 +55,6 @@ class EntryCaches:
         if not readers:
             self._filled_from.pop(inode, None)
         elif filled_from == _MIXED:
-            return 0
-        if self._nodes.count_children(inode, limit=MAX_ENTRIES + 1) > MAX_ENTRIES:
             return 0
         self._readers.setdefault(inode, set()).add(handle)
         return CACHE_DIR

@@ -12,7 +12,7 @@ import errno
 import logging
 from collections.abc import Callable
 from time import perf_counter
-from typing import Concatenate, Final, ParamSpec
+from typing import Concatenate, Final, NamedTuple, ParamSpec
 
 from s3mgrd.cache.nodes import Inode
 from s3mgrd.fs import replies
@@ -29,6 +29,11 @@ log = logging.getLogger("s3mgrd.fs.operations")
 ENTRY_BYTES: Final = replies.DIRENT_PLUS.size + replies.ALIGNMENT
 """The least that an entry takes in a reply."""
 MAX_ENDS: Final = 4096
+
+PREPARED: Final = 64
+"""Entries: a directory that has as many is not prepared as a whole."""
+PREPARED_NS: Final = 5_000_000
+"""What was prepared is as old as this at most: it says for how long the kernel may believe it."""
 
 P = ParamSpec("P")
 Answer = bytes | int | None
@@ -59,6 +64,15 @@ def _at_once(
     return answer
 
 
+class _Prepared(NamedTuple):
+    """Entries of a directory as they were at a time, each with its inode number."""
+
+    handle: int
+    changes: int
+    as_of_ns: int
+    entries: list[tuple[int, bytes]]
+
+
 class Express:
     """Answers for one file system.
 
@@ -74,6 +88,7 @@ class Express:
         self._caches = EntryCaches(fs.volume.nodes, fs.lister.is_fresh)
         self._ends: dict[int, tuple[int, int]] = {}
         """By handle of a directory: the position behind which there was nothing, and `MountDatabase.changes` then."""
+        self._prepared: _Prepared | None = None
 
     @_at_once
     def lookup(self, parent: int, name: bytes) -> Answer:
@@ -111,6 +126,29 @@ class Express:
         self.releasedir(replies.OPEN_OUT.unpack(answer)[0])
 
     @_at_once
+    def prepare(self, answer: bytes) -> Answer:
+        """Make the beginning of the listing that whoever got *answer* to `opendir` is about to ask for.
+
+        The kernel and the program are at work meanwhile, on another processor. What is written to a staged file changes
+        no row, so directories that have any are left alone; staging a file does change one.
+        """
+        handle, flags, _ = replies.OPEN_OUT.unpack(answer)
+        directory = self._volume.directory(read_handle(handle).inode)
+        if flags & replies.KEEP_CACHE or not self.fs.lister.is_fresh(directory):
+            return None
+        entries = self.fs.namespace.entries_now(directory.id, 0, PREPARED)
+        stages = self.fs.stages
+        if len(entries) < PREPARED and not any(stages.get(node.id) for node, _ in entries):
+            pack = self._shower.listed_reply
+            self._prepared = _Prepared(
+                handle,
+                self._volume.database.changes,
+                self._volume.now_ns(),
+                [(node.id, pack(node, valid_s)) for node, valid_s in entries],
+            )
+        return None
+
+    @_at_once
     def readdir(self, handle: int, position: int, size: int) -> Answer:
         """Give entries, in the order of their inode numbers, which are also the positions."""
         inode = read_handle(handle).inode
@@ -126,18 +164,29 @@ class Express:
         self.reading(handle, position)
         pack = self._shower.listed_reply
         parts: list[bytes] = []
-        for node, valid_s in entries:
-            part = pack(node, valid_s)
+        given = self._take_prepared(handle, changes) if position == 0 else None
+        for number, part in given or ((node.id, pack(node, left)) for node, left in entries):
             size -= len(part)
             if size < 0:
                 break
             parts.append(part)
-            position = node.id
+            position = number
         else:
             if len(self._ends) >= MAX_ENDS:
                 self._ends.clear()
             self._ends[handle] = position, changes
         return b"".join(parts)
+
+    def _take_prepared(self, handle: int, changes: int) -> list[tuple[int, bytes]] | None:
+        """Return all entries of a directory, with their inode numbers, if they were prepared for a handle a moment ago."""
+        found, self._prepared = self._prepared, None
+        if (
+            found is not None
+            and (found.handle, found.changes) == (handle, changes)
+            and 0 <= self._volume.now_ns() - found.as_of_ns < PREPARED_NS
+        ):
+            return found.entries
+        return None
 
     def reading(self, handle: int, position: int) -> None:
         """Note that entries from *position* on, as they are now, are given to a handle. No checkpoint until they are."""

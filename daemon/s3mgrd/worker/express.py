@@ -114,8 +114,11 @@ class _Lane:
                 theirs_getattr(request, inode, info)
 
         def opendir(request: int, inode: int, info: int) -> None:
-            if not reply(request, express.opendir(inode), express.interrupted):
+            answer = express.opendir(inode)
+            if not reply(request, answer, express.interrupted):
                 theirs_opendir(request, inode, info)
+            elif isinstance(answer, bytes):
+                express.prepare(answer)
 
         def releasedir(request: int, inode: int, info: int) -> None:
             if not reply(request, express.releasedir(_handle(info))):

@@ -194,6 +194,45 @@ async def test_what_was_answered_is_counted_once(lab: Lab) -> None:
         assert {name: c.count for name, c in fs.counters.calls.items()} == {"lookup": 1}
 
 
+@pytest.mark.parametrize("change", ["nothing", "insert", "stage", "write", "later", "other"])
+async def test_what_was_prepared_is_given_only_while_it_is_what_there_is(
+    lab: Lab, change: str
+) -> None:
+    """A directory that was opened a moment ago is about to be read."""
+    await lab.store.put("d/a", b"1", metadata={})
+    await lab.store.put("d/b", b"22", metadata={})
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        directory = (await lab.get("d")).id
+        await fs.namespace.ensure_listed(directory)
+        if change == "write":
+            await lab.write("d/a", b"hello", close=False)
+        answer = express.opendir(directory)
+        assert isinstance(answer, bytes)
+        express.prepare(answer)
+        assert (express._prepared is not None) == (change != "write")
+        handle = struct.unpack_from("=Q", answer)[0]
+        expected = {"a": (1, 30.0), "b": (2, 30.0)}
+        if change == "insert":
+            fs.volume.nodes.insert(directory, "c", Kind.FILE, 1, size=3, etag='"1"')
+            expected["c"] = (3, 30.0)
+        elif change == "stage":
+            await lab.write("d/a", b"hello", close=False)
+            expected["a"] = (5, 30.0)
+        elif change == "write":
+            stage = fs.stages.get((await lab.get("d/a")).id)
+            assert stage is not None
+            await fs.stages.write((await lab.get("d/a")).id, 5, b"!")
+            expected["a"] = (6, 30.0)
+        elif change == "later":
+            lab.later(10)
+            expected = {name: (size, 20.0) for name, (size, _) in expected.items()}
+        elif change == "other":
+            handle = opened(express, directory)
+        shown = entries(express.readdir(handle, 0, PAGE))
+        assert {s.name: (s.size, s.valid_s) for s in shown} == expected
+
+
 async def test_a_handle_that_nobody_got_is_forgotten(lab: Lab) -> None:
     """Who opened the directory was killed before the reply: it reads nothing, so it spoils no cache."""
     async with lab.mounted() as fs:
