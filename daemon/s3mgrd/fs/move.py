@@ -183,9 +183,11 @@ class Mover:
                         row.inode, page.objects[0].key, page.objects[-1].key
                     )
                 # What nobody here wants is not taken along: it would come back under the new name.
-                strays = volume.strays_below(row.source)
+                strays = volume.strays_below(row.source) | volume.journal.deletes_below(row.source)
+                moves = volume.moves.all()
                 for info in page.objects:
-                    if info.key in strays or relocation.is_in_the_way(volume, row, info.key):
+                    # What changes while others are copied, `_copy` finds.
+                    if info.key in strays or relocation.is_others(moves, row, info.key):
                         look.left.append(info.key)
                         continue
                     is_done = done.get(info.key) == info.etag
@@ -255,7 +257,12 @@ class Mover:
 
     def _is_wanted(self, row: MoveRow, key: str) -> bool:
         volume = self._volume
-        return volume.moves.get(row.inode) == row and not relocation.is_in_the_way(volume, row, key)
+        moves = volume.moves.all()
+        return (
+            row in moves
+            and not relocation.is_others(moves, row, key)
+            and volume.journal.pending_delete(key) is None
+        )
 
     def _is_taken(self, target: str) -> bool:
         """Whether something that a name here leads to lies where a copy would go."""

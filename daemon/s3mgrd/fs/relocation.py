@@ -12,6 +12,7 @@ transaction, without a checkpoint.
 """
 
 import secrets
+from collections.abc import Iterable
 from typing import Final
 
 import trio
@@ -109,11 +110,11 @@ def occupant(volume: Volume, key: str, *, is_file: bool = False) -> trio.Event |
     return None
 
 
-def is_in_the_way(volume: Volume, row: MoveRow, key: str) -> bool:
-    """Whether *key*, below the source of the move *row*, is not that move's: removed here, or of a directory with its own."""
-    return volume.journal.pending_delete(key) is not None or any(
+def is_others(rows: Iterable[MoveRow], row: MoveRow, key: str) -> bool:
+    """Whether *key*, below the source of the move *row*, is that of another of *rows*, of a directory inside."""
+    return any(
         key.startswith(other.source) and other.source.startswith(row.source)
-        for other in volume.moves.all()
+        for other in rows
         if other.inode != row.inode
     )
 

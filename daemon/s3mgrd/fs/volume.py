@@ -78,10 +78,13 @@ class Locks:
                 lock = lock or trio.Lock()
                 self._locks[thing] = (lock, users + 1)
                 try:
-                    await lock.acquire()
-                except trio.Cancelled:
-                    self._leave(thing)
-                    raise
+                    lock.acquire_nowait()  # a lock that nobody holds is worth no turn of the loop
+                except trio.WouldBlock:
+                    try:
+                        await lock.acquire()
+                    except trio.Cancelled:
+                        self._leave(thing)
+                        raise
                 taken.append((thing, lock))
             yield
         finally:

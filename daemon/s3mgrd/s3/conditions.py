@@ -19,6 +19,8 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
 
+import trio
+
 from s3mgrd.errors import NotFound, PreconditionFailed, Unsupported
 from s3mgrd.s3.port import ALWAYS, Condition, Conditions, ObjectHead, Support
 from s3mgrd.s3.retry import CallFailed
@@ -61,6 +63,8 @@ class ConditionalWrites:
             (PUT_MATCH, PUT_ABSENT, COPY, COMPLETE, SOURCE, DELETE), initial
         )
         self._is_finding_out = False
+        self.first_copy: Final = trio.Lock()
+        """Held, over its requests, by a copy that finds out about `SOURCE`: 64 at once would ask the same three times each."""
         self._quotes: bool | None = True if known else None
         """Whether If-Match wants its quotes; None: not known yet, they are tried first."""
 

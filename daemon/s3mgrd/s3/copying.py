@@ -6,7 +6,7 @@ object its caching rules or its key, what the source has (`s3mgrd.s3.headers`) i
 HEAD tells. Tags are kept by CopyObject itself; a multipart copy reads and sets them (`s3mgrd.s3.tags`).
 
 Where a store is not known to heed the condition on the source, a HEAD checks it before, and after the parts. The first
-such copy finds out: it is sent with an ETag that nothing has. A store that refuses it heeds conditions and gets the right
+such copy finds out, and others wait for it: it is sent with an ETag that nothing has. A store that refuses it heeds conditions and gets the right
 one; a store that copies nevertheless has done what was wanted, since the HEAD has just said so.
 """
 
@@ -58,6 +58,17 @@ class Copier:
         Raises:
             CallFailed: it failed.
         """
+        if self.if_source_match is None or any(check.values()) or not self._is_unknown():
+            return await self._at_once(check)
+        async with self.conditions.first_copy:
+            if self._is_unknown():
+                return await self._at_once(check)
+        return await self._at_once(check)
+
+    def _is_unknown(self) -> bool:
+        return self.conditions.support[SOURCE] == "unknown"
+
+    async def _at_once(self, check: Check) -> Written:
         checks = self.if_source_match is not None and self.conditions.support[SOURCE] != "supported"
         head = self.source_head
         if head is None or checks:
