@@ -221,3 +221,19 @@ def test_what_the_store_does_with_conditions_is_shown(site: Site) -> None:
 
 def test_a_path_of_a_mount_may_stand_for_its_name(site: Site, tmp_path: Path) -> None:
     assert "no conflict copies" in site.daemon.run("conflicts", str(site.here)).stderr
+
+
+def test_a_copy_is_complete_where_the_bucket_keeps_versions(site: Site) -> None:
+    """Of a change in the middle nothing else was read here, and its base is no longer what lies at the key."""
+    site.client.put_bucket_versioning(
+        Bucket=site.bucket, VersioningConfiguration={"Status": "Enabled"}
+    )
+    site.put("kept", b"0123456789")
+    fd = os.open(site.here / "kept", os.O_WRONLY)
+    os.pwrite(fd, b"XY", 2)
+    site.put("kept", b"theirs")
+    assert close_error(fd) == errno.ESTALE
+    (copy,) = [c for c in site.conflicts() if c["path"] == "kept"]
+    site.daemon.run("conflicts", "restore", "here", str(copy["id"]), "--as", "mine-kept")
+    assert (site.here / "mine-kept").read_bytes() == b"01XY456789"
+    assert (site.here / "kept").read_bytes() == b"theirs"

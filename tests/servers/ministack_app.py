@@ -1,10 +1,11 @@
-"""MiniStack's application, with two defects taken away, and with archives.
+"""MiniStack's application, with three defects taken away, and with archives.
 
 It stores what it got of a body whose sender went away; S3 never does, an object is there as a whole or not at all. And
 it puts a body together in time that grows with the square of its size. So a request is passed on once its body is
-complete, in one piece. What an archive is, it does not know: `tests.servers.cold` does.
+complete, in one piece. Of versions that are not current it gives the whole where a range is asked for. What an archive is, it does not know: `tests.servers.cold` does.
 """
 
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -37,4 +38,35 @@ async def app(scope: Message, receive: Receive, send: Send) -> None:
     async def replay() -> Message:
         return whole.pop() if whole else await receive()
 
-    await _service(scope, replay, send)
+    headers = {name.lower(): value for name, value in scope["headers"]}
+    asked = re.fullmatch(rb"bytes=(\d+)-(\d+)", headers.get(b"range", b""))
+    is_old = scope["method"] == "GET" and b"versionId=" in scope["query_string"]
+    if asked is None or not is_old:
+        await _service(scope, replay, send)
+        return
+    answer: list[Message] = []
+
+    async def keep(message: Message) -> None:
+        answer.append(message)
+
+    await _service(scope, replay, keep)
+    for message in _cut(answer, int(asked[1]), int(asked[2]) + 1):
+        await send(message)
+
+
+def _cut(answer: list[Message], first: int, stop: int) -> list[Message]:
+    """Make of an answer with a whole object one with a range of it."""
+    head = answer[0]
+    body = b"".join(message.get("body", b"") for message in answer[1:])
+    if head["status"] != 200:
+        return answer
+    part = body[first:stop]
+    headers = [pair for pair in head["headers"] if pair[0].lower() != b"content-length"]
+    headers += [
+        (b"content-length", str(len(part)).encode()),
+        (b"content-range", f"bytes {first}-{first + len(part) - 1}/{len(body)}".encode()),
+    ]
+    return [
+        {**head, "status": 206, "headers": headers},
+        {"type": "http.response.body", "body": part},
+    ]

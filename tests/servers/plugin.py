@@ -48,11 +48,14 @@ def make_bucket(client: Any) -> str:  # noqa: ANN401 boto3 is untyped
 
 
 def remove_bucket(client: Any, name: str) -> None:  # noqa: ANN401 boto3 is untyped
-    """Delete a bucket with its objects and unfinished uploads; one that is gone already is fine."""
+    """Delete a bucket with its objects, their versions and unfinished uploads; one that is gone already is fine."""
     try:
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
             for entry in page.get("Contents", []):
                 client.delete_object(Bucket=name, Key=entry["Key"])
+        for page in client.get_paginator("list_object_versions").paginate(Bucket=name):
+            for entry in (*page.get("Versions", []), *page.get("DeleteMarkers", [])):
+                client.delete_object(Bucket=name, Key=entry["Key"], VersionId=entry["VersionId"])
         for upload in client.list_multipart_uploads(Bucket=name).get("Uploads", []):
             client.abort_multipart_upload(
                 Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"]

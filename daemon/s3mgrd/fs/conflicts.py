@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal
 
+import trio
+
 from s3mgrd.cache.nodes import ROOT, Inode, Kind
 from s3mgrd.errors import Conflict, NotFound, S3mgrError, UserError
 from s3mgrd.fs import names
+from s3mgrd.fs.completing import Completer
 from s3mgrd.fs.metadata import Metadata
 from s3mgrd.fs.namespace import Namespace
 from s3mgrd.fs.stages import Stages
@@ -62,6 +65,8 @@ class Conflicts:
         metadata: Metadata,
         namespace: Namespace,
         tree: Tree,
+        completer: Completer,
+        nursery: trio.Nursery,
         kernel_holds: Callable[[Inode], bool],
         wake: Callable[[], None],
     ) -> None:
@@ -70,6 +75,8 @@ class Conflicts:
         self._metadata: Final = metadata
         self._namespace: Final = namespace
         self._tree: Final = tree
+        self._completer: Final = completer
+        self._nursery: Final = nursery
         self._kernel_holds: Final = kernel_holds
         self._wake: Final = wake
         self.tell: Tell = lambda _: None
@@ -137,6 +144,7 @@ class Conflicts:
             notice.id,
         )
         self.tell(notice)
+        self._nursery.start_soon(self._completer.complete, notice.id)
 
     async def _look(self, key: str) -> tuple[ObjectHead | None, bool]:
         """Return what lies at *key*, and whether that is known."""
@@ -189,6 +197,9 @@ class Conflicts:
         row = self.get(copy)
         if volume.settings.read_only:
             raise Conflict("the mount is read-only", hint="mount it writable to restore")
+        if row.missing:
+            await self._completer.complete(Inode(copy), is_wanted=True)
+            row = self.get(copy)
         if row.missing and not partial:
             raise Conflict(
                 f"the copy lacks {row.missing} bytes of the version that it was a change of",

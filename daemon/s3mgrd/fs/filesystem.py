@@ -14,6 +14,7 @@ from s3mgrd.fs.archive import ArchiveGate
 from s3mgrd.fs.asking import Asker
 from s3mgrd.fs.attribute_changes import AttributeChanges
 from s3mgrd.fs.backlog import PAUSED
+from s3mgrd.fs.completing import Completer
 from s3mgrd.fs.conflicts import Conflicts
 from s3mgrd.fs.counters import Counters
 from s3mgrd.fs.health import Health
@@ -72,12 +73,15 @@ class FileSystem:
             volume, self.reader, lambda inode: self.stages.get(inode) is not None
         )
         self.objects = Objects(volume, self.metadata, kernel_holds)
+        self.completer = Completer(volume, self.stages)
         self.conflicts = Conflicts(
             volume,
             self.stages,
             self.metadata,
             self.namespace,
             self.tree,
+            self.completer,
+            nursery,
             kernel_holds,
             self._wake,
         )

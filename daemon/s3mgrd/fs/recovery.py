@@ -9,8 +9,6 @@ import logging
 from typing import Final
 
 from s3mgrd.cache.nodes import ROOT, Inode, Kind, Node
-from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError
-from s3mgrd.fs.filling import fill
 from s3mgrd.fs.volume import Volume
 from s3mgrd.journal.staging import Description, StagedFile
 from s3mgrd.journal.tables import ConflictRow, StagedRow
@@ -42,7 +40,7 @@ def note_purpose(volume: Volume, inode: Inode) -> None:
 
 
 class Recovery:
-    """Saves what is staged and in no journal. Used once, before the first request, but for `complete`."""
+    """Saves what is staged and in no journal. Used once, before the first request."""
 
     def __init__(self, volume: Volume) -> None:
         self._volume: Final = volume
@@ -116,45 +114,3 @@ class Recovery:
             inode,
             file.size,
         )
-
-    async def complete(self) -> None:
-        """Fetch what recovered copies lack of the versions they were changes of, where S3 still has these."""
-        volume = self._volume
-        after = 0
-        while rows := volume.journal.conflicts(after=after, limit=100):
-            for row in rows:
-                if row.reason == "recovered" and row.missing:
-                    await self._complete(Inode(row.inode), row.path)
-            after = rows[-1].inode
-
-    async def _complete(self, inode: Inode, path: str) -> None:
-        volume = self._volume
-        async with volume.locks.holding(("inode", inode)):
-            row, copy = volume.journal.staged(inode), volume.journal.conflict(inode)
-            if row is None or copy is None:
-                return  # restored or discarded meanwhile
-            try:
-                file = volume.staging.open(inode, row.base_size)
-            except OSError as error:
-                log.warning("conflict copy %d of %s cannot be read: %s", inode, path, error)
-                return
-            try:
-                await self._fetch(file)
-            except (NotFound, PreconditionFailed):
-                log.warning("the version that conflict copy %d of %s lacks is gone", inode, path)
-            except (S3mgrError, OSError) as error:
-                log.warning("conflict copy %d of %s stays incomplete: %s", inode, path, error)
-            finally:
-                volume.journal.set_missing(inode, file.missing_bytes())
-                file.close()
-
-    async def _fetch(self, file: StagedFile) -> None:
-        said = file.description
-        if said is None or said.base_key is None or said.base_etag is None:
-            return
-        store, key, etag = self._volume.store, said.base_key, said.base_etag
-
-        async def read(start: int, stop: int) -> bytes | memoryview:
-            return (await store.get_range(key, start, stop, if_match=etag)).data
-
-        await fill(file, file.missing(), read, at_once=self._volume.settings.concurrency)

@@ -12,7 +12,6 @@ for completing a multipart upload that is "gone".
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
 from typing import Final
 
 import trio
@@ -23,7 +22,6 @@ from s3mgrd.errors import (
     CredentialsRejected,
     InvalidSpec,
     NotFound,
-    PreconditionFailed,
     S3mgrError,
     TimedOut,
     TooLarge,
@@ -40,11 +38,12 @@ from s3mgrd.s3.deleting import delete_batch
 from s3mgrd.s3.grants import LiveCredentials
 from s3mgrd.s3.headers import describing_params, placing_params
 from s3mgrd.s3.http import Exchange, Pool
-from s3mgrd.s3.listing import UploadsPage, etag_of, parse_list_page, parse_uploads_page, time_ns
+from s3mgrd.s3.listing import UploadsPage, etag_of, parse_list_page, parse_uploads_page
 from s3mgrd.s3.metadata import encode_metadata
 from s3mgrd.s3.multipart import multipart_etag
 from s3mgrd.s3.operations import Params
 from s3mgrd.s3.outage import Outage
+from s3mgrd.s3.outcomes import answered_ns, lost_if_gone, may_be_ours
 from s3mgrd.s3.port import (
     ALWAYS,
     MAX_COPY_BYTES,
@@ -70,6 +69,7 @@ from s3mgrd.s3.retry import CallFailed
 from s3mgrd.s3.settings import CredentialProvider, StoreSettings, is_aws
 from s3mgrd.s3.tags import Tags
 from s3mgrd.s3.tls import shared_context
+from s3mgrd.s3.versions import find_version
 
 log = logging.getLogger("s3mgrd.s3")
 
@@ -222,8 +222,18 @@ class S3Store:
         answer = await self._head(key)
         return head_of(key, answer, int(answer.get("ContentLength", 0)))
 
+    async def find_version(self, key: str, etag: str) -> str | None:
+        """See the port."""
+        return await find_version(self._calls, key, etag)
+
     async def get_range(
-        self, key: str, start: int, stop: int, *, if_match: str | None = None
+        self,
+        key: str,
+        start: int,
+        stop: int,
+        *,
+        if_match: str | None = None,
+        version_id: str | None = None,
     ) -> RangeRead:
         """See the port."""
 
@@ -234,7 +244,11 @@ class S3Store:
             result = await self._calls.receive(
                 "GetObject",
                 finish,
-                {"Range": f"bytes={start}-{stop - 1}", "IfMatch": quoted(if_match)},
+                {
+                    "Range": f"bytes={start}-{stop - 1}",
+                    "IfMatch": quoted(if_match),
+                    "VersionId": version_id,
+                },
                 key=key,
             )
         except CallFailed as failure:
@@ -269,16 +283,16 @@ class S3Store:
         try:
             answer = await self._conditions.run(PUT, key, condition, send)
         except CallFailed as failure:
-            if _may_be_ours(failure):
+            if may_be_ours(failure):
                 etag = await upload.md5()
                 if await self._holds(key, etag, metadata):
                     return Written(etag)
-            raise _lost_if_gone(failure, condition) from failure
+            raise lost_if_gone(failure, condition) from failure
         self._saw_bucket()
         small = upload.length <= VERIFY_BYTES
         if condition != ALWAYS and small and self.conditions.writes == "unknown":
             await self._conditions.find_out(send)
-        return Written(etag_of(answer.get("ETag")), _answered_ns(answer))
+        return Written(etag_of(answer.get("ETag")), answered_ns(answer))
 
     async def delete(self, key: str) -> None:
         """See the port."""
@@ -430,12 +444,12 @@ class S3Store:
             answer = await self._conditions.run(COMPLETE, key, condition, send)
         except CallFailed as failure:
             etag = multipart_etag(parts)
-            if etag and _may_be_ours(failure) and await self._holds(key, etag, None):
+            if etag and may_be_ours(failure) and await self._holds(key, etag, None):
                 return Written(etag)
             raise failure.error from failure
         # radosgw 16 answers with an empty ETag.
         etag = etag_of(answer.get("ETag")) or multipart_etag(parts) or (await self.head(key)).etag
-        return Written(etag, _answered_ns(answer))
+        return Written(etag, answered_ns(answer))
 
     async def _complete(self, key: str, upload_id: str, params: Params) -> Answer:
         """Complete an upload, or find out early that it is gone: radosgw 16 says InternalError then, for ever."""
@@ -573,27 +587,6 @@ class S3Store:
         except S3mgrError:
             return False
         return head.etag == etag and (metadata is None or dict(head.metadata) == dict(metadata))
-
-
-def _answered_ns(answer: Answer) -> int | None:
-    """Return when S3 answered, in ns; None: it did not say."""
-    date = answer.get("Date")
-    return time_ns(date) if isinstance(date, datetime) else None
-
-
-def _may_be_ours(failure: CallFailed) -> bool:
-    """Tell whether a write may have been refused only because its own first attempt had succeeded."""
-    return failure.after_ambiguous and isinstance(failure.error, (PreconditionFailed, NotFound))
-
-
-def _lost_if_gone(failure: CallFailed, condition: Condition) -> S3mgrError:
-    """Say what a failed PUT means: S3 answers 404 to If-Match on a key that is gone."""
-    error = failure.error
-    if condition.if_match is not None and isinstance(error, NotFound):
-        return PreconditionFailed(
-            f"another writer was first: {error.detail}", request_id=error.request_id
-        )
-    return error
 
 
 __all__ = ["S3Store", "StoreSettings", "open_store"]

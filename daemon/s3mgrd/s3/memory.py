@@ -74,6 +74,7 @@ Operation = Literal[
     "probe",
     "list_page",
     "head",
+    "find_version",
     "get_range",
     "put",
     "delete",
@@ -147,6 +148,7 @@ class MemoryStore:
         calls: how many calls of each operation were begun.
         kept: keys that a batch does not delete, each with the code that it answers.
         bucket_exists: False makes every call fail with `BucketNotFound`.
+        keeps_versions: the bucket has versioning: what is replaced or deleted is kept in `versions`.
         min_part_bytes: smallest part but the last; tests make it small.
     """
 
@@ -163,6 +165,8 @@ class MemoryStore:
         self.before: Callable[[Operation, str], None] | None = None
         self.kept: dict[str, str] = {}
         self.bucket_exists = True
+        self.keeps_versions = False
+        self.versions: dict[str, list[StoredObject]] = {}
         self.min_part_bytes = MIN_PART_BYTES
         self.max_copy_bytes = MAX_COPY_BYTES
         self.clock: Callable[[], int] = clock or self._tick
@@ -223,6 +227,7 @@ class MemoryStore:
 
     def remove(self, key: str) -> None:
         """Delete an object as another tool would; one that does not exist is fine."""
+        self._keep_version(key)
         if self._objects.pop(key, None) is not None:
             del self._order[bisect_left(self._order, _raw(key))]
 
@@ -296,12 +301,25 @@ class MemoryStore:
         async with self._call("head", key):
             return self._find(key).head
 
+    async def find_version(self, key: str, etag: str) -> str | None:
+        """See the port."""
+        async with self._call("find_version", key):
+            found = [n for n, old in enumerate(self.versions.get(key, [])) if old.head.etag == etag]
+            return str(found[-1]) if found else None
+
     async def get_range(
-        self, key: str, start: int, stop: int, *, if_match: str | None = None
+        self,
+        key: str,
+        start: int,
+        stop: int,
+        *,
+        if_match: str | None = None,
+        version_id: str | None = None,
     ) -> RangeRead:
         """See the port."""
         async with self._call("get_range", key):
-            stored = self._find(key)
+            old = self.versions.get(key, [])
+            stored = self._find(key) if version_id is None else old[int(version_id)]
             if if_match is not None and stored.head.etag != if_match:
                 raise PreconditionFailed(f"{key!r} is not the version expected")
             self._check_readable(stored.head)
@@ -596,6 +614,10 @@ class MemoryStore:
         self.stats.sent_bytes += len(data)
         return data
 
+    def _keep_version(self, key: str) -> None:
+        if self.keeps_versions and key in self._objects:
+            self.versions.setdefault(key, []).append(self._objects[key])
+
     def _store(
         self,
         key: str,
@@ -618,6 +640,7 @@ class MemoryStore:
             storage_class=storage_class,
             headers=dict(headers or {}),
         )
+        self._keep_version(key)
         if key not in self._objects:
             raw = _raw(key)
             self._order.insert(bisect_left(self._order, raw), raw)

@@ -247,10 +247,23 @@ class ObjectStore(Protocol):
     async def head(self, key: str) -> ObjectHead:
         """Ask for one object's metadata. Raises `NotFound`."""
 
+    async def find_version(self, key: str, etag: str) -> str | None:
+        """Return the id under which a bucket with versioning keeps version *etag* of *key*; None: there is no such one.
+
+        Raises:
+            Unsupported: the store keeps no versions.
+        """
+
     async def get_range(
-        self, key: str, start: int, stop: int, *, if_match: str | None = None
+        self,
+        key: str,
+        start: int,
+        stop: int,
+        *,
+        if_match: str | None = None,
+        version_id: str | None = None,
     ) -> RangeRead:
-        """Read bytes [start, stop); *stop* may lie beyond the end.
+        """Read bytes [start, stop), of the version *version_id* or the current one; *stop* may lie beyond the end.
 
         Raises:
             NotFound: no such key.

@@ -272,7 +272,7 @@ class MountWorker(Keeper, Cacher):
                 async with trio.open_nursery() as nursery:
                     fs = FileSystem(volume, nursery, self._kernel_holds)
                     fs.recover(is_database_lost=files.damaged is not None)
-                    nursery.start_soon(fs.recovery.complete)
+                    nursery.start_soon(fs.completer.run)
                     self._fs, self._store, self._known = fs, store, Known(fs)
                     self._memory = Memory(files.database)
                     store.recall(self._memory.recall(volume.now_ns()))

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from s3mgrd.cache.nodes import Inode
 from s3mgrd.errors import Conflict, NotFound, PreconditionFailed, Unavailable, UserError
+from s3mgrd.fs import completing
 from s3mgrd.fs.conflicts import Notice
 from s3mgrd.fs.volume import Settings
 from tests.unit.fs.conftest import Lab
@@ -439,3 +441,69 @@ async def test_a_name_made_anew_takes_the_place_of_the_version_that_was_removed_
             await fs.commit(node.id)
             assert lab.data("a") == b"ours"
         assert fs.volume.journal.deletes() == []
+
+
+# What a copy lacks of the version that it was a change of.
+
+
+async def lose_a_change(lab: Lab, data: bytes) -> int:
+    """Change two bytes in the middle of a file of which nothing was read, while another writer replaces it."""
+    lab.store.insert("f", data)
+    node = await lab.get("f")
+    await lab.fs.stages.write(node.id, 2, b"XY")
+    lab.store.insert("f", b"theirs")
+    with pytest.raises(PreconditionFailed):
+        await lab.fs.commit(node.id)
+    await wait_all_tasks_blocked(0.05)
+    (copy,) = lab.fs.volume.journal.conflicts(after=0, limit=10)
+    return copy.inode
+
+
+async def test_a_copy_gets_what_it_lacks_from_the_versions_that_a_bucket_keeps(lab: Lab) -> None:
+    lab.store.keeps_versions = True
+    async with lab.mounted() as fs:
+        copy = await lose_a_change(lab, b"0123456789")
+        row = fs.volume.journal.conflict(copy)
+        assert row is not None
+        assert row.missing == 0
+        await fs.conflicts.restore(copy, "mine", partial=False)
+        await lab.settle()
+        assert lab.data("mine") == b"01XY456789"
+        assert lab.data("f") == b"theirs"
+
+
+async def test_a_copy_that_could_not_be_completed_is_when_it_is_restored_or_by_the_next_worker(
+    lab: Lab,
+) -> None:
+    lab.store.keeps_versions = True
+    async with lab.mounted() as fs:
+        lab.store.fail_next("find_version", Unavailable("S3 is away"), times=2)
+        copy = await lose_a_change(lab, b"0123456789")
+        with pytest.raises(Conflict, match="lacks 8 bytes"):
+            await fs.conflicts.restore(copy, "mine", partial=False)
+        await fs.conflicts.restore(copy, "mine", partial=False)
+        await lab.settle()
+        assert lab.data("mine") == b"01XY456789"
+        lab.store.fail_next("find_version", Unavailable("S3 is away"))
+        lab.later(60)
+        second = await lose_a_change(lab, b"abcdefghij")
+    async with lab.mounted("second") as fs:
+        await fs.completer.run()
+        row = fs.volume.journal.conflict(second)
+        assert row is not None
+        assert row.missing == 0
+
+
+async def test_more_than_the_disk_should_hold_is_fetched_on_request_only(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(completing, "UNASKED_BYTES", 4)
+    lab.store.keeps_versions = True
+    async with lab.mounted() as fs:
+        copy = await lose_a_change(lab, b"0123456789")
+        row = fs.volume.journal.conflict(copy)
+        assert row is not None
+        assert row.missing == 8
+        await fs.conflicts.restore(copy, "mine", partial=False)
+        await lab.settle()
+        assert lab.data("mine") == b"01XY456789"

@@ -24,7 +24,7 @@ async def after_losing_the_database(
     for path in lab.directory.glob("mount.db*"):
         path.unlink()
     async with lab.mounted(connection, is_database_lost=True) as fs:
-        await fs.recovery.complete()
+        await fs.completer.run()
         yield fs
 
 
@@ -91,7 +91,7 @@ async def test_a_copy_that_s3_did_not_let_complete_is_completed_later(lab: Lab) 
     async with after_losing_the_database(lab) as fs:
         assert copies(fs)[0].missing == 8
     async with lab.mounted() as fs:
-        await fs.recovery.complete()
+        await fs.completer.run()
         assert copies(fs)[0].missing == 0
 
 
