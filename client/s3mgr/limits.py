@@ -8,13 +8,23 @@ from s3mgr.schema import MountStats, RequestCount
 MIB: Final = 1 << 20
 
 Limit = Literal[
-    "nothing", "worker", "disk", "concurrency", "s3-errors", "s3-latency", "network", "mixed"
+    "nothing",
+    "programs",
+    "worker",
+    "disk",
+    "concurrency",
+    "s3-errors",
+    "s3-latency",
+    "network",
+    "mixed",
 ]
 
 QUIET_SHARE: Final = 0.02
 """Of the time, in which programs wait for the mount: below that nothing can be said."""
+PROGRAMS_SHARE: Final = 0.5
+"""Of an interval, in which programs wait for the mount: below that they have most of the time to themselves."""
 WORKER_SHARE: Final = 0.8
-"""Of the time in which programs wait, in which the worker's one deciding thread computes: then it is the limit."""
+"""Of the time in which there is something to do, in which the worker's one deciding thread computes: then it is the limit."""
 WAITING_SHARE: Final = 0.5
 """The same for waiting: then what is waited for is the limit."""
 RETRY_SHARE: Final = 0.1
@@ -31,19 +41,20 @@ class Verdict(NamedTuple):
 
 
 def what_limits(stats: MountStats) -> Verdict:
-    """Say what would have to be faster for programs to wait less. *stats*: since the start, or of an interval."""
+    """Say what would have to be faster for programs to wait less, since the worker began: it may have been idle for long."""
     busy_s = min(stats.busy_s, stats.uptime_s)
     if not stats.uptime_s or busy_s < QUIET_SHARE * stats.uptime_s:
         return Verdict(
             "nothing",
             f"nothing here: programs waited for this mount {_share(busy_s, stats.uptime_s)} of the time",
         )
-    loop = _share(stats.loop_cpu_s, busy_s)
+    active_s = max(busy_s, min(stats.s3_busy_s, stats.uptime_s))
+    loop = _share(stats.loop_cpu_s, active_s)
     waiting = _share(stats.waiting_s, busy_s)
-    if stats.loop_cpu_s >= WORKER_SHARE * busy_s:
+    if stats.loop_cpu_s >= WORKER_SHARE * active_s:
         return Verdict(
             "worker",
-            f"the worker's processor: its main thread computed {loop} of the time in which programs waited",
+            f"the worker's processor: its main thread computed {loop} of the time in which there was something to do",
         )
     s3_s = sum(call.s3_s for call in stats.fuse)
     disk_s = sum(call.disk_s for call in stats.fuse)
@@ -61,6 +72,18 @@ def what_limits(stats: MountStats) -> Verdict:
         )
     return _s3_limits(
         stats, f"while programs waited, {waiting} of the time S3 or the disk had the word"
+    )
+
+
+def what_limits_now(stats: MountStats) -> Verdict:
+    """Say the same of an interval in which programs were at work: their own time counts too."""
+    verdict = what_limits(stats)
+    if verdict.limit == "nothing" or stats.busy_s >= PROGRAMS_SHARE * stats.uptime_s:
+        return verdict
+    return Verdict(
+        "programs",
+        f"the programs themselves, the kernel, or other work on this machine: they waited for this mount "
+        f"{_share(stats.busy_s, stats.uptime_s)} of the time; of that, {verdict.text}",
     )
 
 

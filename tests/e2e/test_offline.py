@@ -17,7 +17,7 @@ from tests.servers.endpoint import Endpoint
 from tests.servers.gate import Gate, gate_before
 from tests.servers.plugin import make_bucket, remove_bucket
 
-OPTIONS = "metadata_ttl_s=2,negative_ttl_s=2,retry_deadline_s=1"
+OPTIONS = "metadata_ttl_s=1,negative_ttl_s=1,retry_deadline_s=1"
 AT_ONCE_S = 5.0
 """Far above what an answer from memory takes on a loaded machine, and far below asking S3 fifty times."""
 

@@ -117,6 +117,7 @@ class Pins:
         """Make the cache follow again and again, until cancelled."""
         while True:
             begun = time.monotonic()
+            self._wanted = trio.Event()  # who hurries during a pass wants another
             if self._paths and self._volume.blocks is not None and self._volume.blocks.limit_bytes:
                 try:
                     await self.follow()
@@ -126,7 +127,6 @@ class Pins:
                     self._note(str(error))
                 else:
                     self.problem = ""
-            self._wanted = trio.Event()
             with trio.move_on_after(max(PASS_EVERY_S, PASS_SHARE * (time.monotonic() - begun))):
                 await self._wanted.wait()
 

@@ -256,8 +256,12 @@ class Warmer:
     async def _fetch_step(self, node: Node, start: int, stop: int) -> None:
         etag = node.etag or ""
         blocks = self.cache()
-        data = await self._reader.fetch(node, etag, start, stop)
-        kept = await blocks.keep(node.id, etag, start, memoryview(data), node.size, favoured=True)
+        kept = False
+        if blocks.room_bytes - blocks.pinned_bytes >= occupied(stop - start):
+            data = await self._reader.fetch(node, etag, start, stop)
+            kept = await blocks.keep(
+                node.id, etag, start, memoryview(data), node.size, favoured=True
+            )
         if not kept:
             raise Conflict(
                 "the cache has no room left, or its disk is full",

@@ -25,6 +25,20 @@ async def test_files_are_warmed_and_pinned_by_paths_in_the_mount(
     assert asked(served, "pin_cache") == [[""]]
 
 
+async def test_paths_in_a_mount_s_tree_name_the_mount(
+    served: FakeService, command: Command
+) -> None:
+    served.add_mount("logs-more")
+    assert (await command("cache", "warm", "/mnt/logs/a", "/mnt/logs/b/")).code == 0
+    assert (await command("cache", "warm", "/mnt/logs")).code == 0
+    assert asked(served, "warm_cache") == [["a", "b"], [""]]
+    assert {given["name"] for name, given in served.calls if name == "warm_cache"} == {"logs"}
+    for path, code in (("/mnt/other", 4), ("/mnt/log", 4)):
+        assert (await command("cache", "evict", path)).code == code
+    mixed = await command("cache", "evict", "/mnt/logs/a", "/mnt/logs-more/b")
+    assert (mixed.code, "is not below /mnt/logs" in mixed.err) == (2, True)
+
+
 async def test_what_is_only_handed_in_goes_on(served: FakeService, command: Command) -> None:
     served.auto_end = None
     done = await command("cache", "warm", "logs", "a", "--no-wait")

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from s3mgr.limits import Limit, what_limits
+from s3mgr.limits import Limit, what_limits, what_limits_now
 from s3mgr.schema import LatencyBucket, MountStats, OperationCount, RequestCount
 from s3mgr.schema.stats import percentile_s, since
 
@@ -33,6 +33,10 @@ WAITED = {"waiting_s": 9.0, "s3_busy_s": 9.0, "fuse": reads(s3_s=36.0)}
         ("nothing", made(busy_s=0.1)),
         ("nothing", made(uptime_s=0.0)),
         ("worker", made(loop_cpu_s=9.5, **WAITED)),
+        (
+            "mixed",
+            made(busy_s=2.0, waiting_s=0.5, s3_busy_s=9.0, loop_cpu_s=2.0, fuse=reads(s3_s=1.0)),
+        ),
         ("disk", made(waiting_s=9.0, fuse=reads(disk_s=30.0, s3_s=5.0))),
         ("mixed", made(waiting_s=2.0, loop_cpu_s=4.0, fuse=reads(s3_s=5.0))),
         ("mixed", made(waiting_s=9.0)),
@@ -49,6 +53,19 @@ WAITED = {"waiting_s": 9.0, "s3_busy_s": 9.0, "fuse": reads(s3_s=36.0)}
 )
 def test_the_figures_say_what_limits(limit: Limit, stats: MountStats) -> None:
     assert what_limits(stats).limit == limit
+
+
+def test_programs_that_hardly_wait_limit_themselves() -> None:
+    """Of an interval that is so; since the start, the mount may just have been idle."""
+    stats = made(
+        busy_s=3.0, waiting_s=2.7, s3_busy_s=3.0, fuse=reads(s3_s=2.7), s3=gets(first_s=18.0)
+    )
+    assert what_limits(stats).limit == "s3-latency"
+    verdict = what_limits_now(stats)
+    assert verdict.limit == "programs"
+    assert "30 % of the time; of that, S3's latency" in verdict.text
+    assert what_limits_now(made(busy_s=6.0, waiting_s=1.0)).limit == "mixed"
+    assert what_limits_now(made(busy_s=0.0)).limit == "nothing"
 
 
 def test_an_interval_is_the_difference_of_counters_and_the_latest_of_the_rest() -> None:

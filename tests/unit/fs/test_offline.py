@@ -167,3 +167,26 @@ async def test_a_version_that_is_gone_is_read_from_the_cache(caching: Lab, tmp_p
         assert gone.value.errno == errno.ESTALE
         fs.reader.close(2)
     lab.blocks.close()
+
+
+async def test_changes_go_on_and_s3_follows(lab: Lab) -> None:
+    for key in ("a", "d/b", "d/c", "e/f"):
+        lab.store.insert(key, key.encode())
+    async with lab.mounted():
+        for path in ("", "d", "e"):
+            await lab.ls(path)
+        go_offline(lab)
+        await lab.mkdir("new")
+        await lab.unlink("d/b")
+        await lab.rename("a", "d/a")
+        await lab.rename("d/c", "new/c")
+        await lab.write("new/written", b"offline", close=False)
+        assert await lab.ls("d") == ["a"]
+        assert await lab.ls("new") == ["c", "written"]
+        assert await lab.read("new/written") == b"offline"
+        with pytest.raises(Unavailable):
+            await lab.rmdir("e")
+        lab.store.outage.note_answer()
+        await lab.settle()
+        assert lab.stored() == ["d/a", "e/f", "new/", "new/c", "new/written"]
+        assert lab.data("new/c") == b"d/c"

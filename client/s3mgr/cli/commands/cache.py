@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         CacheReport,
         EvictReport,
         HiddenKey,
+        Mount,
         UnpinReport,
     )
 
@@ -83,7 +84,8 @@ def command(
 ) -> None:
     """Show what the mount NAME or DIR knows of its bucket, and what it holds of the data: totals, and what is in PATH.
 
-    PATH is relative to the mount, or absolute below its mountpoint; . is all of it. Of a directory the entries come first,
+    PATH is relative to the mount, or absolute below its mountpoint; . is all of it. Where paths are absolute, the mount need
+    not be named before them. Of a directory the entries come first,
     then the keys that cannot be shown and why, then the names that are known not to be there. AGE is how long ago S3 was asked,
     FRESH for how long that is still believed, SOURCE what told: a listing, a request for the one name, or this mount itself.
     MEMORY and DISK are what is held of the data. show NAME [PATH] is the same, for mounts whose names are words below.
@@ -121,7 +123,7 @@ def _parse(words: tuple[str, ...]) -> tuple[Action, str, tuple[str, ...]]:
     if words[0] in ACTIONS and len(words) > 1:
         action, words = cast(Action, words[0]), words[1:]
     target, paths = words[0], words[1:]
-    if action in WITH_PATHS and not paths:
+    if action in WITH_PATHS and not paths and "/" not in target:
         raise click.UsageError(
             f"give the PATH of what to {action}; . is all of the mount. Of a mount called '{action}': s3mgr cache show {action} {target}"
         )
@@ -153,6 +155,22 @@ def _show(target: str, path: str, *, as_json: bool, limit: int | None) -> None:
         say(f"there are more than {limit} entries; list them with --all")
 
 
+def _locate(client: "Client", target: str, paths: tuple[str, ...]) -> "tuple[Mount, list[str]]":
+    """Return the mount and the paths in it; where no mount is called *target* it is such a path itself, in a mount's tree."""
+    from s3mgr.cli.commands.invalidate import path_inside
+    from s3mgr.cli.targets import absolute_directory, find_mount, unknown_mount
+
+    mounts = client.list_mounts().items
+    mount = find_mount(target, mounts)
+    if mount is None or not paths:
+        paths = tuple(absolute_directory(path) for path in (target, *paths))
+        around = [m for m in mounts if f"{paths[0]}/".startswith(f"{m.spec.mountpoint}/")]
+        if "/" not in target or not around:
+            raise unknown_mount(target)
+        mount = max(around, key=lambda m: len(m.spec.mountpoint))
+    return mount, [path_inside(mount, path) for path in paths]
+
+
 def _warm(
     action: Literal["warm", "pin"],
     target: str,
@@ -162,14 +180,11 @@ def _warm(
     timeout_s: float,
     as_json: bool,
 ) -> None:
-    from s3mgr.cli.commands.invalidate import path_inside
-    from s3mgr.cli.targets import require_mount
     from s3mgr.cli.waiting import FIRST_WAIT_S, detaching, wait_operation
 
     with attempting(f"cannot {action} the cache of '{target}'"):
         client = make_client()
-        mount = require_mount(client, target)
-        inside = [path_inside(mount, path) for path in paths]
+        mount, inside = _locate(client, target, paths)
         label = f"{'pinning' if action == 'pin' else 'warming'} the cache of '{mount.name}'"
         resume = f"s3mgr cache files {mount.name}"
         with detaching(label, resume):
@@ -198,13 +213,9 @@ def _warm(
 def _give_up(
     action: Literal["unpin", "evict"], target: str, paths: tuple[str, ...], *, as_json: bool
 ) -> None:
-    from s3mgr.cli.commands.invalidate import path_inside
-    from s3mgr.cli.targets import require_mount
-
     with attempting(f"cannot {action} in the cache of '{target}'"):
         client = make_client()
-        mount = require_mount(client, target)
-        inside = [path_inside(mount, path) for path in paths]
+        mount, inside = _locate(client, target, paths)
         if action == "unpin":
             unpinned = client.unpin_cache(mount.name, inside)
             done: UnpinReport | EvictReport = unpinned

@@ -63,7 +63,9 @@ def command(
             else iter((client.mount_stats(mount.name),))
         )
         for number, stats in enumerate(looks, start=1):
-            click.echo(_json(stats, pretty=not watch) if as_json else render(stats))
+            click.echo(
+                _json(stats, pretty=not watch) if as_json else render(stats, is_interval=watch)
+            )
             sys.stdout.flush()
             if number == count:
                 return
@@ -89,12 +91,13 @@ def _json(stats: "MountStats", *, pretty: bool) -> str:
     return (msgspec.json.format(body, indent=2) if pretty else body).decode()
 
 
-def render(stats: "MountStats") -> str:
-    """Show *stats* for people; their last line says what limits."""
-    from s3mgr.limits import what_limits
+def render(stats: "MountStats", *, is_interval: bool) -> str:
+    """Show *stats*, since the start or of an interval, for people; their last line says what limits."""
+    from s3mgr.limits import what_limits, what_limits_now
 
+    verdict = what_limits_now(stats) if is_interval else what_limits(stats)
     tables = [_calls(stats), _requests(stats), _facts(stats)]
-    limits = f"limits:     {what_limits(stats).text}"
+    limits = f"limits:     {verdict.text}"
     return "\n".join(table for table in tables if table) + limits
 
 
