@@ -61,7 +61,13 @@ class FileSystem:
         asker = Asker(volume, nursery, self.lister, self.metadata)
         self.namespace = Namespace(volume, self.lister, self.metadata, asker)
         self.archive = ArchiveGate(volume, lambda inode: self.stages.get(inode) is not None)
-        self.tree = Tree(volume, self.namespace, self.archive, self._wake)
+        self.tree = Tree(
+            volume,
+            self.namespace,
+            self.archive,
+            not_lacking=lambda inode: self.stages.not_lacking(inode),
+            wake=self._wake,
+        )
         self.attributes = AttributeChanges(
             volume, self.namespace, self.metadata, self.tree, self.archive, self._wake
         )

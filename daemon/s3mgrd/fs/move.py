@@ -303,7 +303,10 @@ class Mover:
             marker = Marker.NONE
             if volume.moves.copied_key(row.inode, row.source) is not None:
                 marker = Marker.EXISTS
-            if node.marker == Marker.WANTED or not volume.moves.count_copied(row.inode):
+            is_empty = not volume.nodes.count_children(row.inode, limit=1)
+            if node.marker == Marker.WANTED or (
+                is_empty and not volume.moves.count_copied(row.inode)
+            ):
                 # It was made here and not sent before the rename, or S3 had nothing any more.
                 marker = Marker.WANTED
             volume.moves.carry_misplaced(row)

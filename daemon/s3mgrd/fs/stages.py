@@ -208,6 +208,12 @@ class Stages:
         self.backlog.drop(inode)
         self._streams.drop(inode)
 
+    def not_lacking(self, inode: Inode) -> None:
+        """Note that S3 need not get a file: it was removed, and whoever has it open goes on with what is staged."""
+        stage = self._stages.get(inode)
+        if stage is not None:
+            stage.file.count_in(None)
+
     def tidy(self, inode: Inode) -> None:
         """Remove the staging files of a file that is in S3 and that nobody writes."""
         stage = self._stages.get(inode)

@@ -48,11 +48,13 @@ class Tree:
         volume: Volume,
         namespace: Namespace,
         archive: ArchiveGate,
+        not_lacking: Callable[[Inode], None],
         wake: Callable[[], None],
     ) -> None:
         self._volume = volume
         self._namespace = namespace
         self._archive = archive
+        self._not_lacking = not_lacking
         self._wake = wake
 
     # Making
@@ -403,6 +405,7 @@ class Tree:
         if node.etag is not None:
             relocation.remove_object(volume, volume.key_in_s3(node), etag=node.etag, holder=node.id)
         volume.journal.clean_staged(node.id)
+        self._not_lacking(node.id)
         volume.staging.describe(node.id, None)
         volume.detach(node)
 

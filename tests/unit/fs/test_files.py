@@ -278,3 +278,21 @@ async def test_a_bucket_that_is_gone_says_nothing_about_its_objects(lab: Lab) ->
         assert lab.stored() == ["b"]
         assert (await lab.get("b")).id == node.id
         assert await lab.read("b") == b"hello"
+
+
+async def test_a_file_that_was_removed_while_it_is_open_is_nothing_that_s3_lacks(lab: Lab) -> None:
+    """Or flush, unmount and the status would speak of temporary files that nobody will ever upload."""
+    async with lab.mounted() as fs:
+        node = await lab.write("a", b"hello", close=False)
+        await lab.write("b", b"kept", close=False)
+        lab.held.add(node.id)
+        await lab.unlink("a")
+        assert (fs.syncer.left().files, fs.syncer.left().bytes) == (1, 4)
+        async with fs.volume.locks.holding(("inode", node.id)):
+            await fs.stages.write(node.id, 5, b" world")
+        assert await lab.read_inode(node.id) == b"hello world"
+        assert (fs.syncer.left().files, fs.syncer.left().bytes) == (1, 4)
+        lab.held.clear()
+        await lab.settle()
+        assert fs.syncer.left().is_nothing
+        assert (fs.stages.lacking.files, fs.stages.lacking.bytes) == (0, 0)
