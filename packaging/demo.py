@@ -197,10 +197,11 @@ class Demo:
                 "TMPDIR": str(self.directory),
                 "DOCKER_HOST": f"unix://{self.directory}/no-docker",
                 "LOG_LEVEL": "WARNING",
+                "PYTHONPATH": str(Path(__file__).parent),
             }
             self._spawn(
                 "endpoint",
-                [*command, "ministack.app:app"],
+                [*command, "demo_endpoint:app"],
                 settings=settings,
                 pass_fds=(listener.fileno(),),
             )

@@ -56,6 +56,7 @@ from s3mgr.schema.mounts import (
     MountState,
     MountStatus,
     PendingRename,
+    Support,
 )
 from s3mgr.schema.operations import (
     Operation,
@@ -136,6 +137,7 @@ __all__ = [
     "RestoreRequest",
     "RestoreTier",
     "RestoredConflict",
+    "Support",
     "UnpinReport",
     "UploadQueue",
     "WarmProgress",

@@ -151,6 +151,7 @@ class MountStatus(Struct, frozen=True, kw_only=True):
     conflict_bytes: int = 0
     conditional_writes: Support = "unknown"
     conditions: ConditionSupport = ConditionSupport()
+    checksums: Support = "unknown"
     log_tail: list[str] = field(default_factory=list)
 
 

@@ -101,6 +101,13 @@ class MountOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             description="How the bucket is named in requests: `path`, `virtual` (host name) or `auto`: virtual on AWS, path elsewhere."
         ),
     ] = "auto"
+    sign_payload: Annotated[
+        bool,
+        Meta(
+            description="Sign the SHA-256 of all data that is uploaded, for half a second of processor time a GB. Off: only where the "
+            "store is not known to verify CRC-64/NVME checksums, which find accidents, but over `http` no attacker."
+        ),
+    ] = False
     part_size_bytes: Annotated[
         int,
         Meta(

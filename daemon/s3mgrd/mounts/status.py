@@ -122,6 +122,7 @@ class StatusKeeper:
             conflict_bytes=event.conflict_bytes,
             conditional_writes=event.conditional_writes,
             conditions=event.conditions,
+            checksums=event.checksums,
         )
 
     def flushed(self, report: FlushReport) -> None:

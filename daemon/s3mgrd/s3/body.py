@@ -4,18 +4,23 @@ Where a call goes through aiobotocore (`s3mgrd.s3.library`), botocore takes a bo
 looking into it, and our session sends it like every other. (Handing botocore plain bytes makes a `BytesIO`, which
 aiobotocore sends line by line.)
 
-Payload signing: over ``http`` the signature covers the SHA-256 of the body, because nothing else would notice a
-changed one; the file is read twice for it. Over ``https`` TLS protects the bytes and the payload goes unsigned
-(``UNSIGNED-PAYLOAD``). Neither needs chunked signatures or trailers, which older radosgw does not know.
+Every body goes with its CRC-64/NVME, in a header that the signature covers. Where the caller knows what it was when the
+bytes came in (`FileSlice.crc64nvme`), that is what S3 verifies, so that damage on the way through the local disk is found, too.
+
+Payload signing: where the store is not known to verify that checksum, the signature covers the SHA-256 of the body as well; the
+file is read twice for it. Otherwise the payload goes unsigned (``UNSIGNED-PAYLOAD``). Neither needs chunked signatures or
+trailers, which older radosgw does not know.
 """
 
 import hashlib
 import os
+from collections.abc import Iterable
 from typing import Final, NoReturn, Protocol
 
 import trio
 
 from s3mgrd.errors import Corrupt
+from s3mgrd.s3.checksums import Buffer, crc64nvme
 from s3mgrd.s3.connections import Connection
 from s3mgrd.s3.port import Body, FileSlice
 
@@ -27,27 +32,75 @@ INLINE_BYTES: Final = 32 << 10
 """Bodies up to this size are hashed at once: changing threads costs more."""
 
 
-class _Hash(Protocol):
-    def update(self, data: bytes | memoryview, /) -> None: ...
-    def hexdigest(self) -> str: ...
+class _Digest(Protocol):
+    def update(self, data: Buffer, /) -> None: ...
+
+
+class _Crc:
+    """A CRC-64/NVME in the manner of hashlib."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def update(self, data: Buffer, /) -> None:
+        self.value = crc64nvme(data, self.value)
 
 
 class UploadBody:
-    """One body for any number of attempts. `sha256` is None until `sign` was called: the payload is unsigned."""
+    """One body for any number of attempts.
+
+    Attributes:
+        length: in bytes.
+        sha256: of the payload in hex; None: it goes unsigned.
+        crc64nvme: of the bytes as they came in; None until `prepare` has computed it.
+    """
 
     def __init__(self, body: Body, threads: trio.CapacityLimiter) -> None:
         self._body: Final = body
         self._threads: Final = threads
         self.length: Final = body.length if isinstance(body, FileSlice) else len(body)
         self.sha256: str | None = None
+        self._entered: Final = body.crc64nvme if isinstance(body, FileSlice) else None
+        self.crc64nvme: int | None = self._entered
 
-    async def sign(self) -> None:
-        """Hash what is about to be sent; again for each attempt, as the answer to a mismatch is to look again."""
-        self.sha256 = await self._digest("sha256")
+    async def prepare(self, *, sign: bool, checksum: bool) -> None:
+        """Compute what goes into the request's head.
+
+        Args:
+            sign: hash the payload; again for each attempt, as the answer to a mismatch is to look again.
+            checksum: know its checksum. Where that came with the body, nothing is read for it.
+
+        Raises:
+            Corrupt: the bytes are not those that came in.
+        """
+        self.sha256 = None
+        if sign:
+            digest, crc = hashlib.sha256(), _Crc()
+            await self._feed(digest, crc)
+            self._take(crc.value)
+            self.sha256 = digest.hexdigest()
+        elif checksum and self.crc64nvme is None:
+            await self.verify()
+
+    async def verify(self) -> None:
+        """Read the bytes and compute their checksum. Raises `Corrupt` if they are not those that came in."""
+        crc = _Crc()
+        await self._feed(crc)
+        self._take(crc.value)
+
+    def _take(self, found: int) -> None:
+        if self._entered is not None and found != self._entered:
+            raise Corrupt(
+                "what was written has changed on the local disk since: it is kept and not uploaded",
+                hint="check the disk and the memory of this machine",
+            )
+        self.crc64nvme = found
 
     async def md5(self) -> str:
         """Return what S3 calls the ETag of an object that was written by one unencrypted PUT."""
-        return await self._digest("md5")
+        digest = hashlib.md5(usedforsecurity=False)
+        await self._feed(digest)
+        return digest.hexdigest()
 
     @property
     def inline(self) -> bytes | None:
@@ -102,28 +155,32 @@ class UploadBody:
         """Mark this object as file-like for botocore, which must never read it: that would block the event loop."""
         raise NotImplementedError
 
-    async def _digest(self, algorithm: str) -> str:
-        digest: _Hash = hashlib.new(algorithm, usedforsecurity=algorithm != "md5")
+    async def _feed(self, *digests: _Digest) -> None:
+        """Let *digests* see all bytes."""
         if isinstance(self._body, bytes):
             if self.length <= INLINE_BYTES:
-                digest.update(self._body)
+                _update(digests, self._body)
             else:
-                await trio.to_thread.run_sync(digest.update, self._body, limiter=self._threads)
-            return digest.hexdigest()
+                await trio.to_thread.run_sync(_update, digests, self._body, limiter=self._threads)
+            return
         # One thread call for many chunks, but not for gigabytes: a call cannot be cancelled.
         for start in range(0, self.length, 16 * CHUNK_BYTES):
             stop = min(self.length, start + 16 * CHUNK_BYTES)
             await trio.to_thread.run_sync(
-                _hash_slice, self._body, start, stop, digest, limiter=self._threads
+                _update_from_file, digests, self._body, start, stop, limiter=self._threads
             )
-        return digest.hexdigest()
 
 
 def _too_short(missing: int) -> Corrupt:
     return Corrupt(f"the file to upload ends {missing} bytes before the part that belongs to it")
 
 
-def _hash_slice(body: FileSlice, start: int, stop: int, digest: _Hash) -> None:
+def _update(digests: Iterable[_Digest], data: Buffer) -> None:
+    for digest in digests:
+        digest.update(data)
+
+
+def _update_from_file(digests: Iterable[_Digest], body: FileSlice, start: int, stop: int) -> None:
     # One buffer that stays in the processor's cache, rather than new memory for each piece.
     buffer = bytearray(PIECE_BYTES)
     view = memoryview(buffer)
@@ -132,5 +189,5 @@ def _hash_slice(body: FileSlice, start: int, stop: int, digest: _Hash) -> None:
         length = os.preadv(body.fd, [piece], body.offset + start)
         if not length:
             raise _too_short(stop - start)
-        digest.update(piece[:length])
+        _update(digests, piece[:length])
         start += length

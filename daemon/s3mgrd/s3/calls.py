@@ -13,8 +13,10 @@ from typing import Any, Final, TypeVar
 
 import trio
 
+from s3mgrd.errors import S3mgrError
 from s3mgrd.s3.answers import Answer, receive_answer
 from s3mgrd.s3.body import UploadBody
+from s3mgrd.s3.checksums import MEMBER, MISMATCH, MULTIPART, UploadChecksums, encode
 from s3mgrd.s3.connections import WaitedTooLong
 from s3mgrd.s3.counting import StoreStats, Waiting
 from s3mgrd.s3.failures import RENEWABLE, Target, map_failure, request_id
@@ -24,7 +26,7 @@ from s3mgrd.s3.library import current_exchange
 from s3mgrd.s3.operations import Params, Requests, operation
 from s3mgrd.s3.outage import ANSWER_S, READS, Outage, is_silence
 from s3mgrd.s3.retry import CallFailed, RetryPolicy
-from s3mgrd.s3.settings import StoreSettings
+from s3mgrd.s3.settings import StoreSettings, is_aws
 from s3mgrd.worker.protocol import CredentialGrant
 
 log = logging.getLogger("s3mgrd.s3")
@@ -71,7 +73,8 @@ class Calls:
         self._anonymous: Final = settings.anonymous
         self._credentials: Final = credentials
         self.endpoint: Final = settings.endpoint_url or "AWS"
-        self._signs_payload: Final = not settings.anonymous and self.endpoint.startswith("http:")
+        self._always_signs_payload: Final = settings.sign_payload
+        self.checksums: Final = UploadChecksums(self.endpoint, known=is_aws(settings.endpoint_url))
         self.retry: Final = RetryPolicy(settings.retry_deadline_s)
         self.limiter: Final = trio.CapacityLimiter(settings.concurrency)
         self.light: Final = trio.CapacityLimiter(LIGHT_FACTOR * settings.concurrency)
@@ -159,7 +162,18 @@ class Calls:
             asked = trio.current_time()
             async with limiter:
                 counters.queued_s += trio.current_time() - asked
-                return await self._attempt(target, given, body, finish)
+                is_checked = self.checksums.are_sent and (
+                    "ChecksumAlgorithm" in given or (body is not None and MEMBER not in given)
+                )
+                try:
+                    return await self._attempt(target, given, body, finish)
+                except CallFailed as failure:
+                    if not is_checked or not self.checksums.may_be_refused(failure):
+                        raise
+                plain = {n: v for n, v in given.items() if n not in MULTIPART}
+                result = await self._attempt(target, plain, body, finish, is_checked=False)
+                self.checksums.note_unsupported()
+                return result
 
         def note(failure: CallFailed, delay_s: float) -> None:
             self.stats.retries += 1
@@ -193,6 +207,8 @@ class Calls:
         params: dict[str, object],
         body: UploadBody | None,
         finish: Callable[[Answer, Exchange], Awaitable[T]],
+        *,
+        is_checked: bool = True,
     ) -> T:
         exchange = Exchange()
         grant = None
@@ -200,12 +216,14 @@ class Calls:
         self.stats.busy.enter(started)
         outcome = "cancelled"
         try:
-            if body is not None and self._signs_payload:
-                await body.sign()
+            if body is not None:
+                params = await self._prepare(params, body, is_checked=is_checked)
             if self._credentials is not None:
                 grant = await self._credentials.grant()
             answer = await self._ask_in_time(target.operation, params, body, grant, exchange)
             answered = perf_counter()
+            if body is not None and body.crc64nvme is not None:
+                self.checksums.compare(answer, body.crc64nvme)
             result = await finish(answer, exchange)
             self.outage.note_answer()
             outcome = "ok"
@@ -214,6 +232,8 @@ class Calls:
             outcome = failure.code
             if exchange.status and not is_silence(failure):
                 self.outage.note_answer()
+            if body is not None and outcome in MISMATCH:
+                failure = await self._judge_mismatch(failure, body, exchange, target)
             if (
                 failure.code in RENEWABLE
                 and not failure.retryable
@@ -244,6 +264,29 @@ class Calls:
         with trio.move_on_after(ANSWER_S):
             return await self._ask(name, params, body, grant, exchange)
         raise WaitedTooLong
+
+    async def _prepare(
+        self, params: dict[str, object], body: UploadBody, *, is_checked: bool
+    ) -> dict[str, object]:
+        """Compute the checksums that an upload goes with, and return its parameters with them."""
+        sign = self._credentials is not None and (
+            self._always_signs_payload or self.checksums.support != "supported"
+        )
+        is_checked = is_checked and self.checksums.are_sent
+        await body.prepare(sign=sign, checksum=is_checked)
+        if not is_checked or body.crc64nvme is None or MEMBER in params:
+            return params
+        return {**params, MEMBER: encode(body.crc64nvme)}
+
+    async def _judge_mismatch(
+        self, failure: CallFailed, body: UploadBody, exchange: Exchange, target: Target
+    ) -> CallFailed:
+        """Find out whether bytes were damaged here rather than on their way: then another attempt cannot help."""
+        try:
+            await body.verify()
+        except (S3mgrError, OSError) as exc:
+            return map_failure(exc, exchange, target)
+        return failure
 
     async def _ask(
         self,

@@ -30,6 +30,7 @@ from s3mgrd.s3.answers import Answer
 from s3mgrd.s3.body import UploadBody
 from s3mgrd.s3.botocore_client import make_client
 from s3mgrd.s3.calls import NO_PARAMS, Calls
+from s3mgrd.s3.checksums import FULL_OBJECT, MEMBER, MULTIPART, decode, encode
 from s3mgrd.s3.conditions import COMPLETE, COPY, PUT, Check, ConditionalWrites, quoted
 from s3mgrd.s3.connections import Connect, Connector
 from s3mgrd.s3.copying import COPY_PART_BYTES, Copier
@@ -38,9 +39,9 @@ from s3mgrd.s3.deleting import delete_batch
 from s3mgrd.s3.grants import LiveCredentials
 from s3mgrd.s3.headers import describing_params, placing_params
 from s3mgrd.s3.http import Exchange, Pool
-from s3mgrd.s3.listing import UploadsPage, etag_of, parse_list_page, parse_uploads_page
+from s3mgrd.s3.listing import etag_of, parse_list_page
 from s3mgrd.s3.metadata import encode_metadata
-from s3mgrd.s3.multipart import multipart_etag
+from s3mgrd.s3.multipart import multipart_crc64nvme, multipart_etag
 from s3mgrd.s3.operations import Params
 from s3mgrd.s3.outage import Outage
 from s3mgrd.s3.outcomes import answered_ns, lost_if_gone, may_be_ours
@@ -60,6 +61,7 @@ from s3mgrd.s3.port import (
     PendingUpload,
     RangeRead,
     RestoreAnswer,
+    Support,
     Tier,
     Written,
 )
@@ -69,6 +71,7 @@ from s3mgrd.s3.retry import CallFailed
 from s3mgrd.s3.settings import CredentialProvider, StoreSettings, is_aws
 from s3mgrd.s3.tags import Tags
 from s3mgrd.s3.tls import shared_context
+from s3mgrd.s3.uploads import TRIAL, find_out_about_checksums, list_uploads
 from s3mgrd.s3.versions import find_version
 
 log = logging.getLogger("s3mgrd.s3")
@@ -162,9 +165,15 @@ class S3Store:
         """What the store is known to do with conditions."""
         return self._conditions.known
 
-    def recall(self, before: Conditions) -> None:
+    @property
+    def checksums(self) -> Support:
+        """Whether the store verifies the checksums of uploads."""
+        return self._calls.checksums.support
+
+    def recall(self, conditions: Conditions, checksums: Support) -> None:
         """Believe what an earlier use of this store found out."""
-        self._conditions.recall(before)
+        self._conditions.recall(conditions)
+        self._calls.checksums.recall(checksums)
 
     @property
     def open_connections(self) -> int:
@@ -362,8 +371,15 @@ class S3Store:
     ) -> str:
         """See the port. When an answer gets lost, an upload may stay behind unused; `list_multiparts` shows it."""
         described = await self._described(metadata, content_type, like)
+        if self._calls.checksums.are_sent:
+            described |= MULTIPART
         answer = await self._call("CreateMultipartUpload", described, key=key)
-        return str(answer["UploadId"])
+        upload_id = str(answer["UploadId"])
+        self._calls.checksums.began(answer)
+        await find_out_about_checksums(
+            self._calls, UploadBody(TRIAL, self._threads), key, upload_id
+        )
+        return upload_id
 
     async def _described(
         self, metadata: Mapping[str, str], content_type: str | None, like: ObjectHead | None
@@ -387,7 +403,7 @@ class S3Store:
         answer = await self._call(
             "UploadPart", {"UploadId": upload_id, "PartNumber": number}, key=key, body=upload
         )
-        return Part(number, etag_of(answer.get("ETag")), upload.length)
+        return Part(number, etag_of(answer.get("ETag")), upload.length, upload.crc64nvme)
 
     async def copy_part(
         self,
@@ -412,7 +428,8 @@ class S3Store:
             },
             key=key,
         )
-        return Part(number, etag_of(answer["CopyPartResult"]["ETag"]), stop - start)
+        result = answer["CopyPartResult"]
+        return Part(number, etag_of(result["ETag"]), stop - start, decode(result.get(MEMBER)))
 
     async def list_parts(self, key: str, upload_id: str) -> Sequence[Part]:
         """See the port."""
@@ -423,7 +440,9 @@ class S3Store:
                 "ListParts", {"UploadId": upload_id, "PartNumberMarker": marker}, key=key
             )
             parts += [
-                Part(int(p["PartNumber"]), etag_of(p["ETag"]), int(p["Size"]))
+                Part(
+                    int(p["PartNumber"]), etag_of(p["ETag"]), int(p["Size"]), decode(p.get(MEMBER))
+                )
                 for p in answer.get("Parts", [])
             ]
             if not answer.get("IsTruncated"):
@@ -435,7 +454,10 @@ class S3Store:
     ) -> Written:
         """See the port."""
         listed = [{"PartNumber": p.number, "ETag": quoted(p.etag)} for p in parts]
-        params = {"UploadId": upload_id, "MultipartUpload": {"Parts": listed}}
+        params: dict[str, object] = {"UploadId": upload_id, "MultipartUpload": {"Parts": listed}}
+        whole = multipart_crc64nvme(parts) if self._calls.checksums.is_full_object else None
+        if whole is not None:
+            params |= {"ChecksumType": FULL_OBJECT, MEMBER: encode(whole)}
 
         async def send(check: Check) -> Answer:
             return await self._complete(key, upload_id, {**params, **check})
@@ -447,6 +469,11 @@ class S3Store:
             if etag and may_be_ours(failure) and await self._holds(key, etag, None):
                 return Written(etag)
             raise failure.error from failure
+        if whole is not None:
+            try:
+                self._calls.checksums.compare(answer, whole)
+            except CallFailed as failure:
+                raise failure.error from failure
         # radosgw 16 answers with an empty ETag.
         etag = etag_of(answer.get("ETag")) or multipart_etag(parts) or (await self.head(key)).etag
         return Written(etag, answered_ns(answer))
@@ -475,34 +502,8 @@ class S3Store:
 
     async def list_multiparts(self, prefix: str) -> Sequence[PendingUpload]:
         """See the port."""
-        encoding: str | None = "url"
-        uploads: list[PendingUpload] = []
-        marker: tuple[str, str] | tuple[None, None] | None = (None, None)
-        while marker is not None:
-            page = await self._list_uploads(prefix, marker, encoding)
-            names = [upload.key for upload in page.uploads]
-            if encoding and not page.is_encoded and any("%" in n or "+" in n for n in names):
-                # radosgw 16 encodes without saying so. What is not asked for needs no guess.
-                encoding, uploads, marker = None, [], (None, None)
-                continue
-            uploads += page.uploads
-            marker = page.following
-        return uploads
-
-    async def _list_uploads(
-        self, prefix: str, marker: tuple[str, str] | tuple[None, None], encoding: str | None
-    ) -> UploadsPage:
-        async def finish(_: Answer, exchange: Exchange) -> UploadsPage:
-            return parse_uploads_page(exchange.body)
-
-        params = {
-            "Prefix": prefix,
-            "KeyMarker": marker[0],
-            "UploadIdMarker": marker[1],
-            "EncodingType": encoding,
-        }
         try:
-            return await self._calls.receive("ListMultipartUploads", finish, params)
+            return await list_uploads(self._calls, prefix)
         except CallFailed as failure:
             raise failure.error from failure
 

@@ -184,6 +184,7 @@ _RULES: Final[dict[str, _Rule]] = {
     "InternalError": _BROKEN,
     "RequestTimeout": _Rule(TimedOut, "{endpoint} waited too long for the request", retryable=True),
     "BadDigest": _DAMAGED,
+    "XAmzContentChecksumMismatch": _DAMAGED,
     "IncompleteBody": _DAMAGED,
     "XAmzContentSHA256Mismatch": _DAMAGED,
     "QuotaExceeded": _Rule(Unavailable, "a quota of {endpoint} is exhausted: {said}"),

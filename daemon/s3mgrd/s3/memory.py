@@ -161,6 +161,7 @@ class MemoryStore:
         self.stats = StoreStats()
         self.outage = Outage()
         self.conditions = Conditions(*[conditions] * 5)
+        self.checksums: Support = "supported"
         self.calls: Counter[Operation] = Counter()
         self.before: Callable[[Operation, str], None] | None = None
         self.kept: dict[str, str] = {}

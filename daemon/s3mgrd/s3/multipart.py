@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
+from s3mgrd.s3.checksums import combine
 from s3mgrd.s3.port import Part
 
 
@@ -13,3 +14,13 @@ def multipart_etag(parts: Sequence[Part]) -> str:
     except ValueError:
         return ""
     return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts)}"
+
+
+def multipart_crc64nvme(parts: Sequence[Part]) -> int | None:
+    """Compute the checksum of an object made of *parts*; None where that of a part is not known."""
+    whole = 0
+    for part in parts:
+        if part.crc64nvme is None:
+            return None
+        whole = combine(whole, part.crc64nvme, part.size)
+    return whole

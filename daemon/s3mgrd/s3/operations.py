@@ -48,7 +48,8 @@ LEAN: Final = frozenset(
     }
 )
 _NEEDS_LIBRARY: Final = re.compile(r".*SSECustomer.*|ChecksumAlgorithm")
-"""Parameters of which botocore makes several headers, or changes the body."""
+"""Parameters of which botocore makes several headers, or changes the body; but none where there is no body."""
+_PLAIN: Final = ("CreateMultipartUpload", "ChecksumAlgorithm")
 _DOCUMENTS: Final = {"Delete": ("Objects", "Object"), "MultipartUpload": ("Parts", "Part")}
 """Parameters that are sent as XML: the list in it, and the name of its elements."""
 _WRITTEN: Final = frozenset(
@@ -89,7 +90,7 @@ def operation(name: str) -> Operation | None:
     queries, headers, answers = {}, {}, {}
     for member, shape in model.input_shape.members.items():
         place = shape.serialization
-        if _NEEDS_LIBRARY.fullmatch(member):
+        if _NEEDS_LIBRARY.fullmatch(member) and (name, member) != _PLAIN:
             continue
         if place.get("location") == "querystring":
             queries[member] = place["name"]

@@ -116,11 +116,15 @@ class RangeRead:
 
 @dataclass(frozen=True, slots=True)
 class FileSlice:
-    """A body that lies in an open file: *length* bytes at *offset* of *fd*. Read with pread; may be read more than once."""
+    """A body that lies in an open file: *length* bytes at *offset* of *fd*. Read with pread; may be read more than once.
+
+    `crc64nvme`: the checksum of the bytes when they were written; None: not known. What has changed since is not stored.
+    """
 
     fd: int
     offset: int
     length: int
+    crc64nvme: int | None = None
 
 
 Body = bytes | FileSlice
@@ -178,11 +182,12 @@ REPLACED: Final = "PreconditionFailed"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A finished part of a multipart upload; `number` starts at 1."""
+    """A finished part of a multipart upload; `number` starts at 1. `crc64nvme`: its checksum, None: not known."""
 
     number: int
     etag: str
     size: int
+    crc64nvme: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +225,10 @@ class ObjectStore(Protocol):
     @property
     def conditions(self) -> Conditions:
         """What the store is known to do with conditions; found out by use."""
+
+    @property
+    def checksums(self) -> Support:
+        """Whether the store verifies the checksums of uploads; found out by use."""
 
     async def probe(self, prefix: str) -> None:
         """Check that the bucket exists and may be listed below *prefix*; one request, short deadline.

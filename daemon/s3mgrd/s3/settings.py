@@ -32,6 +32,7 @@ class StoreSettings:
         read_timeout_s: limit of one wait for bytes from the endpoint, or of one wait to hand it bytes.
         retry_deadline_s: how long a failing call is tried again, from its first failure on; live.
         concurrency: most requests at the same time; live.
+        sign_payload: sign the SHA-256 of every upload, also where the store verifies a checksum.
     """
 
     bucket: str
@@ -44,6 +45,7 @@ class StoreSettings:
     read_timeout_s: float = 30.0
     retry_deadline_s: float = 60.0
     concurrency: int = 16
+    sign_payload: bool = False
 
     def __post_init__(self) -> None:
         if self.credentials is None and not self.anonymous:

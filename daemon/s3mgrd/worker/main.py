@@ -55,7 +55,7 @@ from s3mgrd.s3.client import S3Store, open_store
 from s3mgrd.s3.settings import StoreSettings
 from s3mgrd.worker import express, session
 from s3mgrd.worker.caching import Cacher
-from s3mgrd.worker.conditions import Memory
+from s3mgrd.worker.conditions import Found, Memory
 from s3mgrd.worker.control import ControlServer
 from s3mgrd.worker.keeping import Keeper
 from s3mgrd.worker.messenger import Messenger
@@ -275,7 +275,8 @@ class MountWorker(Keeper, Cacher):
                     nursery.start_soon(fs.completer.run)
                     self._fs, self._store, self._known = fs, store, Known(fs)
                     self._memory = Memory(files.database)
-                    store.recall(self._memory.recall(volume.now_ns()))
+                    found = self._memory.recall(volume.now_ns())
+                    store.recall(found.conditions, found.checksums)
                     nursery.start_soon(fs.syncer.run)
                     fs.pruner.let_go = self._let_go
                     nursery.start_soon(fs.pruner.run)
@@ -334,6 +335,7 @@ class MountWorker(Keeper, Cacher):
             read_timeout_s=options.read_timeout_s,
             retry_deadline_s=options.retry_deadline_s,
             concurrency=options.concurrency,
+            sign_payload=options.sign_payload,
         )
         async with open_store(settings) as store:
             yield store
@@ -552,7 +554,8 @@ class MountWorker(Keeper, Cacher):
         status = status_of(fs, damaged, self.warming())
         if status != self._last_status:
             self._server.emit(status)
-            self._memory.keep(fs.volume.store.conditions, fs.volume.now_ns())
+            store = fs.volume.store
+            self._memory.keep(Found(store.conditions, store.checksums), fs.volume.now_ns())
             self._last_status = status
 
 

@@ -27,6 +27,7 @@ from s3mgr.schema import (
     MountSpec,
     PendingRename,
     RestoreRequest,
+    Support,
     WarmProgress,
 )
 
@@ -319,6 +320,7 @@ class StatusEvent(Struct, frozen=True, kw_only=True, tag="status-event"):
     conflict_bytes: int = 0
     conditional_writes: Literal["supported", "unsupported", "unknown"] = "unknown"
     conditions: ConditionSupport = ConditionSupport()
+    checksums: Support = "unknown"
 
 
 class ConflictEvent(Struct, frozen=True, kw_only=True, tag="conflict-event"):

@@ -43,6 +43,7 @@ def status_of(
         conflict_bytes=conflict_bytes,
         conditional_writes=fs.volume.store.conditions.writes,
         conditions=ConditionSupport(**asdict(fs.volume.store.conditions)),
+        checksums=fs.volume.store.checksums,
     )
 
 

@@ -67,6 +67,7 @@ def render_mount(mount: "Mount", *, color: bool) -> str:
         ("upload queue", _queue(mount)),
         ("conflict copies", _conflicts(mount)),
         ("conditional writes", _conditions(mount)),
+        ("upload checksums", _checksums(mount)),
     ]
     text = render_table(
         ("", ""),
@@ -176,6 +177,18 @@ def _conditions(mount: "Mount") -> str:
     if not lacking:
         return status.conditional_writes
     return f"{status.conditional_writes} (not supported: {', '.join(lacking)})"
+
+
+def _checksums(mount: "Mount") -> str:
+    """Say by what S3 verifies what is uploaded."""
+    support = mount.status.checksums
+    if support == "supported":
+        return "CRC-64/NVME, verified by the store"
+    return "SHA-256, in the signature" + (
+        ""
+        if support == "unsupported"
+        else "; whether the store verifies CRC-64/NVME is not known yet"
+    )
 
 
 def _queue(mount: "Mount") -> str:
