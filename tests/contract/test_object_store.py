@@ -18,6 +18,7 @@ from s3mgrd.errors import (
     S3mgrError,
     UserError,
 )
+from s3mgrd.s3.calls import LIGHT_BYTES
 from s3mgrd.s3.client import S3Store, open_store
 from s3mgrd.s3.memory import MemoryStore
 from s3mgrd.s3.port import (
@@ -667,10 +668,10 @@ async def test_a_store_limits_its_requests(store: ObjectStore) -> None:
     if isinstance(store, MemoryStore):
         return  # it has no connections
     assert isinstance(store, S3Store)
-    store.set_concurrency(2)
+    store.set_concurrency(2)  # of those that move data; of small ones there may be more
 
     async def write(number: int) -> None:
-        await store.put(f"k{number}", b"x" * 1000, metadata={})
+        await store.put(f"k{number}", bytes(LIGHT_BYTES + 1), metadata={})
         assert store.open_connections <= 2
 
     async with trio.open_nursery() as nursery:

@@ -19,8 +19,8 @@ from pyfuse3 import EntryAttributes
 import s3mgrd.daemon
 from s3mgrd import __main__ as program
 from s3mgrd.cache.nodes import Listed, Node
-from s3mgrd.fs import operations
-from s3mgrd.fs.showing import Shower, absence
+from s3mgrd.fs import express, operations
+from s3mgrd.fs.showing import Shower, absence, absence_reply
 from s3mgrd.fs.volume import Volume
 from s3mgrd.worker import main as worker
 from s3mgrd.worker.spawn import DEFAULT_WARM, WorkerProcesses
@@ -54,6 +54,15 @@ class Asking(Shower):
     def fill(self, entry: EntryAttributes, node: Node | Listed, valid_s: float) -> None:
         super().fill(entry, node, 0.0)
 
+    def entry_reply(self, node: Node, valid_s: float) -> bytes:
+        return super().entry_reply(node, 0.0)
+
+    def attributes_reply(self, node: Node, valid_s: float) -> bytes:
+        return super().attributes_reply(node, 0.0)
+
+    def listed_reply(self, node: Listed, valid_s: float) -> bytes:
+        return super().listed_reply(node, 0.0)
+
 
 def set_clock() -> None:
     """Set the clock of the workers that are forked from this process."""
@@ -67,6 +76,7 @@ def set_clock() -> None:
     vars(worker)["Volume"] = partial(Volume, now_ns=now_ns)
     vars(operations)["Shower"] = Asking
     vars(operations)["absence"] = lambda _: absence(0.0)
+    vars(express)["absence_reply"] = lambda _: absence_reply(0.0)
 
 
 if __name__ == "__main__":
