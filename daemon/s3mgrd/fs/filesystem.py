@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 CONNECTION: Final = "connection_id"
 BUCKET: Final = "bucket"
+MAX_RETRIED: Final = 10_000
+"""Uploads that an outage kept and that are tried at once when it ends; more follow at their next try."""
 
 
 class FileSystem:
@@ -253,8 +255,13 @@ class FileSystem:
 
     def _back_online(self) -> None:
         """Go on with what waited for S3. What was shown meanwhile was believed for no time: it is asked for again."""
+        now_ns = self.volume.now_ns()
+        for row in self.volume.journal.failed_staged(limit=MAX_RETRIED):
+            inode = Inode(row.inode)
+            if row.retry_ns is not None and not row.conflict and self.stages.get(inode) is not None:
+                self.stages.make_due(inode, min(row.retry_ns, now_ns))
+        self.syncer.retry()
         self.pins.hurry()
-        self._wake()
 
     def _version_gone(self, node: Node) -> None:
         """A version vanished from S3 under an open file: the next look at its name shall ask."""

@@ -190,6 +190,11 @@ class Syncer:
         """Return what the last tries of failing work said."""
         return sorted({failure.error for failure in self._failures.values()})
 
+    def retry(self) -> None:
+        """Let nothing wait for its next try: what kept it is over."""
+        self._failures.clear()
+        self.wake()
+
     def hurry(self, inode: Inode) -> None:
         """Let the upload of a file not wait for its next try."""
         self._failures.pop(("upload", inode), None)

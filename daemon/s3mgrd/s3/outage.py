@@ -24,6 +24,8 @@ PATIENCE_S: Final = 5.0
 """A restart of a proxy, or a lost packet or two, take less."""
 ANSWER_S: Final = 10.0
 """A request that reads is answered sooner, or it counts as not answered, while an outage would help."""
+UNANSWERED: Final = "Timeout"
+"""The code of a request that was not answered in time: it has been patient enough."""
 READS: Final = frozenset({"GetObject", "HeadObject", "ListObjectsV2"})
 _MAY_BE_DOWN: Final = frozenset({"ServiceUnavailable", "503"})
 """What is called throttling, but is also what a proxy says when there is nobody behind it."""
@@ -71,7 +73,7 @@ class Outage:
     def limit_s(self, failure: CallFailed, first_failure: float, limit_s: float) -> float:
         """Return for how long to try a request that reads again, *limit_s* being the limit in general."""
         if self.is_watched and is_silence(failure) and self._answered_at < first_failure:
-            return min(PATIENCE_S, limit_s)
+            return 0.0 if failure.code == UNANSWERED else min(PATIENCE_S, limit_s)
         return limit_s
 
     def note_given_up(self, failure: CallFailed, limit_s: float) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from s3mgrd.cache.blockindex import BLOCK_BYTES
 from s3mgrd.cache.blocks import open_block_cache
@@ -190,3 +191,21 @@ async def test_changes_go_on_and_s3_follows(lab: Lab) -> None:
         await lab.settle()
         assert lab.stored() == ["d/a", "e/f", "new/", "new/c", "new/written"]
         assert lab.data("new/c") == b"d/c"
+
+
+async def test_an_upload_that_the_outage_kept_is_tried_when_it_ends(
+    lab: Lab, autojump_clock: MockClock
+) -> None:
+    """Its next try would be later, and no time passes for it here."""
+    lab.settings.write_mode = "writeback"
+    async with lab.mounted() as fs:
+        assert await lab.ls() == []
+        go_offline(lab)
+        lab.store.fail_next("put", DOWN)
+        node = await lab.write("w", b"x", close=False)
+        fs.closed(node.id)
+        await trio.sleep(60)
+        assert lab.store.calls["put"] == 1
+        lab.store.outage.note_answer()
+        await trio.sleep(5)
+        assert lab.stored() == ["w"]

@@ -67,6 +67,15 @@ async def test_an_outage_begins_when_a_request_is_given_up_early(autojump_clock:
     assert (outage.is_on, told) == (False, ["refused", "back"])
 
 
+async def test_a_request_that_was_not_answered_has_waited_long_enough(
+    autojump_clock: MockClock,
+) -> None:
+    outage, _ = watched()
+    await trio.sleep(PATIENCE_S)
+    assert await give_up(outage, failed(TimedOut("silent"), code="Timeout")) == 0
+    assert outage.is_on
+
+
 async def test_what_fails_while_others_are_answered_is_no_outage(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
