@@ -128,6 +128,8 @@ class Ground:
     mountpoint: Path
     source_fd: int
     size: int
+    huge: tuple[str, int]
+    """An object for random reads, and its size."""
     random_reads: int
 
 
@@ -321,7 +323,7 @@ def read_at_random(readers: int) -> Callable[[Ground, Row, int], None]:
     """Return the measurement of random reads by so many readers, each with its own open and close."""
 
     def measure(ground: Ground, row: Row, number: int) -> None:
-        key, size = _huge(ground)
+        key, size = ground.huge
         count = ground.random_reads * (1 if readers == 1 else 8)
         chooser = random.Random(number * 100 + readers)  # noqa: S311 - the same offsets every time
         offsets = [chooser.randrange(size // RANDOM_BYTES) * RANDOM_BYTES for _ in range(count)]
@@ -337,16 +339,16 @@ def read_at_random(readers: int) -> Callable[[Ground, Row, int], None]:
     return measure
 
 
-def _huge(ground: Ground) -> tuple[str, int]:
-    """Return an object for random reads, and its size."""
-    query = f"bucket={ground.bucket}&key=read/huge&size={HUGE_BYTES}"
+def _make_huge(endpoint: Endpoint, bucket: str) -> tuple[str, int] | None:
+    """Have the server make an object from nothing; None: it cannot. Returns its key and size."""
+    query = f"bucket={bucket}&key=read/huge&size={HUGE_BYTES}"
     try:
-        with urllib.request.urlopen(f"{ground.endpoint.url}/_bench/big?{query}") as answer:  # noqa: S310 - http
+        with urllib.request.urlopen(f"{endpoint.url}/_bench/big?{query}") as answer:  # noqa: S310 - http
             if answer.headers.get_content_type() == "application/json":
                 return "read/huge", HUGE_BYTES
     except (urllib.error.URLError, http.client.HTTPException):
         pass
-    return "read/0", ground.size
+    return None
 
 
 MEASURES: Final[dict[str, tuple[Callable[[Ground, Row, int], None], str, str, bool]]] = {
@@ -378,8 +380,9 @@ def prepared(
                 file.seek(0)
                 client.put_object(Bucket=bucket, Key=f"read/{number}", Body=file)
             client.put_object(Bucket=bucket, Key="write/", Body=b"")
+            huge = _make_huge(endpoint, bucket) or ("read/0", size)
             mountpoint = daemon.mount(endpoint, bucket, "limits")
-            yield Ground(endpoint, bucket, mountpoint, file.fileno(), size, random_reads)
+            yield Ground(endpoint, bucket, mountpoint, file.fileno(), size, huge, random_reads)
         daemon.run("unmount", "limits")
     finally:
         remove_bucket(client, bucket)
