@@ -69,6 +69,10 @@ def test_handlers_are_where_the_header_of_libfuse_has_them(tmp_path: Path) -> No
     places = {
         "lookup": express._LOOKUP,
         "getattr": express._GETATTR,
+        "open": express._OPEN,
+        "read": express._READ,
+        "flush": express._FLUSH,
+        "release": express._RELEASE,
         "opendir": express._OPENDIR,
         "releasedir": express._RELEASEDIR,
         "readdirplus": express._READDIRPLUS,

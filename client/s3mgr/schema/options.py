@@ -131,7 +131,7 @@ class MountOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             le=64 * GIB,
             description="Most memory for data that is being read ahead or uploaded.",
         ),
-    ] = 128 * MIB
+    ] = 96 * MIB
     metadata_size_bytes: Annotated[
         int,
         Meta(

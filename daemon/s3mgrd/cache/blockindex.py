@@ -228,7 +228,7 @@ class BlockIndex:
         return slots + new
 
     def put(self, version: int, blocks: Sequence[Block], *, favoured: bool = False) -> None:
-        """Enter blocks that were written to slots taken before; where the version has a block already, its slot is free.
+        """Enter blocks in a row that were written to slots taken before; where the version has a block already, its slot is free.
 
         *favoured*: somebody asked for them, so they do not pass through probation and stay longer than what is there.
         """
@@ -236,19 +236,24 @@ class BlockIndex:
             self._flush_uses()
             is_pinned = self.mark(version)
             uses = MAX_USES if favoured else 0
+            here = self.find(version, blocks[0].number, blocks[-1].number) if blocks else {}
+            rows = []
             for block in blocks:
-                if self.find(version, block.number, block.number):
+                if block.number in here:
                     self._db.execute("UPDATE blocks SET queue = 0 WHERE slot = ?", (block.slot,))
                     continue
                 is_ghost = self._ghosts.pop((version, block.number), self) is None
                 queue = PINNED if is_pinned else MAIN if is_ghost or favoured else PROBATION
                 self._turn += 1
-                self._db.execute(
-                    "UPDATE blocks SET version = ?, number = ?, size = ?, checksum = ?, queue = ?, turn = ?, uses = ? "
-                    "WHERE slot = ?",
-                    (version, block.number, block.size, block.checksum, queue, self._turn, uses, block.slot),
+                rows.append(
+                    (version, block.number, block.size, block.checksum, queue, self._turn, uses, block.slot)
                 )  # fmt: skip
                 self.bytes[queue] += occupied(block.size)
+            self._db.executemany(
+                "UPDATE blocks SET version = ?, number = ?, size = ?, checksum = ?, queue = ?, turn = ?, uses = ? "
+                "WHERE slot = ?",
+                rows,
+            )
 
     def release(self, slots: Sequence[int]) -> None:
         """Make slots that were taken free again."""

@@ -87,6 +87,7 @@ class BlockCache:
         self.miss_bytes = 0
         self._files: OrderedDict[tuple[int, str], list[int]] = OrderedDict()
         """The same by version: hits, misses."""
+        self._scratch = bytearray()
         self.corrupt_blocks = 0
         self.evicted_blocks = 0
         self.refused_blocks = 0
@@ -148,6 +149,30 @@ class BlockCache:
         found = self.find(inode, etag, start, stop)
         return found is not None and len(found.blocks) == (stop - 1) // BLOCK_BYTES - start // BLOCK_BYTES + 1  # fmt: skip
 
+    def read_now(self, inode: int, etag: str, start: int, stop: int) -> memoryview | None:
+        """Return [start, stop), verified, if all of it is in the kernel's memory; good until the next call. None: it is not."""
+        found = self.find(inode, etag, start, stop)
+        if found is None:
+            return None
+        begin = found.blocks[0].number * BLOCK_BYTES
+        if begin + sum(block.size for block in found.blocks) < stop:
+            return None
+        if len(self._scratch) < stop - begin + BLOCK_BYTES:
+            self._scratch = bytearray(stop - begin + BLOCK_BYTES)
+        view, position = memoryview(self._scratch), 0
+        for block in found.blocks:
+            part = view[position : position + block.size]
+            try:
+                read = os.preadv(self._fd, [part], block.slot * BLOCK_BYTES, os.RWF_NOWAIT)
+            except OSError:
+                return None  # it would have to be waited for, or this file system cannot tell
+            if read != block.size or _checksum(part, found.version, block.number) != block.checksum:
+                return None  # `read` looks closer
+            position += block.size
+        self._index.used(found.blocks)
+        self.count(inode, etag, hit=stop - start)
+        return view[start - begin : stop - begin]
+
     async def read(self, found: Found, start: int, stop: int) -> memoryview | None:
         """Read and verify blocks; returns the bytes from *start* to *stop* or to the end of the last block.
 
@@ -194,11 +219,10 @@ class BlockCache:
 
     def wants(self, size: int) -> bool:
         """Whether *size* bytes may be given to `keep` now."""
-        return (
-            occupied(size) <= self.limit_bytes
-            and self._waiting_bytes + size <= MAX_WAITING_BYTES
-            and trio.current_time() >= self._rests_until
-        )
+        return self._waiting_bytes + size <= MAX_WAITING_BYTES and self._is_open(size)
+
+    def _is_open(self, size: int) -> bool:
+        return occupied(size) <= self.limit_bytes and trio.current_time() >= self._rests_until
 
     async def keep(
         self,
@@ -209,16 +233,19 @@ class BlockCache:
         size: int,
         *,
         favoured: bool = False,
+        is_patient: bool = False,
     ) -> bool:
         """Keep bytes of a version of *size* bytes. *start* begins a block; a block that *data* holds in part is left out.
 
         Returns when they are on disk (True), or when they are not going to be: a cache does not fail. *favoured*: somebody
-        asked for them to be here, and bounds what waits; see `BlockIndex.put`.
+        asked for them to be here, and bounds what waits; see `BlockIndex.put`. *is_patient*: they wait though many others
+        do, and the caller bounds how many.
         """
-        if not favoured and not self.wants(len(data)):
+        if not favoured and not (self._is_open(len(data)) if is_patient else self.wants(len(data))):
             self.refused_blocks += -(-len(data) // BLOCK_BYTES)
             return False
-        self._waiting_bytes += len(data)
+        counted = 0 if is_patient else len(data)
+        self._waiting_bytes += counted
         try:
             async with self._writing:
                 return await self._keep(inode, etag, start, data, size, favoured=favoured)
@@ -231,7 +258,7 @@ class BlockCache:
             else:
                 log.info("the disk of the block cache is full; reads go on without it")
         finally:
-            self._waiting_bytes -= len(data)
+            self._waiting_bytes -= counted
         return False
 
     async def written(self) -> None:

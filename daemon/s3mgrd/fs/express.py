@@ -1,4 +1,4 @@
-"""Requests that mount.db answers at once: no task, no objects of pyfuse3, the reply as bytes.
+"""Requests that mount.db and memory answer at once: no task, no objects of pyfuse3, the reply as bytes.
 
 What most programs ask most of the time (a name that is known, attributes, a directory whose listing is fresh) takes a few
 statements. As a coroutine of `Operations` it costs as much again to get there and back. So `s3mgrd.worker.express` asks here
@@ -10,11 +10,12 @@ Nothing here waits: each answer is made between two checkpoints.
 
 import errno
 import logging
+import os
 from collections.abc import Callable
 from time import perf_counter
 from typing import Concatenate, Final, NamedTuple, ParamSpec
 
-from s3mgrd.cache.nodes import Inode
+from s3mgrd.cache.nodes import Inode, Kind
 from s3mgrd.fs import replies
 from s3mgrd.fs.entry_caches import EntryCaches
 from s3mgrd.fs.filesystem import FileSystem
@@ -36,8 +37,9 @@ PREPARED_NS: Final = 5_000_000
 """What was prepared is as old as this at most: it says for how long the kernel may believe it."""
 
 P = ParamSpec("P")
-Answer = bytes | int | None
-"""The reply; the errno; or that this is not for here."""
+Answer = bytes | list[memoryview] | int | None
+"""The reply, or its pieces, good until the next answer; the errno; or that this is not for here."""
+_WRITING: Final = os.O_ACCMODE | os.O_TRUNC
 
 
 def _at_once(
@@ -109,6 +111,48 @@ class Express:
         """Show attributes."""
         node = self._volume.node(inode)
         return self._shower.attributes_reply(node, self.fs.namespace.valid_for_s(node))
+
+    # Files that are read
+
+    @_at_once
+    def open(self, inode: int, flags: int) -> Answer:
+        """Open a file that is only read."""
+        if flags & _WRITING != os.O_RDONLY:
+            return None
+        node = self._volume.node(inode)
+        if node.kind != Kind.FILE or node.storage_class is not None:
+            return None
+        self.fs.prefetcher.opened(node)
+        handle = self._handles.make(node.id)
+        # What was opened so writes nothing, so nothing is to be done at close(2).
+        return replies.OPEN_OUT.pack(handle, replies.KEEP_CACHE | replies.NO_FLUSH, 0)
+
+    @_at_once
+    def read(self, handle: int, offset: int, size: int) -> Answer:
+        """Read what is in memory of a file that has no staged data."""
+        inode = read_handle(handle).inode
+        node = self._volume.node(inode)
+        if node.etag is None or self.fs.stages.get(inode) is not None:
+            return None
+        found = self.fs.reader.read_now(node, node.etag, node.size, offset, size, handle=handle)
+        if found is not None:
+            self.fs.counters.read_bytes += sum(map(len, found))
+        return found
+
+    @_at_once
+    def flush(self, handle: int) -> Answer:
+        """Do nothing at close(2) of what was only read."""
+        return None if read_handle(handle).writes else 0
+
+    @_at_once
+    def release(self, handle: int) -> Answer:
+        """Note that a handle that only read is gone."""
+        if read_handle(handle).writes:
+            return None
+        self.fs.reader.close(handle)
+        return 0
+
+    # Directories
 
     @_at_once
     def opendir(self, inode: int) -> Answer:

@@ -13,8 +13,9 @@ MIB: Final = 1 << 20
 FIRST_WINDOW: Final = 1 * MIB
 MAX_WINDOW: Final = 64 * MIB
 MIN_STEP: Final = 1 * MIB
-MAX_STEP: Final = 8 * MIB
-"""One request of a window; several are in flight at once."""
+MAX_STEP: Final = 4 * MIB
+STEPS: Final = 16
+"""Requests that a window is cut into: as many as are in flight at a time, since one connection has its own limit."""
 NEARBY: Final = 8 * MIB
 SURE: Final = 2
 """So many equal strides in a row, and the next ones are believed."""
@@ -68,9 +69,12 @@ class Stream:
         else:
             yield from self._strides(size)
 
+    def _step(self) -> int:
+        return max(MIN_STEP, min(self.window // STEPS // MIB * MIB, MAX_STEP))
+
     def _forwards(self, stop: int, size: int) -> Iterator[tuple[int, int]]:
         end = min(stop + self.window, size)
-        step = max(MIN_STEP, min(self.window // 4, MAX_STEP))
+        step = self._step()
         while stop < end:
             # Up to the next multiple: handles that read the same version want the same ranges.
             following = min((stop // step + 1) * step, size)
@@ -78,7 +82,7 @@ class Stream:
             stop = following
 
     def _backwards(self) -> Iterator[tuple[int, int]]:
-        step = max(MIN_STEP, min(self.window // 4, MAX_STEP))
+        step = self._step()
         stop, end = self.start, max(0, self.start - self.window)
         while stop > end:
             start = max(end, stop - step)

@@ -3,14 +3,14 @@
 A version's bytes are held in segments: ranges that are being fetched or are here. Readers of one version share them.
 What a handle will want next is told by `s3mgrd.fs.patterns`; several requests of a window are in flight at once, because one
 connection alone does not fill a network. What was fetched goes to the block cache on disk (`s3mgrd.cache.blocks`), and is
-looked for there first. The kernel keeps the pages it was given, so a segment that was read to its end is the first to go.
+looked for there first. The kernel keeps the pages it was given, so what was read and lies in the block cache goes at once.
 
 Random reads fetch the blocks they touch and no more. An object that fits the block cache several times over and is read at
-random again and again is fetched whole in the background, `FILL_CREDIT` bytes for each such read: soon no read waits, and
-what is fetched in vain is bounded by how often somebody read.
+random is also fetched in the background: `FILL_FIRST` bytes on trial, then `FILL_PER_HIT` for each random read that found its
+bytes here. Soon no read waits, and what is fetched in vain is bounded by what was of use.
 
-Memory: `Reader.held_bytes` is what all segments hold or will hold. Reading ahead stops at the limit; what a
-program waits for is fetched always (the kernel bounds it: max_background requests of 1 MiB).
+Memory: `Reader.held_bytes` is what all segments hold or will hold, and what is fetched in the background. Reading ahead stops
+at the limit; what a program waits for is fetched always (the kernel bounds it: max_background requests of 1 MiB).
 
 Concurrency: state changes between awaits only. A fetch is a task of the reader's nursery, so that it goes on
 when the read that wanted it is interrupted. What was read ahead of a version is cancelled when its last handle is closed; what is
@@ -28,23 +28,25 @@ from typing import Final
 import trio
 
 from s3mgrd.cache.blockindex import BLOCK_BYTES
+from s3mgrd.cache.blocks import BlockCache
 from s3mgrd.cache.nodes import Inode, Node
 from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, Unavailable
 from s3mgrd.fs.metadata import Metadata
 from s3mgrd.fs.patterns import Stream
 from s3mgrd.fs.volume import Volume
 from s3mgrd.s3.counting import Waiting
+from s3mgrd.s3.port import LIGHT_FACTOR, LIGHT_RANGE_BYTES
 
 log = logging.getLogger(__name__)
 
 MIB: Final = 1 << 20
 LINGER_S: Final = 5.0
-FILL_AFTER: Final = 16
-"""Random reads of a version before it may be fetched whole; more of them for objects of over `FILL_AFTER` * `FILL_PER_READ`."""
-FILL_PER_READ: Final = 16 * MIB
-FILL_CREDIT: Final = 8 * MIB
+FILL_AFTER: Final = 3
+"""Random reads of a version before more of it is fetched than they ask for."""
+FILL_FIRST: Final = 64 * MIB
+FILL_PER_HIT: Final = 32 * MIB
 FILL_STEP: Final = 4 * MIB
-FILL_TASKS: Final = 4
+FILL_TASKS: Final = 8
 FILL_SHARE: Final = 4
 """An object larger than one part in so many of the block cache is not fetched whole."""
 
@@ -65,7 +67,10 @@ class Segment:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     waiters: int = 0
     used_at: int = 0
-    is_consumed: bool = False
+    served: int = 0
+    """Bytes that were given to readers."""
+    is_being_kept: bool = False
+    """The block cache is writing it."""
     is_guess: bool = False
     """Nobody asked for it yet: a small file that will probably be opened."""
     is_ahead: bool = False
@@ -78,6 +83,17 @@ class Segment:
         """Bytes it holds or will hold."""
         return self.stop - self.start
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether all of it was read."""
+        return self.served >= self.size
+
+    def part(self, offset: int, stop: int) -> memoryview:
+        """Return what [offset, stop) shares with it, and count that as read. It has its data."""
+        start, stop = max(0, offset - self.start), min(stop, self.stop) - self.start
+        self.served += stop - start
+        return memoryview(self.data or b"")[start:stop]
+
 
 @dataclass(eq=False, slots=True)
 class _Version:
@@ -87,7 +103,7 @@ class _Version:
     segments: list[Segment] = field(default_factory=list)
     handles: int = 0
     random_reads: int = 0
-    credit: int = 0
+    credit: int = FILL_FIRST
     """Bytes that may be fetched in the background."""
     filled: int = 0
     """Everything below was looked at for that."""
@@ -98,6 +114,17 @@ class _Version:
         if index >= 0 and self.segments[index].stop > position:
             return self.segments[index]
         return None
+
+    def ready(self, start: int, stop: int) -> list[Segment] | None:
+        """Return the segments that cover [start, stop); None: some of it is not here."""
+        found: list[Segment] = []
+        while start < stop:
+            segment = self.find(start)
+            if segment is None or segment.data is None:
+                return None
+            found.append(segment)
+            start = segment.stop
+        return found
 
     def previous_stop(self, position: int) -> int:
         index = bisect_right(self.starts, position) - 1
@@ -139,7 +166,8 @@ class Reader:
         self._streams: dict[tuple[int, VersionKey], Stream] = {}
         self._idle: dict[VersionKey, float] = {}
         """Versions that nobody has open, and when they are dropped; soonest first."""
-        self._prefetching = trio.CapacityLimiter(1)
+        self._guesses = trio.CapacityLimiter(1)
+        self._light_guesses = trio.CapacityLimiter(1)
         self._clock = 0
         self.held_bytes = 0
         self.hits = 0
@@ -166,11 +194,12 @@ class Reader:
         version = self._version(key)
         stream = self._stream(handle, key)
         in_order = stream.follow(offset, stop, limit=self._window_limit())
+        misses = self.misses
         wanted = self._cover(node, key, version, offset, stop, size)
         if in_order:
             self._read_ahead(node, key, version, stream, stop, size)
         else:
-            self._fill(node, key, version, size)
+            self._fill(node, key, version, size, is_hit=self.misses == misses)
         try:
             return await self._collect(version, wanted, offset, stop)
         except (Unavailable, OSError):
@@ -191,6 +220,36 @@ class Reader:
             return None
         blocks.count(*key, hit=len(data))
         return data
+
+    def read_now(
+        self, node: Node, etag: str, size: int, offset: int, length: int, *, handle: int
+    ) -> list[memoryview] | None:
+        """Return what `read` would, in pieces, if it is in memory, the kernel's of the block cache included.
+
+        None: it is not. The pieces are good until the next call.
+        """
+        stop = min(offset + length, size)
+        if offset >= stop:
+            return []
+        key: VersionKey = (node.id, etag)
+        version = self._versions.get(key)
+        ready = version.ready(offset, stop) if version is not None else None
+        if version is None or ready is None:
+            blocks = self._volume.blocks
+            data = blocks.read_now(*key, offset, stop) if blocks is not None else None
+            if data is None:
+                return None
+            version, ready = self._version(key), []
+            pieces = [data]
+        else:
+            pieces = self._take(version, ready, offset, stop)
+        self.hits += 1
+        stream = self._stream(handle, key)
+        if not stream.follow(offset, stop, limit=self._window_limit()):
+            self._fill(node, key, version, size, is_hit=True)
+        elif ready:
+            self._read_ahead(node, key, version, stream, stop, size)
+        return pieces
 
     async def read_range(
         self, node: Node, etag: str, size: int, start: int, stop: int
@@ -280,7 +339,7 @@ class Reader:
     # Reading ahead
 
     def _window_limit(self) -> int:
-        return self._volume.settings.memory_limit_bytes // (2 * max(1, len(self._streams)))
+        return self._volume.settings.memory_limit_bytes * 2 // (3 * max(1, len(self._streams)))
 
     def _read_ahead(
         self, node: Node, key: VersionKey, version: _Version, stream: Stream, stop: int, size: int
@@ -336,7 +395,6 @@ class Reader:
     async def _collect(
         self, version: _Version, wanted: list[Segment], offset: int, stop: int
     ) -> bytes | memoryview:
-        parts = []
         try:
             for segment in wanted:
                 if segment.data is None:
@@ -347,48 +405,68 @@ class Reader:
                     raise segment.error
                 if segment.data is None:
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
-                self._clock += 1
-                segment.used_at = self._clock
-                if segment.is_ahead:
-                    segment.is_ahead = False
-                    self.ahead_used_bytes += segment.size
-                view = memoryview(segment.data)
-                parts.append(view[max(0, offset - segment.start) : stop - segment.start])
-                if stop >= segment.stop:
-                    segment.is_consumed = True
         finally:
             for segment in wanted:
                 segment.waiters -= 1
+        parts = self._take(version, wanted, offset, stop)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _take(
+        self, version: _Version, segments: list[Segment], offset: int, stop: int
+    ) -> list[memoryview]:
+        """Return [offset, stop) out of the segments that cover it."""
+        parts = []
+        for segment in segments:
+            self._clock += 1
+            segment.used_at = self._clock
+            if segment.is_ahead:
+                segment.is_ahead = False
+                self.ahead_used_bytes += segment.size
+            parts.append(segment.part(offset, stop))
+            self._let_go(version, segment)
+        return parts
 
     # Fetching whole objects that are read at random
 
-    def _fill(self, node: Node, key: VersionKey, version: _Version, size: int) -> None:
+    def _fill(
+        self, node: Node, key: VersionKey, version: _Version, size: int, *, is_hit: bool
+    ) -> None:
         """Note a random read; fetch more of the object in the background where that will pay."""
         blocks = self._volume.blocks
         version.random_reads += 1
+        if is_hit:
+            version.credit = min(version.credit + FILL_PER_HIT, size)
         if (
             blocks is None
             or size > blocks.limit_bytes // FILL_SHARE
-            or version.random_reads < max(FILL_AFTER, size // FILL_PER_READ)
+            or version.random_reads < FILL_AFTER
         ):
             return
-        version.credit = min(version.credit + FILL_CREDIT, size)
-        if version.fillers < FILL_TASKS and version.filled < size:
+        steps = -(-min(version.credit, size - version.filled) // FILL_STEP)
+        for _ in range(min(FILL_TASKS - version.fillers, steps)):
             version.fillers += 1
-            self._nursery.start_soon(self._fill_some, node, key, version, size)
+            self._nursery.start_soon(self._fill_some, blocks, node, key, version, size)
 
-    async def _fill_some(self, node: Node, key: VersionKey, version: _Version, size: int) -> None:
-        blocks = self._volume.blocks
+    async def _fill_some(
+        self, blocks: BlockCache, node: Node, key: VersionKey, version: _Version, size: int
+    ) -> None:
         try:
-            while blocks is not None and version.credit > 0 and version.filled < size:
+            while version.credit > 0 and version.filled < size:
                 start = version.filled
-                stop = version.filled = min(start + FILL_STEP, size)
+                stop = min(start + FILL_STEP, size)
                 if blocks.has(*key, start, stop):
+                    version.filled = stop
                     continue
+                if not self._make_room(stop - start):
+                    return
+                version.filled = stop
                 version.credit -= stop - start
-                data = await self.fetch(node, key[1], start, stop)
-                await blocks.keep(*key, start, memoryview(data), size)
+                self.held_bytes += stop - start
+                try:
+                    data = await self.fetch(node, key[1], start, stop)
+                    await blocks.keep(*key, start, memoryview(data), size, is_patient=True)
+                finally:
+                    self.held_bytes -= stop - start
         except (S3mgrError, OSError, Superseded) as error:
             log.debug("inode %d is not fetched whole: %s", node.id, error)
             version.filled = size
@@ -403,7 +481,7 @@ class Reader:
         if self.held_bytes + size <= limit:
             return True
         idle = [
-            (not s.is_consumed, s.used_at, id(s), v, s)
+            (not s.is_spent, s.used_at, id(s), v, s)
             for v in self._versions.values()
             for s in v.segments
             if s.data is not None and not s.waiters
@@ -416,6 +494,19 @@ class Reader:
                 continue  # read ahead and not read yet: taking it away would fetch it twice
             self._evict(version, segment)
         return self.held_bytes + size <= limit
+
+    def _let_go(self, version: _Version, segment: Segment) -> None:
+        """Drop a segment that was read to its end, if the block cache has it, or has had the chance to."""
+        blocks = self._volume.blocks
+        if (
+            blocks is not None
+            and blocks.limit_bytes
+            and segment.is_spent
+            and not segment.waiters
+            and not segment.is_being_kept
+            and version.find(segment.start) is segment
+        ):
+            self._evict(version, segment)
 
     def _evict(self, version: _Version, segment: Segment) -> None:
         version.remove(segment)
@@ -458,20 +549,28 @@ class Reader:
         with segment.scope:
             try:
                 if segment.is_guess:
-                    # Guesses leave half of the transfers to those who wait.
-                    self._prefetching.total_tokens = max(1, self._volume.settings.concurrency // 2)
-                    async with self._prefetching:
-                        segment.data = await self._get(node, key, segment, size)
+                    async with self._guessing(segment.size):
+                        segment.data = await self._get(node, key, version, segment, size)
                 else:
-                    segment.data = await self._get(node, key, segment, size)
+                    segment.data = await self._get(node, key, version, segment, size)
             except Exception as error:  # noqa: BLE001 - handed to whoever waits; the table of errnos judges it
                 segment.error = error
                 if segment in version.segments:
                     self._evict(version, segment)
         segment.ready.set()
 
+    def _guessing(self, size: int) -> trio.CapacityLimiter:
+        """Return what bounds guesses of *size* bytes: half of what may be asked for at a time is left to those who wait."""
+        concurrency = self._volume.settings.concurrency
+        if size <= LIGHT_RANGE_BYTES:
+            limiter, most = self._light_guesses, LIGHT_FACTOR * concurrency
+        else:
+            limiter, most = self._guesses, concurrency
+        limiter.total_tokens = max(1, most // 2)
+        return limiter
+
     async def _get(
-        self, node: Node, key: VersionKey, segment: Segment, size: int
+        self, node: Node, key: VersionKey, version: _Version, segment: Segment, size: int
     ) -> bytes | memoryview:
         """Fetch a range: what the block cache has of its beginning from there, the rest from S3."""
         blocks, start = self._volume.blocks, segment.start
@@ -492,10 +591,27 @@ class Reader:
                 skipped = -start % BLOCK_BYTES
                 kept = memoryview(fetched)[skipped:]
                 if len(kept) and blocks.wants(len(kept)):
-                    self._nursery.start_soon(blocks.keep, *key, start + skipped, kept, size)
+                    segment.is_being_kept = True
+                    self._nursery.start_soon(
+                        self._keep, blocks, key, version, segment, start + skipped, kept, size
+                    )
         else:
             segment.is_from_disk = True
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _keep(
+        self,
+        blocks: BlockCache,
+        key: VersionKey,
+        version: _Version,
+        segment: Segment,
+        start: int,
+        data: memoryview,
+        size: int,
+    ) -> None:
+        await blocks.keep(*key, start, data, size)
+        segment.is_being_kept = False
+        self._let_go(version, segment)
 
     async def fetch(self, node: Node, etag: str, start: int, stop: int) -> bytes | memoryview:
         """Fetch a range of a version, following the object when it is moved meanwhile."""

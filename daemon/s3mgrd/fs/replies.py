@@ -26,7 +26,9 @@ PADDING: Final = tuple(bytes(-length % ALIGNMENT) for length in range(ALIGNMENT)
 
 KEEP_CACHE: Final = 1 << 1
 CACHE_DIR: Final = 1 << 3
-"""In open_flags: what the kernel has of the file or directory is still good; it may keep entries."""
+NO_FLUSH: Final = 1 << 5
+"""In open_flags: what the kernel has of the file or directory is still good; it may keep entries; it need not ask at
+close(2), which it does not heed while it gathers writes itself."""
 
 NOTHING: Final = b""
 """The end of a directory."""

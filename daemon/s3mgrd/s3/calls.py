@@ -25,6 +25,7 @@ from s3mgrd.s3.http import Exchange, Pool
 from s3mgrd.s3.library import current_exchange
 from s3mgrd.s3.operations import Params, Requests, operation
 from s3mgrd.s3.outage import ANSWER_S, READS, Outage, is_silence
+from s3mgrd.s3.port import LIGHT_FACTOR, LIGHT_RANGE_BYTES
 from s3mgrd.s3.retry import CallFailed, RetryPolicy
 from s3mgrd.s3.settings import StoreSettings, is_aws
 from s3mgrd.worker.protocol import CredentialGrant
@@ -42,8 +43,6 @@ LIGHT: Final = frozenset(
 """Operations that carry no object's data: the network hardly notices them, and whoever makes many waits for each."""
 LIGHT_BYTES: Final = 32 << 10
 """An upload of so many bytes is light, too."""
-LIGHT_FACTOR: Final = 4
-"""So many times as many of these as of transfers may be made at the same time."""
 EXPECTED: Final = frozenset({304, 404, 412, 416})
 """Statuses that are answers rather than errors for the statistics."""
 
@@ -117,6 +116,7 @@ class Calls:
         *,
         key: str | None = None,
         body: UploadBody | None = None,
+        range_bytes: int | None = None,
         deadline_s: float | None = None,
         is_probe: bool = False,
     ) -> T:
@@ -128,6 +128,7 @@ class Calls:
             params: the operation's parameters by botocore's names; those that are None are left out.
             key: the object, where the call is about one.
             body: what to upload.
+            range_bytes: how much is to be downloaded.
             deadline_s: for the retries, instead of the policy's.
             is_probe: ask also while S3 cannot be reached (`s3mgrd.s3.outage`).
 
@@ -153,7 +154,11 @@ class Calls:
             key=key,
         )
 
-        is_light = operation in LIGHT or (body is not None and body.length <= LIGHT_BYTES)
+        is_light = (
+            operation in LIGHT
+            or (body is not None and body.length <= LIGHT_BYTES)
+            or (range_bytes is not None and range_bytes <= LIGHT_RANGE_BYTES)
+        )
         limiter = self.light if is_light else self.limiter
 
         counters = self.stats.of(operation)

@@ -259,6 +259,7 @@ class S3Store:
                     "VersionId": version_id,
                 },
                 key=key,
+                range_bytes=stop - start,
             )
         except CallFailed as failure:
             raise failure.error from failure

@@ -29,6 +29,10 @@ MAX_COPY_BYTES = 5 << 30
 MAX_OBJECT_BYTES = 5 << 40
 MAX_DELETE_KEYS = 1000
 MAX_LIST_KEYS = 1000
+LIGHT_RANGE_BYTES = 128 << 10
+"""A download of so many bytes takes as long as an answer without data."""
+LIGHT_FACTOR = 4
+"""So many times as many requests with little or no data as transfers may be made at the same time."""
 
 
 ARCHIVE_CLASSES: Final = frozenset({"GLACIER", "DEEP_ARCHIVE"})

@@ -29,11 +29,15 @@ SYMBOLS: Final = (b"fuse_session_new", b"fuse_session_new_versioned")
 # struct fuse_lowlevel_ops: pointers to functions, in an order that does not change within libfuse 3.
 _LOOKUP: Final = 2
 _GETATTR: Final = 4
+_OPEN: Final = 14
+_READ: Final = 15
+_FLUSH: Final = 17
+_RELEASE: Final = 18
 _OPENDIR: Final = 20
 _RELEASEDIR: Final = 22
 _READDIRPLUS: Final = 41
 _POINTER_BYTES: Final = 8
-# struct fuse_file_info: int flags; 32 bits; 64 bits of padding less 32; uint64_t fh.
+# struct fuse_file_info: int flags (of open); 32 bits; 64 bits of padding less 32; uint64_t fh.
 _FH_OFFSET: Final = 16
 
 # PYFUNCTYPE: both directions keep the interpreter's lock, as pyfuse3's own calls do.
@@ -47,10 +51,14 @@ _Session = ctypes.PYFUNCTYPE(
 )
 _Lookup = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p)
 _OfInode = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p)
+_Read = ctypes.PYFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_int64, ctypes.c_void_p
+)
 _Readdir = ctypes.PYFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_int64, ctypes.c_void_p
 )
 _ReplyBytes = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t)
+_ReplyPieces = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
 _ReplyError = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
 
 _kept: list[object] = []
@@ -78,6 +86,7 @@ class _Lane:
         self._express = express
         module = ctypes.PyDLL(pyfuse3.__file__)
         self._reply_bytes = _ReplyBytes(_address(module, b"fuse_reply_buf"))
+        self._reply_pieces = _ReplyPieces(_address(module, b"fuse_reply_iov"))
         self._reply_error = _ReplyError(_address(module, b"fuse_reply_err"))
         self._handlers: list[object] = []
         slot, address = _find(module)
@@ -100,6 +109,10 @@ class _Lane:
 
         theirs_lookup = _Lookup(entry(_LOOKUP).value)
         theirs_getattr = _OfInode(entry(_GETATTR).value)
+        theirs_open = _OfInode(entry(_OPEN).value)
+        theirs_read = _Read(entry(_READ).value)
+        theirs_flush = _OfInode(entry(_FLUSH).value)
+        theirs_release = _OfInode(entry(_RELEASE).value)
         theirs_opendir = _OfInode(entry(_OPENDIR).value)
         theirs_releasedir = _OfInode(entry(_RELEASEDIR).value)
         theirs_readdir = _Readdir(entry(_READDIRPLUS).value)
@@ -112,6 +125,23 @@ class _Lane:
         def getattr_(request: int, inode: int, info: int | None) -> None:
             if not reply(request, express.getattr(inode)):
                 theirs_getattr(request, inode, info)
+
+        def open_(request: int, inode: int, info: int) -> None:
+            flags = ctypes.c_int32.from_address(info).value
+            if not reply(request, express.open(inode, flags)):
+                theirs_open(request, inode, info)
+
+        def read(request: int, inode: int, size: int, offset: int, info: int) -> None:
+            if not reply(request, express.read(_handle(info), offset, size)):
+                theirs_read(request, inode, size, offset, info)
+
+        def flush(request: int, inode: int, info: int) -> None:
+            if not reply(request, express.flush(_handle(info))):
+                theirs_flush(request, inode, info)
+
+        def release(request: int, inode: int, info: int) -> None:
+            if not reply(request, express.release(_handle(info))):
+                theirs_release(request, inode, info)
 
         def opendir(request: int, inode: int, info: int) -> None:
             answer = express.opendir(inode)
@@ -131,6 +161,10 @@ class _Lane:
         for place, ours in (
             (_LOOKUP, _Lookup(lookup)),
             (_GETATTR, _OfInode(getattr_)),
+            (_OPEN, _OfInode(open_)),
+            (_READ, _Read(read)),
+            (_FLUSH, _OfInode(flush)),
+            (_RELEASE, _OfInode(release)),
             (_OPENDIR, _OfInode(opendir)),
             (_RELEASEDIR, _OfInode(releasedir)),
             (_READDIRPLUS, _Readdir(readdir)),
@@ -138,6 +172,7 @@ class _Lane:
             self._handlers.append(ours)
             entry(place).value = _pointer(ours)
         self._handlers += theirs_lookup, theirs_getattr, theirs_opendir, theirs_releasedir
+        self._handlers += theirs_open, theirs_read, theirs_flush, theirs_release
         self._handlers.append(theirs_readdir)
 
     def _reply(
@@ -148,6 +183,9 @@ class _Lane:
             return False
         if isinstance(answer, int):
             result = self._reply_error(request, answer)
+        elif isinstance(answer, list):
+            writable = [memoryview(bytearray(p)) if p.readonly else p for p in answer]
+            result = self._reply_pieces(request, _vector(writable), len(writable))
         else:
             result = self._reply_bytes(request, answer, len(answer))
             if result == -errno.ENOENT and interrupted is not None:
@@ -155,6 +193,21 @@ class _Lane:
         if result not in (0, -errno.ENOENT):  # ENOENT: who asked was killed meanwhile
             log.debug("the kernel does not take an answer: %s", errno.errorcode.get(-result))
         return True
+
+
+class _Piece(ctypes.Structure):
+    """struct iovec."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+def _vector(pieces: list[memoryview]) -> ctypes.Array[_Piece]:
+    """Return what libfuse takes for a list of pieces, which must live as long as that. ctypes finds only writable memory."""
+    vector = (_Piece * len(pieces))()
+    for place, piece in zip(vector, pieces, strict=True):
+        place.base = ctypes.addressof(ctypes.c_char.from_buffer(piece))
+        place.length = len(piece)
+    return vector
 
 
 def _handle(info: int) -> int:

@@ -53,7 +53,7 @@ from s3mgrd.journal.staging import StagingDirectory
 from s3mgrd.journal.tables import Journal
 from s3mgrd.s3.client import S3Store, open_store
 from s3mgrd.s3.settings import StoreSettings
-from s3mgrd.worker import express, session
+from s3mgrd.worker import allocator, express, session
 from s3mgrd.worker.caching import Cacher
 from s3mgrd.worker.conditions import Found, Memory
 from s3mgrd.worker.control import ControlServer
@@ -136,6 +136,7 @@ def run_worker(listener: socket.socket, mount: str, mount_dir: Path, cache_dir: 
     except S3mgrError as error:
         failure = error
     renounce()
+    allocator.keep_little()
     worker = MountWorker(mount, files, blocks, failure, messenger)
     trio.run(worker.main, listener)
     if files is not None and files.database.damage:

@@ -1,14 +1,19 @@
 """Requests that mount.db answers without a task: the bytes that the kernel gets, and what is left to the usual way."""
 
 import errno
+import os
 import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from trio.testing import wait_all_tasks_blocked
 
+from s3mgrd.cache.blocks import open_block_cache
 from s3mgrd.cache.nodes import ROOT, Inode, Kind
+from s3mgrd.fs import replies
 from s3mgrd.fs.express import Express
 from s3mgrd.fs.handles import Handles
 from s3mgrd.fs.showing import Shower
@@ -242,3 +247,72 @@ async def test_a_handle_that_nobody_got_is_forgotten(lab: Lab) -> None:
         assert isinstance(answer, bytes)
         express.interrupted(answer)
         assert not express._caches._readers
+
+
+@pytest.fixture
+def cached(lab: Lab, tmp_path: Path) -> Iterator[Lab]:
+    """A lab with a block cache."""
+    lab.blocks = open_block_cache(tmp_path, owner="lab", limit_bytes=64 << 20)
+    assert lab.blocks is not None
+    yield lab
+    lab.blocks.close()
+
+
+def joined(answer: object) -> bytes:
+    """Return the bytes of an answer to a read."""
+    assert isinstance(answer, list)
+    return b"".join(answer)
+
+
+async def test_what_is_in_memory_is_read_without_waiting(cached: Lab) -> None:
+    """From what was read ahead, or the block cache; what is in neither must be asked for the usual way."""
+    body = bytes(range(256)) * 4096
+    cached.store.insert("a", body)
+    async with cached.mounted() as fs:
+        node = await cached.get("a")
+        express = express_of(cached)
+        answer = express.open(node.id, os.O_RDONLY)
+        assert isinstance(answer, bytes)
+        handle, flags, _ = replies.OPEN_OUT.unpack(answer)
+        assert flags == replies.KEEP_CACHE | replies.NO_FLUSH
+        assert express.read(handle, 0, 4096) is None
+        assert bytes(await fs.read(node.id, 0, 4096, handle=handle)) == body[:4096]
+        assert joined(express.read(handle, 100, 50)) == body[100:150]
+        await cached.read("a")
+        assert cached.blocks is not None
+        await cached.blocks.written()
+        await wait_all_tasks_blocked()
+        assert joined(express.read(handle, 500_000, 99)) == body[500_000:500_099]
+        assert express.read(handle, len(body), 10) == []
+        assert express.flush(handle) == 0
+        assert express.release(handle) == 0
+
+
+async def test_opens_that_may_write_and_errors_go_the_usual_way(lab: Lab) -> None:
+    lab.store.insert("a", b"x")
+    async with lab.mounted():
+        node = await lab.get("a")
+        express = express_of(lab)
+        for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC):
+            assert express.open(node.id, flags) is None
+        assert express.open(node.id + 1000, os.O_RDONLY) is None
+        assert express.open(ROOT, os.O_RDONLY) is None
+        assert express.read(node.id + 1000, 0, 1) is None
+        handle = Handles().make(node.id, writes=True)
+        assert express.flush(handle) is None
+        assert express.release(handle) is None
+
+
+async def test_what_is_staged_is_not_read_from_what_s3_has(cached: Lab) -> None:
+    body = bytes(range(256)) * 4096
+    cached.store.insert("a", body)
+    async with cached.mounted() as fs:
+        node = await cached.get("a")
+        express = express_of(cached)
+        assert bytes(await fs.read(node.id, 0, 9, handle=node.id)) == body[:9]
+        assert joined(express.read(node.id, 0, 9)) == body[:9]
+        await fs.stages.write(node.id, 3, b"new")
+        assert express.read(node.id, 0, 9) is None
+        await fs.commit(node.id)
+        found = express.read(node.id, 0, 9)
+        assert found is None or joined(found) == body[:3] + b"new" + body[6:9]

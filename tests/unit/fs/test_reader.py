@@ -12,7 +12,7 @@ from s3mgrd.cache.blockindex import BLOCK_BYTES
 from s3mgrd.cache.blocks import open_block_cache
 from s3mgrd.errors import Unavailable
 from s3mgrd.fs.prefetch import MAX_WINDOW
-from s3mgrd.fs.reader import FILL_AFTER, FILL_CREDIT, LINGER_S, MIB
+from s3mgrd.fs.reader import FILL_AFTER, FILL_FIRST, FILL_STEP, LINGER_S, MIB
 from tests.unit.fs.conftest import Lab, settings
 
 
@@ -75,8 +75,9 @@ async def test_what_was_read_is_read_again_without_s3_even_after_a_restart(cache
 async def wait_for_cache(lab: Lab, size: int) -> None:
     """Wait until what was read is on disk."""
     assert lab.blocks is not None
-    await wait_all_tasks_blocked()
-    await lab.blocks.written()
+    for _ in range(1 + size // FILL_STEP):  # what is written lets the next step begin
+        await wait_all_tasks_blocked()
+        await lab.blocks.written()
     assert lab.blocks.used_bytes >= size
 
 
@@ -160,30 +161,49 @@ async def test_an_object_read_at_random_again_and_again_is_fetched_whole(
         assert not cached.store.calls["get_range"]
 
 
-async def test_what_is_fetched_in_vain_is_bounded_by_the_reads(
+async def test_what_is_fetched_in_vain_is_bounded_by_what_was_of_use(
     cached: Lab, autojump_clock: MockClock
 ) -> None:
+    """Reads that never find their bytes here get no more than the trial."""
     cached.settings = settings(memory_limit_bytes=64 * MIB)
     assert cached.blocks is not None
     await cached.blocks.set_limit(400 * MIB)
     cached.store.insert("a", bytes(90 * MIB))
+    reads = FILL_AFTER + 9
     async with cached.mounted() as fs:
-        for number in range(FILL_AFTER):
-            await read_at(cached, "a", number * 5 * MIB + 9, 100, handle=number)
-        await trio.sleep(1)
-        assert (
-            fs.volume.store.stats.received_bytes <= FILL_CREDIT * 2 + FILL_AFTER * BLOCK_BYTES * 2
-        )
+        node = await cached.get("a")
+        await fs.read(node.id, 0, 1, handle=1000)  # and stays open
+        for number in range(reads):
+            await read_at(cached, "a", (89 - number) * MIB + 9, 100, handle=number)
+        await wait_for_cache(cached, FILL_FIRST + reads * BLOCK_BYTES)
+        received = fs.volume.store.stats.received_bytes
+        assert received <= FILL_FIRST + reads * BLOCK_BYTES + 2 * MIB  # read ahead of the first
+        found = fs.reader.read_now(node, node.etag or "", node.size, 9 * MIB + 9, 100, handle=1001)
+        assert found is not None
+        assert b"".join(found) == bytes(100)
+        await wait_for_cache(cached, 90 * MIB)
 
 
 async def test_memory_is_given_back_after_the_last_close(
-    cached: Lab, autojump_clock: MockClock
+    lab: Lab, autojump_clock: MockClock
 ) -> None:
+    lab.store.insert("a", content(4 * MIB))
+    async with lab.mounted() as fs:
+        await read_through(lab, "a")
+        assert fs.reader.held_bytes
+        await trio.sleep(LINGER_S + 1)
+        assert fs.reader.held_bytes == 0
+
+
+async def test_what_was_read_and_is_on_disk_is_not_held_in_memory(cached: Lab) -> None:
+    """The kernel has its pages; what was read ahead and is still wanted stays."""
     cached.store.insert("a", content(4 * MIB))
     async with cached.mounted() as fs:
         await read_through(cached, "a")
-        assert fs.reader.held_bytes
-        await trio.sleep(LINGER_S + 1)
+        await wait_all_tasks_blocked()
+        assert cached.blocks is not None
+        await cached.blocks.written()
+        await wait_all_tasks_blocked()
         assert fs.reader.held_bytes == 0
 
 
