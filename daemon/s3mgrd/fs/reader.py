@@ -20,9 +20,7 @@ here stays for `LINGER_S`, because many programs open a file again for each read
 import errno
 import logging
 import os
-from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
 
 import trio
@@ -33,6 +31,7 @@ from s3mgrd.cache.nodes import Inode, Node
 from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, Unavailable
 from s3mgrd.fs.metadata import Metadata
 from s3mgrd.fs.patterns import Stream
+from s3mgrd.fs.segments import Segment, Version
 from s3mgrd.fs.volume import Volume
 from s3mgrd.s3.counting import Waiting
 from s3mgrd.s3.port import LIGHT_FACTOR, LIGHT_RANGE_BYTES
@@ -55,96 +54,6 @@ class Superseded(Exception):
     """This mount itself wrote another version of the inode meanwhile: read again, from that one."""
 
 
-@dataclass(eq=False, slots=True)
-class Segment:
-    """Bytes [start, stop) of a version: `data` once they are here, or the error that kept them away."""
-
-    start: int
-    stop: int
-    data: bytes | memoryview | None = None
-    error: Exception | None = None
-    ready: trio.Event = field(default_factory=trio.Event)
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    waiters: int = 0
-    used_at: int = 0
-    served: int = 0
-    """Bytes that were given to readers."""
-    is_being_kept: bool = False
-    """The block cache is writing it."""
-    is_guess: bool = False
-    """Nobody asked for it yet: a small file that will probably be opened."""
-    is_ahead: bool = False
-    """Fetched before anybody asked, and nobody has since."""
-    is_from_disk: bool = False
-    """All of it was in the block cache."""
-
-    @property
-    def size(self) -> int:
-        """Bytes it holds or will hold."""
-        return self.stop - self.start
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether all of it was read."""
-        return self.served >= self.size
-
-    def part(self, offset: int, stop: int) -> memoryview:
-        """Return what [offset, stop) shares with it, and count that as read. It has its data."""
-        start, stop = max(0, offset - self.start), min(stop, self.stop) - self.start
-        self.served += stop - start
-        return memoryview(self.data or b"")[start:stop]
-
-
-@dataclass(eq=False, slots=True)
-class _Version:
-    """The segments of one version, sorted by start, disjoint."""
-
-    starts: list[int] = field(default_factory=list)
-    segments: list[Segment] = field(default_factory=list)
-    handles: int = 0
-    random_reads: int = 0
-    credit: int = FILL_FIRST
-    """Bytes that may be fetched in the background."""
-    filled: int = 0
-    """Everything below was looked at for that."""
-    fillers: int = 0
-
-    def find(self, position: int) -> Segment | None:
-        index = bisect_right(self.starts, position) - 1
-        if index >= 0 and self.segments[index].stop > position:
-            return self.segments[index]
-        return None
-
-    def ready(self, start: int, stop: int) -> list[Segment] | None:
-        """Return the segments that cover [start, stop); None: some of it is not here."""
-        found: list[Segment] = []
-        while start < stop:
-            segment = self.find(start)
-            if segment is None or segment.data is None:
-                return None
-            found.append(segment)
-            start = segment.stop
-        return found
-
-    def previous_stop(self, position: int) -> int:
-        index = bisect_right(self.starts, position) - 1
-        return self.segments[index].stop if index >= 0 else 0
-
-    def next_start(self, position: int) -> int | None:
-        index = bisect_right(self.starts, position)
-        return self.starts[index] if index < len(self.starts) else None
-
-    def add(self, segment: Segment) -> None:
-        index = bisect_right(self.starts, segment.start)
-        self.starts.insert(index, segment.start)
-        self.segments.insert(index, segment)
-
-    def remove(self, segment: Segment) -> None:
-        index = bisect_right(self.starts, segment.start) - 1
-        if 0 <= index < len(self.segments) and self.segments[index] is segment:
-            del self.starts[index], self.segments[index]
-
-
 VersionKey = tuple[Inode, str]
 
 
@@ -162,7 +71,7 @@ class Reader:
         self._metadata = metadata
         self._nursery = nursery
         self._version_gone = version_gone
-        self._versions: dict[VersionKey, _Version] = {}
+        self._versions: dict[VersionKey, Version] = {}
         self._streams: dict[tuple[int, VersionKey], Stream] = {}
         self._idle: dict[VersionKey, float] = {}
         """Versions that nobody has open, and when they are dropped; soonest first."""
@@ -299,10 +208,10 @@ class Reader:
             if s.data is not None
         )
 
-    def _version(self, key: VersionKey) -> _Version:
+    def _version(self, key: VersionKey) -> Version:
         version = self._versions.get(key)
         if version is None:
-            version = self._versions[key] = _Version()
+            version = self._versions[key] = Version(credit=FILL_FIRST)
         return version
 
     def _stream(self, handle: int, key: VersionKey) -> Stream:
@@ -342,7 +251,7 @@ class Reader:
         return self._volume.settings.memory_limit_bytes * 2 // (3 * max(1, len(self._streams)))
 
     def _read_ahead(
-        self, node: Node, key: VersionKey, version: _Version, stream: Stream, stop: int, size: int
+        self, node: Node, key: VersionKey, version: Version, stream: Stream, stop: int, size: int
     ) -> None:
         for start, end in stream.ahead(stop, size):
             position, end = self._rounded(start, end, size)
@@ -366,7 +275,7 @@ class Reader:
         return start, min(stop + -stop % BLOCK_BYTES, size)
 
     def _cover(
-        self, node: Node, key: VersionKey, version: _Version, start: int, stop: int, size: int
+        self, node: Node, key: VersionKey, version: Version, start: int, stop: int, size: int
     ) -> list[Segment]:
         """Return the segments that cover [start, stop), fetching what is missing."""
         wanted = []
@@ -386,14 +295,14 @@ class Reader:
             start = segment.stop
         return wanted
 
-    def _gap(self, version: _Version, start: int, stop: int, position: int) -> tuple[int, int]:
+    def _gap(self, version: Version, start: int, stop: int, position: int) -> tuple[int, int]:
         """Return what of [start, stop) around *position* no segment has."""
         following = version.next_start(position)
         before = version.previous_stop(position)
         return max(start, before), stop if following is None else min(stop, following)
 
     async def _collect(
-        self, version: _Version, wanted: list[Segment], offset: int, stop: int
+        self, version: Version, wanted: list[Segment], offset: int, stop: int
     ) -> bytes | memoryview:
         try:
             for segment in wanted:
@@ -412,7 +321,7 @@ class Reader:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _take(
-        self, version: _Version, segments: list[Segment], offset: int, stop: int
+        self, version: Version, segments: list[Segment], offset: int, stop: int
     ) -> list[memoryview]:
         """Return [offset, stop) out of the segments that cover it."""
         parts = []
@@ -429,7 +338,7 @@ class Reader:
     # Fetching whole objects that are read at random
 
     def _fill(
-        self, node: Node, key: VersionKey, version: _Version, size: int, *, is_hit: bool
+        self, node: Node, key: VersionKey, version: Version, size: int, *, is_hit: bool
     ) -> None:
         """Note a random read; fetch more of the object in the background where that will pay."""
         blocks = self._volume.blocks
@@ -448,7 +357,7 @@ class Reader:
             self._nursery.start_soon(self._fill_some, blocks, node, key, version, size)
 
     async def _fill_some(
-        self, blocks: BlockCache, node: Node, key: VersionKey, version: _Version, size: int
+        self, blocks: BlockCache, node: Node, key: VersionKey, version: Version, size: int
     ) -> None:
         try:
             while version.credit > 0 and version.filled < size:
@@ -495,7 +404,7 @@ class Reader:
             self._evict(version, segment)
         return self.held_bytes + size <= limit
 
-    def _let_go(self, version: _Version, segment: Segment) -> None:
+    def _let_go(self, version: Version, segment: Segment) -> None:
         """Drop a segment that was read to its end, if the block cache has it, or has had the chance to."""
         blocks = self._volume.blocks
         if (
@@ -508,7 +417,7 @@ class Reader:
         ):
             self._evict(version, segment)
 
-    def _evict(self, version: _Version, segment: Segment) -> None:
+    def _evict(self, version: Version, segment: Segment) -> None:
         version.remove(segment)
         self.held_bytes -= segment.size
         if segment.is_ahead and segment.data is not None:
@@ -527,7 +436,7 @@ class Reader:
         self,
         node: Node,
         key: VersionKey,
-        version: _Version,
+        version: Version,
         start: int,
         stop: int,
         size: int,
@@ -544,7 +453,7 @@ class Reader:
         return segment
 
     async def _run(
-        self, node: Node, key: VersionKey, version: _Version, segment: Segment, size: int
+        self, node: Node, key: VersionKey, version: Version, segment: Segment, size: int
     ) -> None:
         with segment.scope:
             try:
@@ -570,7 +479,7 @@ class Reader:
         return limiter
 
     async def _get(
-        self, node: Node, key: VersionKey, version: _Version, segment: Segment, size: int
+        self, node: Node, key: VersionKey, version: Version, segment: Segment, size: int
     ) -> bytes | memoryview:
         """Fetch a range: what the block cache has of its beginning from there, the rest from S3."""
         blocks, start = self._volume.blocks, segment.start
@@ -603,7 +512,7 @@ class Reader:
         self,
         blocks: BlockCache,
         key: VersionKey,
-        version: _Version,
+        version: Version,
         segment: Segment,
         start: int,
         data: memoryview,
