@@ -196,6 +196,15 @@ class MountOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             description="With `write_mode=writeback`: close() waits while more than this is queued for upload.",
         ),
     ] = 4 * GIB
+    staging_size_bytes: Annotated[
+        int,
+        Meta(
+            ge=64 * MIB,
+            le=1 << 50,
+            description="Most disk space for large files while they are being written; what has no room waits in S3, as objects "
+            "`.s3mgr-*` in the root of the mount, until the file is closed. Four parts of each have room in any case.",
+        ),
+    ] = GIB
     debug: Annotated[
         bool, Meta(description="Log every file system operation and every S3 request.")
     ] = False
@@ -217,6 +226,7 @@ class LiveOptions(
     offline_ok: bool | UnsetType = UNSET
     fsync: Fsync | UnsetType = UNSET
     dirty_limit_bytes: Annotated[int, Meta(ge=16 * MIB, le=1 << 50)] | UnsetType = UNSET
+    staging_size_bytes: Annotated[int, Meta(ge=64 * MIB, le=1 << 50)] | UnsetType = UNSET
     debug: bool | UnsetType = UNSET
 
 

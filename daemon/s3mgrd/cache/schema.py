@@ -62,6 +62,8 @@ uploads     A multipart upload begun for a staged file. grows 1: it was begun wh
     size             Of the content that is to be completed, which has not changed since; 0: it is still being written.
     metadata         What the upload was begun with, JSON; NULL: what the row of the inode says.
 parts       Parts that S3 has of an upload that grows. One whose bytes change is dropped before they do.
+parked      Objects that hold bytes of staged files for which there is no room on the disk (journal/staging.py says which bytes). A
+            row of deletes, held by the inode, belongs to each: it hides the key, and the row here keeps it from being deleted.
 abandoned   Multipart uploads that nobody will complete; S3 keeps their parts, and asks money for them, until told.
 deletes     Keys that shall vanish from S3. holder: an inode that may still be open; the key stays until it is
             forgotten. etag: the version that was deleted here.
@@ -83,7 +85,7 @@ from sqlite_utils import Database, Migrations
 
 migrations = Migrations("s3mgr-mount")
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 APPLICATION_ID = 0x73336D67  # "s3mg"
 
 
@@ -318,6 +320,22 @@ def upload_while_written(db: Database) -> None:
         """
         CREATE TRIGGER upload_gone AFTER DELETE ON uploads BEGIN
             DELETE FROM parts WHERE inode = OLD.inode;
+        END
+        """
+    )
+
+
+@migrations()
+def park_bytes(db: Database) -> None:
+    """Let bytes that S3 is to get, and the disk has no room for, wait in S3."""
+    db.conn.execute(
+        "CREATE TABLE parked (key TEXT PRIMARY KEY, inode INTEGER NOT NULL) WITHOUT ROWID"
+    )
+    db.conn.execute("CREATE INDEX parked_by_inode ON parked (inode)")
+    db.conn.execute(
+        """
+        CREATE TRIGGER parked_gone AFTER DELETE ON parked BEGIN
+            UPDATE deletes SET holder = NULL WHERE key = OLD.key;
         END
         """
     )

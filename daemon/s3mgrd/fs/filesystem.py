@@ -9,7 +9,8 @@ from typing import Final
 import trio
 
 from s3mgrd.cache.nodes import ROOT, Inode, Kind, Marker, Node
-from s3mgrd.errors import Conflict
+from s3mgrd.errors import Conflict, Corrupt
+from s3mgrd.fs import parking
 from s3mgrd.fs.archive import ArchiveGate
 from s3mgrd.fs.asking import Asker
 from s3mgrd.fs.attribute_changes import AttributeChanges
@@ -28,7 +29,7 @@ from s3mgrd.fs.prefetch import Prefetcher
 from s3mgrd.fs.pruning import Pruner
 from s3mgrd.fs.reader import Reader
 from s3mgrd.fs.recovery import Recovery
-from s3mgrd.fs.stages import Stages
+from s3mgrd.fs.stages import Stage, Stages
 from s3mgrd.fs.streaming import Streams
 from s3mgrd.fs.sync import Syncer
 from s3mgrd.fs.tree import Tree
@@ -151,9 +152,26 @@ class FileSystem:
                 return b""
             return await self.reader.read(node, node.etag, node.size, offset, length, handle=handle)
         file = stage.file
+        while True:
+            moves = file.moves
+            try:
+                parts = await self._read_pieces(node, stage, offset, length, handle)
+            except Corrupt:
+                if file.moves == moves:
+                    raise
+            if file.moves == moves:
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+            # What was planned to be read here lies elsewhere now.
+
+    async def _read_pieces(
+        self, node: Node, stage: Stage, offset: int, length: int, handle: int
+    ) -> list[bytes | memoryview]:
+        inode, file = node.id, stage.file
         parts: list[bytes | memoryview] = []
         for piece in file.pieces(offset, offset + length):
-            if piece.is_base and stage.base_etag is not None:
+            if piece.parked is not None:
+                parts.append(await parking.read(self.volume, piece.parked))
+            elif piece.is_base and stage.base_etag is not None:
                 size = piece.stop - piece.start
                 row = self.volume.journal.staged(inode)
                 base_size = row.base_size if row is not None else node.size
@@ -164,7 +182,18 @@ class FileSystem:
                 )
             else:
                 parts.append(file.read(piece.start, piece.stop))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return parts
+
+    async def write(self, inode: Inode, offset: int, data: bytes) -> int:
+        """Write to a file, once there is room for it on the disk. Raises OSError; S3mgrError: no room, and why S3 gives none."""
+        while True:
+            await self.streams.room()
+            try:
+                async with self.volume.locks.holding(("inode", inode)):
+                    return await self.stages.write(inode, offset, data)
+            except OSError as error:
+                if not parking.is_full(error) or not await self.streams.free():
+                    raise
 
     async def read_target(self, inode: Inode) -> str:
         """Read a symbolic link. Raises OSError: EINVAL (it is none), EIO (its object is no text)."""
@@ -299,6 +328,7 @@ def adopt_database(volume: Volume, *, bucket: str, connection_id: str) -> bool:
                 "staged",
                 "conflicts",
                 "uploads",
+                "parked",
                 "deletes",
                 "moves",
                 "moved",
@@ -319,7 +349,7 @@ def adopt_database(volume: Volume, *, bucket: str, connection_id: str) -> bool:
                 journal.release_deletes(node.id)
                 journal.drop_staged(node.id)
                 nodes.drop(node.id)
-            db.execute("UPDATE deletes SET holder = NULL")
+            db.execute("UPDATE deletes SET holder = NULL WHERE key NOT IN (SELECT key FROM parked)")
             journal.drop_calls()
             journal.retry_all_staged(volume.now_ns())
         database.set_meta(BUCKET, bucket)

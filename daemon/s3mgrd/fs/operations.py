@@ -497,8 +497,7 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
         """Write."""
         inode = read_handle(fh).inode
-        async with self.fs.volume.locks.holding(("inode", inode)):
-            written = await self.fs.stages.write(inode, off, buf)
+        written = await self.fs.write(inode, off, buf)
         self.fs.counters.written_bytes += written
         return written
 

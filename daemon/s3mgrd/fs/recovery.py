@@ -64,6 +64,8 @@ class Recovery:
                 if self._is_wanted(file, is_database_lost=is_database_lost):
                     self._keep(number, file)
                     saved += 1
+                else:
+                    self._clear(file)
             finally:
                 file.close()
             volume.staging.remove(number)
@@ -83,6 +85,14 @@ class Recovery:
             # An empty one was being made when the worker died, and nobody was told that it was.
             return file.description is not None and (len(file.extents) > 0 or file.size > 0)
         return file.description is not None or not file.is_described
+
+    def _clear(self, file: StagedFile) -> None:
+        """Have what was parked of unwanted data deleted."""
+        volume = self._volume
+        for parked in file.parked:
+            volume.journal.add_delete(
+                parked.key, etag=parked.etag, holder=None, now_ns=volume.now_ns()
+            )
 
     def _keep(self, number: int, file: StagedFile) -> None:
         volume = self._volume
@@ -106,6 +116,8 @@ class Recovery:
             volume.journal.add_conflict(
                 ConflictRow(inode, path, "recovered", None, missing, now_ns)
             )
+            for parked in file.parked:
+                volume.journal.park(parked.key, inode, now_ns=now_ns)
             # Both numbers lead to the files until this is committed: a crash saves them twice rather than not at all.
             volume.staging.link(number, inode)
         log.warning(

@@ -145,11 +145,7 @@ class Sender:
         plan = stream.grid.plan(stream.file.size)
 
         async def upload(piece: Piece) -> Part:
-            if flight := stream.flying.get(piece.number):
-                await flight.done.wait()
-            if piece.number not in stream.parts:
-                await self._streams.send_part(inode, stream, piece.number, piece.stop)
-            return stream.parts[piece.number]
+            return await self._streams.make_part(inode, stream, piece.number, piece.stop)
 
         parts = {n: part for n, part in stream.parts.items() if n <= len(plan.pieces)}
         await self._make_parts(plan, parts, upload, upload)

@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from s3mgrd.cache.nodes import Inode, Kind, Node
+from s3mgrd.fs import parking
 from s3mgrd.fs.backlog import PAUSED, Backlog, due_ns
 from s3mgrd.fs.recovery import note_purpose
 from s3mgrd.fs.streaming import Streams
@@ -116,6 +117,7 @@ class Stages:
 
     def _load(self, node: Node, row: StagedRow) -> Stage:
         file = self._volume.staging.open(row.inode, row.base_size)
+        parking.reconcile(self._volume, Inode(row.inode), file)
         written_ns = file.mtime_ns()
         is_later = node.ctime_ns is None or written_ns > node.ctime_ns
         stage = Stage(
@@ -314,8 +316,9 @@ class Stages:
                 await trio.to_thread.run_sync(stage.file.put, offset, data)
         stage.file.record(offset, len(data))
         stage.mtime_ns = self._volume.now_ns()
-        if stage.dirty and not self.backlog.is_paused:
-            self._streams.wrote(inode, stage.file, offset, stop)
+        if stage.dirty:
+            sends = not self.backlog.is_paused
+            self._streams.wrote(inode, stage.file, offset, stop, sends=sends)
         return len(data)
 
     def truncate(self, inode: Inode, size: int) -> None:

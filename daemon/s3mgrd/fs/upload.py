@@ -163,7 +163,7 @@ class Uploader:
         if unseen is not None and condition != ALWAYS:
             # An earlier attempt of ours wrote that, and the content has changed since.
             condition = Condition(if_match=unseen.etag)
-        stream = await self._streams.take(node.id, key)
+        stream = await self._streams.take(node.id, stage.file, key)
         volume.nodes.update(node.id, mtime_ns=self._mtime_ns(node, stage, stream))
         node = volume.node(node.id)
         stage.mtime_ns = None
@@ -262,10 +262,16 @@ class Uploader:
             )
             volume.journal.drop_upload(node.id)
             volume.staging.describe(node.id, None)
+            becomes_base = bool(stage.file.parked) and not node.is_detached
+            if becomes_base or not stage.file.parked:
+                volume.journal.unpark(volume.journal.parked(node.id))
         stage.dirty = False
         self._stages.sent(sent.id)
         stage.base_etag = written.etag
         stage.file.rebase(size)
+        if becomes_base:  # what was parked is about to be deleted
+            stage.file.become_base()
+            stage.file.describe(None)
 
     def _note_failure(self, inode: Inode, row: StagedRow, error: Exception) -> None:
         delay_s = min(FIRST_RETRY_S * 2**row.tries, LAST_RETRY_S)

@@ -56,6 +56,7 @@ class Settings:
     write_mode: str = "close"
     fsync: str = "local"
     dirty_limit_bytes: int = 4 << 30
+    staging_size_bytes: int = 1 << 30
 
 
 class Locks:

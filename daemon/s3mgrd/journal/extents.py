@@ -30,6 +30,17 @@ class Extents:
         if keep and self._stops[-1] > size:
             self._stops[-1] = size
 
+    def remove(self, start: int, stop: int) -> None:
+        """Take a range out."""
+        first = bisect_right(self._stops, start)
+        last = bisect_left(self._starts, stop)
+        if start >= stop or first >= last:
+            return
+        rest = [(self._starts[first], start), (stop, self._stops[last - 1])]
+        rest = [(low, high) for low, high in rest if low < high]
+        self._starts[first:last] = [low for low, _ in rest]
+        self._stops[first:last] = [high for _, high in rest]
+
     def missing(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield the parts of [start, stop) that are not in the set, in order."""
         index = bisect_right(self._stops, start)

@@ -7,16 +7,19 @@ for that, fsync() waits for S3).
 
 Log format, ours: records of 16 bytes, two unsigned 64-bit little-endian numbers. (offset, length) is a write;
 (size, 2**64-1) is a truncation to *size*; (n, 2**64-2) is followed by a `Description` in n bytes of JSON, padded to whole
-records, and n = 0 says that S3 need not get the data (any more). A torn record at the end was never acknowledged and is
+records, and n = 0 says that S3 need not get the data (any more); (n, 2**64-3) is followed by a `Parked` in the same way. A torn record at the end was never acknowledged and is
 ignored. The last description counts: with it, what was not uploaded can be told and saved when mount.db is lost.
 
-The content of a staged file of *size* bytes: what the records cover comes from the staging file; other bytes below
-`base_size` come from the base version in S3; the rest is zeros, which the sparse staging file has too.
+The content of a staged file of *size* bytes: what the records cover comes from the staging file, but for what was parked
+in S3 since, for want of room on the disk; other bytes below `base_size` come from the base version in S3; the rest is zeros, which the sparse staging file has too.
 """
 
+import ctypes
 import errno
 import os
 import struct
+from bisect import bisect_right
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
@@ -28,8 +31,13 @@ from s3mgrd.journal.extents import Extents
 _RECORD: Final = struct.Struct("<QQ")
 _TRUNCATE: Final = (1 << 64) - 1
 _DESCRIPTION: Final = (1 << 64) - 2
+_PARKED: Final = (1 << 64) - 3
 _MAX_DESCRIPTION_BYTES: Final = 64 << 10
 _LOG_READ_BYTES: Final = 1 << 20
+_PUNCH: Final = 0x03
+"""FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (linux/falloc.h)."""
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,12 +57,30 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     condition: str
 
 
+class Parked(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes [start, stop) of a staged file that lie in an object of their own: from *offset* on in version *etag* of *key*."""
+
+    start: int
+    stop: int
+    key: str
+    etag: str
+    offset: int = 0
+
+    def part(self, start: int, stop: int) -> "Parked":
+        """Return what of it lies in [start, stop)."""
+        low = max(start, self.start)
+        return msgspec.structs.replace(
+            self, start=low, stop=min(stop, self.stop), offset=self.offset + low - self.start
+        )
+
+
 class Piece(NamedTuple):
-    """A part of a read: from the staging file, or (`is_base`) from the base version in S3."""
+    """A part of a read: from the staging file, from the base version in S3 (`is_base`), or from where it is parked."""
 
     start: int
     stop: int
     is_base: bool
+    parked: Parked | None = None
 
 
 class Lacking:
@@ -82,6 +108,10 @@ class StagedFile:
         """What the data was to become; None: S3 need not get it, or nothing was ever said."""
         self.is_described = False
         self.is_closed = False
+        self.parked: list[Parked] = []
+        """What lies in S3 and not here, in order, disjoint; bytes that were written over it since count."""
+        self.moves = 0
+        """How often bytes that were here went elsewhere: what was planned before must be planned again."""
         self._counted_in: Lacking | None = None
 
     def count_in(self, lacking: Lacking | None) -> None:
@@ -108,11 +138,14 @@ class StagedFile:
             after = position + _RECORD.size
             if second == _TRUNCATE:
                 self._apply_truncate(first)
-            elif second == _DESCRIPTION:
+            elif second in (_DESCRIPTION, _PARKED):
                 payload = chunk[after : after + first]
                 if first > _MAX_DESCRIPTION_BYTES or len(payload) < first:
                     break  # its end is in the next chunk, or was never written
-                self._apply_description(payload)
+                if second == _DESCRIPTION:
+                    self._apply_description(payload)
+                else:
+                    self._apply_parked(msgspec.json.decode(payload, type=Parked))
                 after += _padded(first)
             else:
                 self._apply_write(first, first + second)
@@ -149,9 +182,34 @@ class StagedFile:
             self._append(len(payload), _DESCRIPTION, payload.ljust(_padded(len(payload)), b" "))
         self.description, self.is_described = description, True
 
+    def park(self, parked: Parked) -> None:
+        """Acknowledge that bytes which are here lie in S3, too: from here on they are read there."""
+        payload = msgspec.json.encode(parked)
+        self._append(len(payload), _PARKED, payload.ljust(_padded(len(payload)), b" "))
+        self._apply_parked(parked)
+
+    def sync_log(self) -> None:
+        """Bring the log to the disk; may run in a thread."""
+        os.fdatasync(self._log_fd)
+
+    def punch(self, start: int, stop: int) -> None:
+        """Give the disk back what bytes that were parked took, but for what was written over them since."""
+        for first, last in self.extents.missing(start, stop):
+            punch_hole(self.data_fd, first, last)
+
+    def become_base(self) -> None:
+        """Forget all that is here: the base version, as `rebase` declared it, has everything."""
+        os.ftruncate(self._log_fd, 0)
+        self._log_end = 0
+        self.moves += 1
+        self.extents, self.parked, self.is_described = Extents(), [], False
+        os.ftruncate(self.data_fd, 0)
+
     def pieces(self, start: int, stop: int) -> list[Piece]:
         """Split a read of [start, stop) by where its bytes are; clipped to the size."""
         stop = min(stop, self.size)
+        if self.parked:
+            return list(self._pieces(start, stop))
         pieces = []
         position = start
         for first, last in self.extents.missing(start, min(stop, self.base_size)):
@@ -163,6 +221,39 @@ class StagedFile:
             pieces.append(Piece(position, stop, is_base=False))
         return pieces
 
+    def _pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        position = start
+        for first, last in self.extents.missing(start, stop):
+            if position < first:
+                yield Piece(position, first, is_base=False)
+            position = first
+            for parked in self.parked_in(first, last):
+                yield from self._beside(position, parked.start)
+                yield Piece(parked.start, parked.stop, is_base=False, parked=parked)
+                position = parked.stop
+            yield from self._beside(position, last)
+            position = last
+        if position < stop:
+            yield Piece(position, stop, is_base=False)
+
+    def _beside(self, start: int, stop: int) -> Iterator[Piece]:
+        """Yield what nobody wrote: of the base version, and zeros."""
+        middle = min(stop, max(start, self.base_size))
+        if start < middle:
+            yield Piece(start, middle, is_base=True)
+        if middle < stop:
+            yield Piece(middle, stop, is_base=False)
+
+    def parked_in(self, start: int, stop: int) -> list[Parked]:
+        """Return what was ever parked of [start, stop), though it may have been written over."""
+        index = bisect_right(self.parked, start, key=lambda parked: parked.stop)
+        found = []
+        for parked in self.parked[index:]:
+            if parked.start >= stop:
+                break
+            found.append(parked.part(start, stop))
+        return found
+
     def read(self, start: int, stop: int) -> bytes:
         """Read bytes that are no base's; zeros where nothing was written."""
         data = os.pread(self.data_fd, stop - start, start)
@@ -170,7 +261,10 @@ class StagedFile:
 
     def missing(self) -> list[tuple[int, int]]:
         """Return the ranges that only the base version has."""
-        return list(self.extents.missing(0, min(self.base_size, self.size)))
+        stop = min(self.base_size, self.size)
+        if self.parked:
+            return [(p.start, p.stop) for p in self._pieces(0, stop) if p.is_base]
+        return list(self.extents.missing(0, stop))
 
     def missing_bytes(self) -> int:
         """Count the bytes that only the base version has."""
@@ -200,8 +294,17 @@ class StagedFile:
         if stop > self.size:
             self._resize(stop)
 
+    def _apply_parked(self, parked: Parked) -> None:
+        self.extents.remove(parked.start, parked.stop)
+        self.moves += 1
+        kept = [p.part(0, parked.start) for p in self.parked if p.start < parked.start]
+        kept += [p.part(parked.stop, p.stop) for p in self.parked if p.stop > parked.stop]
+        self.parked = sorted([*kept, parked], key=lambda p: p.start)
+
     def _apply_truncate(self, size: int) -> None:
         self.extents.clip(size)
+        if self.parked:
+            self.parked = [p.part(0, size) for p in self.parked if p.start < size]
         self.base_size = min(self.base_size, size)
         self._resize(size)
 
@@ -224,6 +327,11 @@ class StagedFile:
         if written != len(record):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._log_end += written
+
+
+def punch_hole(fd: int, start: int, stop: int) -> None:
+    """Give the disk back what a range of a file takes. A file system that cannot keeps it."""
+    _libc.fallocate(fd, _PUNCH, ctypes.c_longlong(start), ctypes.c_longlong(stop - start))
 
 
 def _padded(length: int) -> int:

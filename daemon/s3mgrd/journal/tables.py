@@ -208,6 +208,7 @@ class Journal:
         """Forget the staging row of an inode, and abandon the upload begun for it."""
         with self._database.transaction() as db:
             db.execute("DELETE FROM staged WHERE inode = ?", (inode,))
+            db.execute("DELETE FROM parked WHERE inode = ?", (inode,))
             self.abandon_upload(inode)
 
     # Conflict copies
@@ -317,6 +318,24 @@ class Journal:
         with self._database.transaction() as db:
             db.execute("DELETE FROM uploads WHERE inode = ?", (inode,))
 
+    # Bytes that are parked in S3
+
+    def park(self, key: str, inode: int, *, now_ns: int) -> None:
+        """Note that *key* is about to hold bytes of a staged file."""
+        with self._database.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO parked VALUES (?, ?)", (key, inode))
+            self.add_delete(key, etag=None, holder=inode, now_ns=now_ns)
+
+    def parked(self, inode: int) -> list[str]:
+        """Return the keys that hold bytes of a staged file."""
+        rows = self._execute("SELECT key FROM parked WHERE inode = ?", (inode,))
+        return [str(row[0]) for row in rows]
+
+    def unpark(self, keys: Sequence[str]) -> None:
+        """Have keys deleted that hold nothing any more that is wanted."""
+        with self._database.transaction() as db:
+            db.executemany("DELETE FROM parked WHERE key = ?", [(key,) for key in keys])
+
     # Deletes
 
     def add_delete(self, key: str, *, etag: str | None, holder: int | None, now_ns: int) -> None:
@@ -335,7 +354,8 @@ class Journal:
         """Return pending deletes that nobody holds back, but those of what has yet to be moved away from there."""
         rows = self._execute(
             "SELECT * FROM deletes WHERE holder IS NULL AND NOT EXISTS "
-            "(SELECT 1 FROM inodes WHERE remote_key = key AND name IS NOT NULL) LIMIT ?",
+            "(SELECT 1 FROM inodes WHERE remote_key = key AND name IS NOT NULL) AND NOT EXISTS "
+            "(SELECT 1 FROM parked WHERE parked.key = deletes.key) LIMIT ?",
             (limit,),
         )
         return [DeleteRow._make(row) for row in rows]
@@ -449,7 +469,8 @@ class Journal:
         """Forget everything that S3 does not have. Only on the user's word."""
         with self._database.transaction() as db:
             db.execute("INSERT OR IGNORE INTO abandoned SELECT upload_id, key FROM uploads")
-            for table in ("staged", "conflicts", "uploads", "deletes", "moves", "moved", "writes"):
+            db.execute("DELETE FROM deletes WHERE key NOT IN (SELECT key FROM parked)")
+            for table in ("staged", "conflicts", "uploads", "parked", "moves", "moved", "writes"):
                 db.execute(f"DELETE FROM {table}")  # noqa: S608 - names from the line above
             db.execute("UPDATE inodes SET attributes_dirty = 0")
             db.execute("UPDATE inodes SET marker = 0 WHERE marker = 2")

@@ -512,6 +512,7 @@ class MountWorker(Keeper, Cacher):
             "metadata_size_bytes",
             "fsync",
             "dirty_limit_bytes",
+            "staging_size_bytes",
         ):
             value = getattr(options, name)
             if isinstance(value, int | float | str):
@@ -586,4 +587,5 @@ def _settings(message: Configure) -> Settings:
         write_mode=options.write_mode,
         fsync=options.fsync,
         dirty_limit_bytes=options.dirty_limit_bytes,
+        staging_size_bytes=options.staging_size_bytes,
     )
