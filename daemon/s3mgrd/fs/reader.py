@@ -525,9 +525,12 @@ class Reader:
     async def fetch(self, node: Node, etag: str, start: int, stop: int) -> bytes | memoryview:
         """Fetch a range of a version, following the object when it is moved meanwhile."""
         key = self._volume.key_in_s3(node)
+        is_whole = (start, stop, etag) == (0, node.size, node.etag)
         while True:
             try:
-                found = await self._volume.store.get_range(key, start, stop, if_match=etag)
+                found = await self._volume.store.get_range(
+                    key, start, stop, if_match=etag, is_whole=is_whole
+                )
             except (NotFound, PreconditionFailed) as error:
                 current = self._volume.nodes.get(node.id)
                 if current is not None and current.etag != etag:

@@ -81,10 +81,15 @@ ANSWERED: Final[Mapping[str, Algorithm]] = {
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """A checksum that S3 keeps, of a whole object or of the part that was read."""
+    """A checksum that S3 keeps, of a whole object or of the part that was read; `member`: botocore's name of it."""
 
+    member: str
     algorithm: Algorithm
     value: int
+
+    def of(self, data: Buffer) -> int:
+        """Compute the checksum of *data*."""
+        return int(self.algorithm.compute(data, 0))
 
 
 def expected_of(answer: Mapping[str, Any]) -> Expected | None:
@@ -101,7 +106,7 @@ def expected_of(answer: Mapping[str, Any]) -> Expected | None:
         except (Base64Error, ValueError):
             continue
         if len(raw) == algorithm.size:
-            return Expected(algorithm, int.from_bytes(raw, "big"))
+            return Expected(member, algorithm, int.from_bytes(raw, "big"))
     return None
 
 

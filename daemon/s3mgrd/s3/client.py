@@ -65,7 +65,7 @@ from s3mgrd.s3.port import (
     Tier,
     Written,
 )
-from s3mgrd.s3.reading import head_of, read_range
+from s3mgrd.s3.reading import Reading, head_of
 from s3mgrd.s3.restoring import restore_object
 from s3mgrd.s3.retry import CallFailed
 from s3mgrd.s3.settings import CredentialProvider, StoreSettings, is_aws
@@ -143,6 +143,8 @@ class S3Store:
         self._pool: Final = pool
         self._threads: Final = trio.CapacityLimiter(FILE_THREADS)
         self._bucket_seen = float("-inf")
+        self._distrusted: Final[set[str]] = set()
+        """Checksums that this store gives of ranges although they are not theirs, by botocore's names."""
         self._conditions: Final = ConditionalWrites(
             calls.endpoint, known=is_aws(settings.endpoint_url), head=self.head
         )
@@ -243,20 +245,21 @@ class S3Store:
         *,
         if_match: str | None = None,
         version_id: str | None = None,
+        is_whole: bool = False,
     ) -> RangeRead:
         """See the port."""
-
-        async def finish(answer: Answer, exchange: Exchange) -> RangeRead:
-            return await read_range(key, start, stop, if_match, answer, exchange)
-
+        reading = Reading(key, start, stop, if_match, self._distrusted, self._threads)
+        # Without a range S3 says the checksum of the object; whether it is the version shows before a byte is read.
+        span = None if is_whole and if_match is not None else f"bytes={start}-{stop - 1}"
         try:
             result = await self._calls.receive(
                 "GetObject",
-                finish,
+                reading.finish,
                 {
-                    "Range": f"bytes={start}-{stop - 1}",
+                    "Range": span,
                     "IfMatch": quoted(if_match),
                     "VersionId": version_id,
+                    "ChecksumMode": "ENABLED",
                 },
                 key=key,
                 range_bytes=stop - start,

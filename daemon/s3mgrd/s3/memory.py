@@ -316,6 +316,7 @@ class MemoryStore:
         *,
         if_match: str | None = None,
         version_id: str | None = None,
+        is_whole: bool = False,
     ) -> RangeRead:
         """See the port."""
         async with self._call("get_range", key):

@@ -275,13 +275,18 @@ class ObjectStore(Protocol):
         *,
         if_match: str | None = None,
         version_id: str | None = None,
+        is_whole: bool = False,
     ) -> RangeRead:
         """Read bytes [start, stop), of the version *version_id* or the current one; *stop* may lie beyond the end.
+
+        *is_whole*: that is all of the version *if_match*. S3 then says its checksum, and the bytes are compared with it; of
+        other ranges it tells one only of those that are one part.
 
         Raises:
             NotFound: no such key.
             PreconditionFailed: the object is not the version *if_match*.
             Archived: the object must be restored first.
+            Corrupt: S3 keeps other bytes than it has a checksum of.
             UserError: *start* is at or beyond the end (416). Callers know sizes and do not ask.
         """
 

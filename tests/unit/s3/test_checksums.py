@@ -1,11 +1,14 @@
-"""Every upload carries a checksum that S3 verifies, and what S3 says of it is compared."""
+"""Every upload carries a checksum that S3 verifies, and what S3 says of it is compared; so is what is read."""
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+import zlib
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
+from awscrt import checksums as native  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -223,3 +226,87 @@ async def test_an_upload_ends_with_the_checksum_of_the_whole_where_s3_keeps_that
         assert server.requests[-1].headers[HEADER] == whole
         with pytest.raises(Unavailable, match="damaged"):
             await store.complete_multipart("k", upload, parts)
+
+
+# Reading.
+
+
+def stored(
+    data: bytes, headers: Mapping[str, str], *, sent: bytes | None = None, checksum: str = ""
+) -> Answer:
+    """Make an answer to a GET of *data*, of which S3 says *checksum*; *sent* arrives."""
+    said = {"ETag": '"e"', "Last-Modified": "Tue, 14 Nov 2023 22:13:20 GMT", HEADER: checksum}
+    return Answer(body=data if sent is None else sent, headers=said | dict(headers))
+
+
+async def read_from(
+    answers: list[Answer], stop: int = 4, *, is_whole: bool = True
+) -> tuple[bytes, int]:
+    """Read from a server that gives *answers* in turn; returns the bytes and how often it was asked."""
+    async with serve(answers) as server:
+        async with open_store(settings(server.url, retry_deadline_s=5.0)) as store:
+            found = await store.get_range("k", 0, stop, if_match="e", is_whole=is_whole)
+        assert all(r.headers["x-amz-checksum-mode"] == "ENABLED" for r in server.requests)
+        assert all(("range" in r.headers) != is_whole for r in server.requests)
+        return bytes(found.data), len(server.requests)
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        (HEADER, encode(crc64nvme(b"good"))),
+        ("x-amz-checksum-crc32c", b64encode(native.crc32c(b"good").to_bytes(4, "big")).decode()),
+        ("x-amz-checksum-crc32", b64encode(zlib.crc32(b"good").to_bytes(4, "big")).decode()),
+    ],
+)
+async def test_a_damaged_body_is_asked_for_again(member: str, value: str) -> None:
+    """No damaged byte of an object that is read with one request reaches a program."""
+    bad = stored(b"good", {member: value}, sent=b"gooe")
+    good = stored(b"good", {member: value})
+    assert await read_from([bad, good]) == (b"good", 2)
+
+
+async def test_bytes_that_are_not_what_s3_has_a_checksum_of_are_an_error() -> None:
+    """The same bytes twice: it is not the network. They are not handed out, and S3 is not asked for a minute."""
+    bad = stored(b"gooe", {}, checksum=encode(crc64nvme(b"good")))
+    async with serve([bad]) as server:
+        async with open_store(settings(server.url, retry_deadline_s=60.0)) as store:
+            with pytest.raises(Corrupt):
+                await store.get_range("k", 0, 4, if_match="e", is_whole=True)
+        assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "checksum"),
+    [
+        ({"ETag": '"e"'}, "AAAAAAAAAAA=-3"),
+        ({"ETag": '"e-3"'}, "AAAAAAAAAAA="),
+        ({"ETag": '"e-3"', "x-amz-checksum-type": "COMPOSITE"}, "AAAAAAAAAAA="),
+    ],
+)
+async def test_the_sum_of_sums_of_parts_is_not_compared(
+    headers: dict[str, str], checksum: str
+) -> None:
+    answer = stored(b"good", headers, checksum=checksum)
+    async with serve([answer]) as server, open_store(settings(server.url)) as store:
+        assert (await store.get_range("k", 0, 4)).data == b"good"
+
+
+async def test_a_range_that_is_a_part_is_compared_with_the_checksum_of_the_part() -> None:
+    part = {"Content-Range": "bytes 0-3/8", "ETag": '"e"'}
+    value = encode(crc64nvme(b"good"))
+    bad = stored(b"good", part, sent=b"gooe", checksum=value)
+    good = stored(b"good", part, checksum=value)
+    bad.status = good.status = "206 Partial Content"
+    assert await read_from([bad, good], is_whole=False) == (b"good", 2)
+
+
+async def test_a_store_that_gives_ranges_the_checksum_of_the_whole_is_not_believed_there() -> None:
+    """Some did. Two times the same bytes: it is the checksum that is of something else."""
+    answer = stored(b"good", {"Content-Range": "bytes 0-3/8"}, checksum=encode(5))
+    answer.status = "206 Partial Content"
+    async with serve([answer]) as server:
+        async with open_store(settings(server.url, retry_deadline_s=5.0)) as store:
+            for _ in range(2):
+                assert (await store.get_range("k", 0, 4, if_match="e")).data == b"good"
+        assert len(server.requests) == 3
