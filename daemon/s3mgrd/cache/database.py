@@ -18,13 +18,22 @@ from typing import Any
 import trio
 from sqlite_utils import Database
 
-from s3mgrd.cache.damage import OPENINGS, SetAside, set_aside, why_distrusted
+from s3mgrd.cache.damage import (
+    OPENINGS,
+    SetAside,
+    may_wait,
+    set_aside,
+    what_is_wrong,
+    why_distrusted,
+)
 from s3mgrd.cache.schema import APPLICATION_ID, SCHEMA_VERSION, migrations
 from s3mgrd.cache.witness import Witness
 from s3mgrd.errors import Corrupt
 
 CHECKPOINT_PAGES = 2000
 """Fold the log back when it has so many pages (8 MB)."""
+CHECK_AFTER_S = 10.0
+"""Programs that waited for this worker come first."""
 LOST_INODES = 1 << 20
 """A log that a crash left may have a damaged end, which SQLite takes for its end. So many inode numbers are left out then:
 more than the log has room for between two checkpoints."""
@@ -39,9 +48,19 @@ class MountDatabase:
     """mount.db of one mount. Every sqlite3 error but "disk full" leaves as `Corrupt`; "disk full" as OSError(ENOSPC)."""
 
     def __init__(
-        self, connection: sqlite3.Connection, checkpointer: sqlite3.Connection, witness: Witness
+        self,
+        connection: sqlite3.Connection,
+        checkpointer: sqlite3.Connection,
+        witness: Witness,
+        *,
+        checker: sqlite3.Connection | None = None,
+        file: int | None = None,
     ) -> None:
         self._connection = connection
+        self._checker = checker
+        """Of a file that has yet to be checked."""
+        self._file = file
+        """To see how it is left. Closed last: that takes every lock on the file away."""
         self._checkpointer = checkpointer
         self._aside = trio.Lock()
         self._witness = witness
@@ -145,11 +164,42 @@ class MountDatabase:
         """Fold the log back and close; what was written is safe either way."""
         self._witness.closed()
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        if self._checker is not None:
+            self._checker.close()
         self._checkpointer.close()
         self._connection.close()
+        if self._file is not None:
+            self._witness.closed(os.fstat(self._file))
+            os.close(self._file)
         self._witness.close()
 
     # Trust
+
+    async def check(self) -> None:
+        """Check what was not when the file was opened, in a thread, a while after; then it is as if it had been met in use."""
+        checker = self._checker
+        if checker is None:
+            return
+        await trio.sleep(CHECK_AFTER_S)
+        self._checker = None  # whose it is to close goes to the thread
+
+        def look() -> str:
+            with closing(checker):
+                return what_is_wrong(checker)
+
+        try:
+            self._note_damage(await trio.to_thread.run_sync(look, abandon_on_cancel=True))
+        except trio.Cancelled:
+            checker.interrupt()
+            raise
+        except sqlite3.DatabaseError as error:
+            self._note_damage(str(error))
+
+    def _note_damage(self, what: str) -> None:
+        if what and not self.damage:
+            self.damage = what
+            self._witness.damaged(what)
+            self.damaged.set()
 
     def note_opening(self, *, is_new: bool) -> None:
         """Count this opening, here first, then at the witness; make inode numbers begin above all that were given."""
@@ -184,10 +234,8 @@ class MountDatabase:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_FULL:
             return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if code in _DAMAGE and not self.damage:
-            self.damage = str(error)
-            self._witness.damaged(self.damage)
-            self.damaged.set()
+        if code in _DAMAGE:
+            self._note_damage(str(error))
         return Corrupt(
             f"mount.db cannot be used: {error}",
             hint="unmount, then mount again: it is checked then",
@@ -202,7 +250,8 @@ def open_database(path: Path) -> tuple[MountDatabase, SetAside | None]:
     """
     witness = Witness(path.with_name("mount.witness"))
     try:
-        reason = why_distrusted(path, witness)
+        is_unchecked = may_wait(path, witness)
+        reason = why_distrusted(path, witness, is_checked_later=is_unchecked)
     except Corrupt:
         witness.close()
         raise
@@ -216,7 +265,9 @@ def open_database(path: Path) -> tuple[MountDatabase, SetAside | None]:
         # Every check was passed, and yet it is not what its version says: as good as damaged.
         aside, is_new = SetAside(set_aside(path), str(error)), True
         main, checkpointer = _prepare(path)
-    database = MountDatabase(main, checkpointer, witness)
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    checker = _connect(path) if is_unchecked and aside is None else None
+    database = MountDatabase(main, checkpointer, witness, checker=checker, file=file)
     database.note_opening(is_new=is_new)
     return database, aside
 

@@ -297,6 +297,15 @@ class NodeTable:
             with self._database.transaction() as db:
                 db.executemany("UPDATE inodes SET storage_class = ? WHERE id = ?", classes)
 
+    def forget_date(self, inode: int, etag: str) -> None:
+        """Forget S3's date of a version that an inode is, if it still is that."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE inodes SET remote_mtime_ns = NULL "
+                "WHERE id = ? AND etag = ? AND remote_mtime_ns IS NOT NULL",
+                (inode, etag),
+            )
+
     def forget_seen(self, parent: int, *, after: int, up_to: int) -> None:
         """Forget when the entries of a directory with after < inode number <= up_to were asked for one by one."""
         with self._database.transaction() as db:

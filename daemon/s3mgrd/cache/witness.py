@@ -43,6 +43,8 @@ class Testimony(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     first_inode: int = FIRST_INODE
     """Inode numbers below were given before the last opening."""
     boot: str = ""
+    file: tuple[int, int, int, int] | None = None
+    """Of a database that was closed in good order: its file's number, size, and times of change (mtime and ctime, ns)."""
 
 
 class Witness:
@@ -61,10 +63,11 @@ class Witness:
             Testimony(openings=openings, state="open", first_inode=first_inode, boot=boot_id())
         )
 
-    def closed(self) -> None:
-        """Note that mount.db is about to be closed in good order."""
+    def closed(self, file: os.stat_result | None = None) -> None:
+        """Note that mount.db is about to be closed in good order; with *file*, that it is, and how its file was left."""
         if self._now.state != "damaged":
-            self._write(msgspec.structs.replace(self._now, state="closed"))
+            seen = None if file is None else _seen(file)
+            self._write(msgspec.structs.replace(self._now, state="closed", file=seen))
 
     def damaged(self, reason: str) -> None:
         """Note what is wrong with mount.db, so that no later worker trusts it."""
@@ -86,6 +89,16 @@ class Witness:
         if before.boot != boot_id() or before.state == "closed":
             return ""
         return "" if _has_log(database) else "its log, mount.db-wal, is gone or damaged"
+
+    def is_as_it_was_closed(self, database: Path) -> bool:
+        """Whether *database* was closed in good order and nothing wrote to its file since, nor put another in its place.
+
+        Whoever changes a file, or copies one over it, changes its ctime; only a disk that fails does not.
+        """
+        before = self.before
+        if before is None or before.state != "closed" or before.file is None:
+            return False
+        return before.file == _seen(database.stat()) and not _log_of(database).exists()
 
     def why_outdated(self, openings: int) -> str:
         """Say why a database that was opened so often must not be trusted; empty: nothing speaks against it."""
@@ -111,6 +124,14 @@ def boot_id() -> str:
     return _BOOT_ID.read_text().strip()
 
 
+def _seen(file: os.stat_result) -> tuple[int, int, int, int]:
+    return file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns
+
+
+def _log_of(database: Path) -> Path:
+    return database.with_name(database.name + "-wal")
+
+
 def _read(fd: int) -> Testimony | None:
     try:
         return msgspec.json.decode(os.pread(fd, SIZE_BYTES, 0), type=Testimony)
@@ -121,7 +142,7 @@ def _read(fd: int) -> Testimony | None:
 def _has_log(database: Path) -> bool:
     """Whether the write-ahead log is there and SQLite will read it: a worker that was not stopped in order leaves one."""
     try:
-        with database.with_name(database.name + "-wal").open("rb") as file:
+        with _log_of(database).open("rb") as file:
             header = file.read(_WAL_HEADER.size)
     except FileNotFoundError:
         return False

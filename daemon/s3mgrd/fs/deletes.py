@@ -62,12 +62,7 @@ class Deleter:
         """
         volume = self._volume
         async with volume.locks.holding(*[("key", row.key) for row in rows]):
-            keys = [
-                row.key
-                for row in rows
-                if volume.journal.pending_delete(row.key) is not None
-                and not any(node.name is not None for node in volume.nodes.with_remote_key(row.key))
-            ]
+            keys = volume.journal.still_to_delete([row.key for row in rows])
             if not keys:  # all of them wait for renames, whose ends wake the loop
                 await trio.sleep(REST_S)
                 return
@@ -97,12 +92,11 @@ class Deleter:
 
     async def _versions(self, rows: Sequence[DeleteRow]) -> dict[str, str]:
         """Return which version is to be deleted at each key: what another writer put there meanwhile is not ours."""
-        versions = {}
-        for row in rows:
-            if row.etag is None:
-                continue
-            unseen = await find_unseen(self._volume, row.key)
-            versions[row.key] = row.etag if unseen is None else unseen.etag
+        versions = {row.key: row.etag for row in rows if row.etag is not None}
+        for key in self._volume.journal.written_among(list(versions)):
+            unseen = await find_unseen(self._volume, key)
+            if unseen is not None:
+                versions[key] = unseen.etag
         return versions
 
     def _reappear(self, failure: DeleteFailure) -> tuple[Inode, str] | None:

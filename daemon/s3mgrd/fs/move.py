@@ -213,7 +213,8 @@ class Mover:
                     look.left.append(info.key)
                     return
                 await self._preserve(target)
-                head = await self._head(look, info)
+                node = self._find(row, info.key)
+                head = await self._head(look, info, node)
                 volume.journal.begin_write(target, size=info.size, etag=info.etag)
                 written = await volume.store.copy(
                     info.key,
@@ -224,7 +225,7 @@ class Mover:
                 )
                 look.news += 1
                 with volume.database.transaction():
-                    self._take_note(row, info, target, written.etag)
+                    self._take_note(row, info, target, written.etag, node)
         except (NotFound, PreconditionFailed):
             # Removed or replaced by somebody else since the listing: the next pass sees what is there.
             look.news += 1
@@ -236,9 +237,8 @@ class Mover:
         finally:
             look.limiter.release_on_behalf_of(info.key)
 
-    async def _head(self, look: _Pass, info: ObjectInfo) -> ObjectHead:
+    async def _head(self, look: _Pass, info: ObjectInfo, node: Node | None) -> ObjectHead:
         """Return what a copy has to be told of its source: as remembered, as S3 says, or as of its neighbours."""
-        node = self._find(look.row, info.key)
         if node is not None and (node.is_directory or node.etag == info.etag):
             known = self._metadata.remembered(node, info.key)
             if known is not None:
@@ -268,7 +268,10 @@ class Mover:
         """Whether something that a name here leads to lies where a copy would go."""
         return any(n.name is not None for n in self._volume.nodes.with_remote_key(target))
 
-    def _take_note(self, row: MoveRow, info: ObjectInfo, target: str, etag: str) -> None:
+    def _take_note(
+        self, row: MoveRow, info: ObjectInfo, target: str, etag: str, node: Node | None
+    ) -> None:
+        """Note a copy that was made; *node* is what lay there before it began."""
         volume = self._volume
         volume.journal.drop_deletes([target])
         volume.journal.end_writes(target)
@@ -279,10 +282,9 @@ class Mover:
             return
         volume.moves.add_copied(row.inode, CopiedRow(info.key, info.etag, etag))
         self.progress(row).copied(info)
-        node = self._find(row, info.key)
-        if node is not None and node.etag == info.etag and node.remote_mtime_ns is not None:
+        if node is not None:
             # The copy has another date, and is not another version for that.
-            volume.nodes.update(node.id, remote_mtime_ns=None)
+            volume.nodes.forget_date(node.id, info.etag)
 
     def _find(self, row: MoveRow, key: str) -> Node | None:
         """Return what lies at *key* below the source, by the names in the directory now."""

@@ -6,6 +6,8 @@ SQL and nothing else; the columns are explained in `s3mgrd.cache.schema`.
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
+import msgspec
+
 from s3mgrd.cache.database import MountDatabase
 
 HURRIED_NS: Final = 0
@@ -380,6 +382,15 @@ class Journal:
         with self._database.transaction() as db:
             db.executemany("DELETE FROM deletes WHERE key = ?", [(key,) for key in keys])
 
+    def still_to_delete(self, keys: Sequence[str]) -> list[str]:
+        """Return those of *keys* that are pending deletes, but where something lies that has yet to be moved away."""
+        rows = self._execute(
+            "SELECT key FROM deletes WHERE key IN (SELECT value FROM json_each(?)) AND NOT EXISTS "
+            "(SELECT 1 FROM inodes WHERE remote_key = key AND name IS NOT NULL)",
+            (msgspec.json.encode(keys).decode(),),
+        )
+        return [str(row[0]) for row in rows]
+
     def deletes_below(self, prefix: str) -> set[str]:
         """Return the keys below *prefix* that are to be deleted."""
         rows = self._execute(
@@ -411,6 +422,14 @@ class Journal:
             "SELECT key, size, mtime, etag FROM writes WHERE key = ? ORDER BY id", (key,)
         )
         return [WriteRow._make(row) for row in rows]
+
+    def written_among(self, keys: Sequence[str]) -> set[str]:
+        """Return those of *keys* that a request may have changed unseen, or is changing now."""
+        rows = self._execute(
+            "SELECT key FROM writes WHERE key IN (SELECT value FROM json_each(?))",
+            (msgspec.json.encode(keys).decode(),),
+        )
+        return {str(row[0]) for row in rows}
 
     def writes_below(self, prefix: str) -> set[str]:
         """Return the keys below *prefix* that a request may have changed unseen, or is changing now."""

@@ -274,6 +274,7 @@ class MountWorker(Keeper, Cacher):
                     fs = FileSystem(volume, nursery, self._kernel_holds)
                     fs.recover(is_database_lost=files.damaged is not None)
                     nursery.start_soon(fs.completer.run)
+                    nursery.start_soon(files.database.check)
                     self._fs, self._store, self._known = fs, store, Known(fs)
                     self._memory = Memory(files.database)
                     found = self._memory.recall(volume.now_ns())

@@ -27,8 +27,12 @@ def crash_database(database: MountDatabase) -> None:
     """Leave the files as a killed worker does: the log is not folded back, as SQLite would when it closes."""
     path = database.execute("PRAGMA database_list").fetchone()[2]
     files = {Path(path + suffix): Path(path + suffix).read_bytes() for suffix in ("", "-wal")}
+    if database._checker is not None:
+        database._checker.close()
     database._checkpointer.close()
     database._connection.close()
+    if database._file is not None:
+        os.close(database._file)
     database._witness.close()
     for file, content in files.items():
         file.write_bytes(content)

@@ -1,6 +1,7 @@
 """mount.db: a full disk is ENOSPC; a file that cannot be trusted is set aside, whatever is wrong with it."""
 
 import errno
+import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from s3mgrd.cache import witness
+from s3mgrd.cache import damage, witness
+from s3mgrd.cache import database as database_module
 from s3mgrd.cache.damage import why_distrusted
 from s3mgrd.cache.database import LOST_INODES, MountDatabase, open_database
 from s3mgrd.cache.nodes import Kind, NodeTable
@@ -221,6 +223,82 @@ def test_damage_met_while_the_file_is_used_is_remembered(tmp_path: Path) -> None
     database, aside = open_database(path)
     assert aside is not None
     assert "found while it was in use" in aside.reason
+    database.close()
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Count the full checks, and have every file be large."""
+    made: list[str] = []
+    really = damage.what_is_wrong
+
+    def check(connection: sqlite3.Connection) -> str:
+        made.append(really(connection))
+        return made[-1]
+
+    monkeypatch.setattr(damage, "LARGE_BYTES", 0)
+    monkeypatch.setattr(damage, "what_is_wrong", check)
+    monkeypatch.setattr(database_module, "what_is_wrong", check)
+    monkeypatch.setattr(database_module, "CHECK_AFTER_S", 0)
+    return made
+
+
+async def test_a_large_file_that_nobody_touched_is_used_before_it_is_checked(
+    tmp_path: Path, checks: list[str]
+) -> None:
+    """A restart need not wait for it."""
+    path = tmp_path / "mount.db"
+    fill(path, stop=MountDatabase.close)
+    database, aside = open_database(path)
+    assert (aside, checks) == (None, [])
+    await database.check()
+    await database.check()
+    assert checks == [""]
+    assert not database.damage
+    database.close()
+
+
+async def test_damage_without_a_trace_is_found_while_the_file_is_used(
+    tmp_path: Path, checks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a disk does it: no time of the file changes."""
+    path = tmp_path / "mount.db"
+    fill(path, stop=MountDatabase.close)
+    with path.open("r+b") as file:
+        file.seek(-4096, os.SEEK_END)  # a page of the table's, which opening does not read
+        file.write(GARBAGE[:4096])
+    monkeypatch.setattr(witness.Witness, "is_as_it_was_closed", lambda *_: True)
+    database, aside = open_database(path)
+    assert (aside, checks) == (None, [])
+    await database.check()
+    assert database.damage
+    assert database.damaged.is_set()
+    crash_database(database)
+    database, aside = open_database(path)
+    assert aside is not None
+    assert "found while it was in use" in aside.reason
+    database.close()
+
+
+@pytest.mark.parametrize("touch", ["write", "times", "copy", "crash", "opened and killed"])
+def test_a_large_file_that_may_have_been_touched_is_checked_first(
+    tmp_path: Path, checks: list[str], touch: str
+) -> None:
+    path = tmp_path / "mount.db"
+    fill(path, stop=crash_database if touch == "crash" else MountDatabase.close)
+    times = path.stat()
+    if touch == "write":
+        with path.open("r+b") as file:
+            file.write(path.read_bytes()[:1])
+    elif touch == "copy":
+        path.rename(tmp_path / "other")
+        path.write_bytes((tmp_path / "other").read_bytes())
+    elif touch == "opened and killed":
+        crash_database(open_database(path)[0])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    database, aside = open_database(path)
+    assert aside is None
+    assert checks == [""]
     database.close()
 
 
