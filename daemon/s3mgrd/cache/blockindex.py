@@ -203,6 +203,11 @@ class BlockIndex:
         for block in blocks:
             self._uses[block.slot] = min(MAX_USES, self._uses.get(block.slot, 0) + 1)
 
+    def favour(self, blocks: Sequence[Block]) -> None:
+        """Have blocks stay as long as those that `put` favours."""
+        for block in blocks:
+            self._uses[block.slot] = MAX_USES
+
     def stored_bytes(self, inode: int) -> int:
         """Count the bytes that are here of an inode's versions."""
         return self._one(

@@ -173,6 +173,14 @@ class BlockCache:
         self.count(inode, etag, hit=stop - start)
         return view[start - begin : stop - begin]
 
+    def favour(self, inode: int, etag: str, start: int, stop: int) -> bool:
+        """Whether all of [start, stop) is here; if so it stays as long as what is kept now as favoured."""
+        found = self.find(inode, etag, start, stop)
+        if found is None or not self.has(inode, etag, start, stop):
+            return False
+        self._index.favour(found.blocks)
+        return True
+
     async def read(self, found: Found, start: int, stop: int) -> memoryview | None:
         """Read and verify blocks; returns the bytes from *start* to *stop* or to the end of the last block.
 

@@ -115,6 +115,8 @@ class Pins:
 
     async def run(self) -> None:
         """Make the cache follow again and again, until cancelled."""
+        if not self._paths and self._volume.blocks is not None:
+            self._volume.blocks.unpin_older(self._mark + 1)  # of a bucket that was mounted before
         while True:
             begun = time.monotonic()
             self._wanted = trio.Event()  # who hurries during a pass wants another

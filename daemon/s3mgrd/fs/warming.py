@@ -226,7 +226,7 @@ class Warmer:
         blocks = self.cache()
         for start in range(0, node.size, STEP_BYTES):
             stop = min(start + STEP_BYTES, node.size)
-            if blocks.has(node.id, node.etag, start, stop):
+            if blocks.favour(node.id, node.etag, start, stop):
                 warming.bytes_done += stop - start
                 await trio.lowlevel.checkpoint()
             else:

@@ -237,6 +237,16 @@ async def test_the_cache_gives_way_when_others_fill_the_disk(
         assert cache.used_bytes == cache.stored_bytes(5) == MIB
 
 
+async def test_what_was_here_already_is_favoured_too(tmp_path: Path) -> None:
+    with opened(tmp_path, limit_bytes=8 * MIB) as cache:
+        await keep(cache, content(MIB))
+        assert cache.favour(5, ETAG, 0, MIB)
+        assert not cache.favour(5, ETAG, 0, MIB + 1)
+        for inode in range(10, 40):
+            await keep(cache, content(MIB, inode), inode=inode)
+        assert await get(cache, 0, MIB) == content(MIB)
+
+
 async def test_what_somebody_asked_for_outlives_what_was_read(tmp_path: Path) -> None:
     """Though everything else was read again and again, and all of it would fit but for the rest."""
     with opened(tmp_path, limit_bytes=8 * MIB) as cache:

@@ -125,6 +125,20 @@ async def test_pins_are_remembered_and_nothing_is_pinned_that_is_not_there(lab: 
         assert lab.fs.pins.paths == ["a"]
 
 
+async def test_what_was_pinned_of_another_bucket_is_let_go(lab: Lab) -> None:
+    lab.store.insert("a", os.urandom(MIB))
+    async with cached(lab):
+        await lab.fs.pins.pin(["a"], Warming())
+    lab.bucket = "another"
+    async with cached(lab) as blocks, trio.open_nursery() as nursery:
+        assert lab.fs.pins.paths == []
+        assert blocks.pinned_bytes == MIB
+        nursery.start_soon(lab.fs.pins.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert blocks.pinned_bytes == 0
+        nursery.cancel_scope.cancel()
+
+
 async def test_what_s3_did_not_deliver_is_fetched_by_a_later_pass(lab: Lab) -> None:
     lab.store.insert("a", os.urandom(MIB))
     async with cached(lab) as blocks, trio.open_nursery() as nursery:
