@@ -26,7 +26,7 @@ class Operation(Struct, frozen=True, kw_only=True):
 
     `rename`: S3 follows the rename of a directory; those that take longer than a second are shown. `detail` has both names,
     `message` what the last try failed with while it goes on. `warm` and `pin` bring files into the block cache; `detail` has
-    their paths.
+    their paths, `message` how many files were left out.
     """
 
     id: str

@@ -201,14 +201,16 @@ class Warmer:
             Conflict: the disk is full.
         """
         warming.bytes_total, warming.files_total = plan.bytes, len(plan.inodes)
+        gone: set[Inode] = set()
         send, receive = trio.open_memory_channel[tuple[Node, int, int]](0)
         async with side_by_side() as nursery:
             for _ in range(self._parallel()):
-                nursery.start_soon(self._work, receive.clone(), warming)
+                nursery.start_soon(self._work, receive.clone(), warming, gone)
             receive.close()
             async with send:
                 for inode in plan.inodes:
                     await self._hand_out(Inode(inode), send, warming)
+        warming.skipped += len(gone)
 
     def _parallel(self) -> int:
         settings = self._volume.settings
@@ -234,9 +236,11 @@ class Warmer:
         warming.files_done += 1
 
     async def _work(
-        self, receive: trio.MemoryReceiveChannel[tuple[Node, int, int]], warming: Warming
+        self,
+        receive: trio.MemoryReceiveChannel[tuple[Node, int, int]],
+        warming: Warming,
+        gone: set[Inode],
     ) -> None:
-        gone: set[Inode] = set()
         async with receive:
             async for node, start, stop in receive:
                 if node.id in gone:
@@ -251,7 +255,6 @@ class Warmer:
                     gone.add(node.id)
                 else:
                     warming.bytes_done += stop - start
-        warming.skipped += len(gone)
 
     async def _fetch_step(self, node: Node, start: int, stop: int) -> None:
         etag = node.etag or ""

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 import trio
 
-from s3mgr.schema import WarmProgress, WarmReport
+from s3mgr.schema import Progress, WarmProgress, WarmReport
 from s3mgrd.errors import S3mgrError, UserError
 from s3mgrd.mounts.core import MountCore
 from s3mgrd.mounts.operations import Operations, RunningOperation
@@ -77,7 +77,10 @@ class Warmings:
         except S3mgrError as error:
             running.fail(error)
         else:
-            running.progress(done=report.bytes, total=report.bytes)
+            left_out = ""
+            if report.skipped:
+                left_out = f"files left out, because they changed meanwhile or lie in an archive: {report.skipped}"
+            running.report(Progress(done=report.bytes, total=report.bytes, unit="bytes"), left_out)
             running.succeed()
         finally:
             del self._running[operation.id]

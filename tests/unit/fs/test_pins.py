@@ -125,6 +125,18 @@ async def test_pins_are_remembered_and_nothing_is_pinned_that_is_not_there(lab: 
         assert lab.fs.pins.paths == ["a"]
 
 
+async def test_a_file_that_changes_meanwhile_is_left_out_and_counted_once(lab: Lab) -> None:
+    lab.store.insert("a", os.urandom(9 * MIB))
+    lab.store.insert("b", os.urandom(MIB))
+    async with cached(lab) as blocks:
+        plan = await lab.fs.warmer.plan(["a", "b"])
+        lab.store.insert("a", os.urandom(9 * MIB))
+        warming = Warming()
+        await lab.fs.warmer.fetch(plan, warming)
+        assert warming.skipped == 1
+        assert await cached_bytes(lab, blocks, "b") == MIB
+
+
 async def test_what_was_pinned_of_another_bucket_is_let_go(lab: Lab) -> None:
     lab.store.insert("a", os.urandom(MIB))
     async with cached(lab):

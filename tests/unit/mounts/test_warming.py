@@ -19,7 +19,7 @@ def hold_warming(c: Control) -> trio.Event:
         if not isinstance(message, Warm):
             return None
         await done.wait()
-        return report(WarmReport(files=2, bytes=300))
+        return report(WarmReport(files=2, bytes=300, skipped=1))
 
     c.workers.script = script
     return done
@@ -50,6 +50,7 @@ async def test_it_tells_how_far_it_is_and_survives_its_worker(autojump_clock: Mo
         ended = await c.manager.wait_operation(operation.id)
         assert ended.progress is not None
         assert (ended.state, ended.progress.done) == ("succeeded", 300)
+        assert ended.message.endswith("archive: 1")
 
 
 async def test_a_warming_can_be_stopped_and_a_pin_cannot(autojump_clock: MockClock) -> None:

@@ -208,6 +208,8 @@ def _warm(
         size = human_size(operation.progress.done if operation.progress is not None else 0)
         verb = "pinned" if action == "pin" else "warmed"
         say(f"{verb} {size} in the cache of '{mount.name}'")
+        if operation.message:
+            say(printable(operation.message))
 
 
 def _give_up(
