@@ -107,7 +107,9 @@ class Sender:
             body = (
                 stage.file.read(0, plan.size)
                 if small
-                else FileSlice(stage.file.data_fd, 0, plan.size)
+                else FileSlice(
+                    stage.file.data_fd, 0, plan.size, stage.file.entered.of(0, plan.size)
+                )
             )
             return await self._volume.store.put(
                 key,
@@ -123,7 +125,8 @@ class Sender:
             return await self._copy(node, key, upload_id, row, piece)
 
         async def upload(piece: Piece) -> Part:
-            body = FileSlice(stage.file.data_fd, piece.start, piece.stop - piece.start)
+            checksum = stage.file.entered.of(piece.start, piece.stop)
+            body = FileSlice(stage.file.data_fd, piece.start, piece.stop - piece.start, checksum)
             return await self._volume.store.upload_part(key, upload_id, piece.number, body)
 
         await self._make_parts(plan, parts, copy, upload)

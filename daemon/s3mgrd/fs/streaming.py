@@ -31,7 +31,7 @@ from typing import Final
 import trio
 
 from s3mgrd.cache.nodes import Inode
-from s3mgrd.errors import NotFound, S3mgrError, TimedOut, Unavailable, Unsupported
+from s3mgrd.errors import Corrupt, NotFound, S3mgrError, TimedOut, Unavailable, Unsupported
 from s3mgrd.fs import attributes, descriptions, parking
 from s3mgrd.fs.metadata import Metadata
 from s3mgrd.fs.parts import SINGLE_PUT_PARTS, Grid, part_size_for
@@ -340,7 +340,7 @@ class Streams:
             return
         first, last = stream.grid.bounds(number)
         last = stop or last
-        body = FileSlice(stream.fd, first, last - first)
+        body = FileSlice(stream.fd, first, last - first, stream.file.entered.of(first, last))
         flight, upload_id = stream.flying.get(number), stream.upload_id or ""
         try:
             part = await self._volume.store.upload_part(stream.key, upload_id, number, body)
@@ -348,6 +348,10 @@ class Streams:
             if upload_id == stream.upload_id:
                 self._start_over(inode, stream)
             raise
+        except Corrupt:
+            if flight is None or not flight.is_stale:
+                raise
+            return  # written over while it was sent, and sent again as it is now
         self._note(inode, stream, upload_id, part, flight)
 
     async def _park(self, inode: Inode, stream: Stream, number: int, flight: Flight) -> None:

@@ -26,6 +26,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from s3mgrd.journal.entered import Entered, Run, sum_up
 from s3mgrd.journal.extents import Extents
 
 _RECORD: Final = struct.Struct("<QQ")
@@ -99,6 +100,10 @@ class StagedFile:
 
     def __init__(self, data_fd: int, log_fd: int, base_size: int) -> None:
         self.data_fd: Final = data_fd
+        self.entered: Final = Entered()
+        """Checksums of the bytes as they came in."""
+        self._put: Final[dict[tuple[int, int], list[Run]]] = {}
+        """Those of what was put and is not recorded yet, by offset and length."""
         self._log_fd = log_fd
         self._log_end = 0
         self.base_size = base_size
@@ -160,17 +165,21 @@ class StagedFile:
     def put(self, offset: int, data: bytes | memoryview) -> None:
         """Write bytes that do not count yet; the one method that may run in a thread beside the loop."""
         view = memoryview(data)
+        self._put[offset, len(view)] = sum_up(offset, view)
         while view:
             written = os.pwrite(self.data_fd, view, offset)
             view, offset = view[written:], offset + written
 
     def record(self, offset: int, length: int) -> None:
         """Acknowledge bytes that `put` wrote: they are the file's from here on."""
+        runs = self._put.pop((offset, length), None)
+        self.entered.forget(offset, offset + length) if runs is None else self.entered.add(runs)
         self._append(offset, length)
         self._apply_write(offset, offset + length)
 
     def truncate(self, size: int) -> None:
         """Set the size; what grows is zeros."""
+        self.entered.forget(min(size, self.size), max(size, self.size))
         os.ftruncate(self.data_fd, size)
         self._append(size, _TRUNCATE)
         self._apply_truncate(size)

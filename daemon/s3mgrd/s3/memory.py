@@ -39,6 +39,7 @@ from s3mgrd.errors import (
     TooLarge,
     UserError,
 )
+from s3mgrd.s3.checksums import crc64nvme
 from s3mgrd.s3.counting import StoreStats
 from s3mgrd.s3.metadata import encode_metadata
 from s3mgrd.s3.multipart import multipart_etag
@@ -613,6 +614,8 @@ class MemoryStore:
             data = os.pread(data.fd, data.length, data.offset)
             if isinstance(body, FileSlice) and len(data) < body.length:
                 raise Corrupt("the file to upload is shorter than the part that belongs to it")
+            if isinstance(body, FileSlice) and body.crc64nvme not in (None, crc64nvme(data)):
+                raise Corrupt("what is uploaded is not what was written")
         self.stats.sent_bytes += len(data)
         return data
 
