@@ -9,11 +9,13 @@ import os
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+_CLOCK_REALTIME_COARSE: Final = 5
 FREE: Final = 0
 """The errno of what is allowed."""
 
@@ -140,3 +142,14 @@ def times(path: Path) -> tuple[int, int]:
     """Return mtime and ctime, in ns."""
     status = path.lstat()
     return status.st_mtime_ns, status.st_ctime_ns
+
+
+def next_tick_ns() -> int:
+    """Wait until what is changed now is newer than all before, by the clock of files; return its time.
+
+    It ticks every few milliseconds, as it does for ext4.
+    """
+    now_ns = time.time_ns()
+    while time.clock_gettime_ns(_CLOCK_REALTIME_COARSE) <= now_ns:
+        time.sleep(0.0005)
+    return now_ns

@@ -5,7 +5,6 @@ import mmap
 import os
 import shutil
 import stat
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from tests.e2e.posix import (
     allowed,
     make,
     make_file,
+    next_tick_ns,
     refusal,
     remove,
     times,
@@ -120,6 +120,7 @@ def test_making_moving_and_removing_touch_the_directories_and_failing_does_not(
 
     def touches(call: Callable[[], object], *directories: Path) -> None:
         before = [times(d) for d in (one, two)]
+        next_tick_ns()
         call()
         for directory, old in zip((one, two), before, strict=True):
             new = times(directory)
@@ -129,7 +130,7 @@ def test_making_moving_and_removing_touch_the_directories_and_failing_does_not(
             else:
                 assert new == old
 
-    began_ns = time.time_ns()
+    began_ns = next_tick_ns()
     touches(lambda: make(kind, one / "x"), one)
     status = (one / "x").lstat()
     assert began_ns <= min(status.st_mtime_ns, status.st_ctime_ns)
@@ -149,6 +150,7 @@ def test_chmod_changes_the_mode_and_ctime_alone(place: Path, kind: str) -> None:
     thing = make(kind, place / "thing")
     for bits in (0o000, 0o4111, 0o2151, 0o1000, 0o7777, 0o644):
         before = thing.lstat()
+        next_tick_ns()
         thing.chmod(bits)
         after = thing.lstat()
         assert after.st_mode == stat.S_IFMT(before.st_mode) | bits
@@ -170,6 +172,7 @@ def test_chown_changes_owner_group_and_ctime_of_the_thing_itself(place: Path, ki
     thing = make(kind, place / "thing")
     for uid, gid, wanted in ((7, 8, (7, 8)), (-1, 9, (7, 9)), (10, -1, (10, 9)), (0, 0, (0, 0))):
         before = thing.lstat()
+        next_tick_ns()
         os.lchown(thing, uid, gid)
         after = thing.lstat()
         assert (after.st_uid, after.st_gid) == wanted
@@ -217,6 +220,7 @@ def test_times_are_kept_to_the_nanosecond(place: Path, kind: str) -> None:
         (4_102_444_800_123_456_789, 8_000_000_000_000_000_007),
     ):
         before = thing.lstat()
+        next_tick_ns()
         os.utime(thing, ns=(atime_ns, mtime_ns), follow_symlinks=False)
         after = thing.lstat()
         assert (after.st_atime_ns, after.st_mtime_ns) == (atime_ns, mtime_ns)
@@ -240,6 +244,7 @@ def test_rename_keeps_everything_but_ctime(place: Path, kind: str) -> None:
     thing = make(kind, place / "thing", ALICE)
     os.utime(thing, ns=(3, 4), follow_symlinks=False)
     before = thing.lstat()
+    next_tick_ns()
     os.rename(thing, place / "moved")
     after = (place / "moved").lstat()
     kept = ("st_ino", "st_mode", "st_uid", "st_gid", "st_size", "st_mtime_ns", "st_atime_ns")
@@ -256,6 +261,7 @@ def test_truncate_cuts_and_grows_by_zeros_and_changes_both_times(place: Path) ->
     path.write_bytes(b"0123456789")
     for size, wanted in ((4, b"0123"), (8, b"0123\0\0\0\0"), (0, b""), (3, b"\0\0\0")):
         before = times(path)
+        next_tick_ns()
         os.truncate(path, size)
         assert path.read_bytes() == wanted
         after = times(path)

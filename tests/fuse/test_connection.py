@@ -75,9 +75,13 @@ async def test_a_mount_has_the_limits_and_options_of_the_table(lab: Lab) -> None
     assert info.fuse_minor == connection.minor
 
 
-async def test_writeback_is_granted_only_when_it_is_asked_for(lab: Lab) -> None:
-    connection = await lab.mount("m", writeback_cache=True)
-    assert connection.flags & Cap.WRITEBACK_CACHE
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_the_kernel_gathers_writes_where_there_are_any(lab: Lab, read_only: bool) -> None:
+    spec = lab.spec("m", options=MountOptions(read_only=read_only))
+    connection = await lab.kernel.mount(spec, name="m", connection_id="1")
+    assert bool(connection.flags & Cap.WRITEBACK_CACHE) != read_only
+    await connection.unmount()
+    connection.close()
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ class Asker:
             if node.is_directory and inside is not None:
                 self._lister.adopt(node, f"{prefix}{name}/", inside, asked)
             elif head is not None and head.etag == node.etag:
-                self._metadata.learn(node, head)
+                self._metadata.learn(node, head, may_renew=True)
         finally:
             volume.changes.end()
 
@@ -371,7 +371,7 @@ class Asker:
                         size=head.size, etag=head.etag, remote_mtime_ns=head.mtime_ns,
                     )  # fmt: skip
                     node = volume.node(inode)
-                node = self._metadata.learn(node, head)
+                node = self._metadata.learn(node, head, may_renew=True)
                 volume.nodes.update(node.id, seen_ns=now_ns)
             else:
                 self._note_absent(directory.id, name, now_ns)

@@ -30,7 +30,7 @@ WAS_THERE: Final = Inode(0)
 class AttributeChange:
     """What chmod, chown and utimens ask for; None: as it is.
 
-    `strips_privileges`: setuid and setgid go, because the owner or the content changed (HANDLE_KILLPRIV_V2 makes
+    `ctime_ns` is the kernel's, where it keeps times; otherwise it is now. `strips_privileges`: setuid and setgid go, because the owner or the content changed (HANDLE_KILLPRIV_V2 makes
     that the file system's duty).
     """
 
@@ -39,6 +39,7 @@ class AttributeChange:
     gid: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    ctime_ns: int | None = None
     strips_privileges: bool = False
 
 
@@ -83,6 +84,8 @@ class AttributeChanges:
         if change.atime_ns is not None:
             # No reason for a request: it is remembered here and goes with the next change that S3 gets.
             columns["atime_ns"] = attributes.clamped(change.atime_ns)
+        if change.ctime_ns is not None:
+            columns["ctime_ns"] = change.ctime_ns
         self._apply(node, columns, self._volume.extras.xattrs(inode), is_news=is_news)
         return self._volume.node(inode)
 
@@ -162,7 +165,8 @@ class AttributeChanges:
         if pushes:
             self._archive.check(node)
             columns["attributes_dirty"] = 1
-        self._volume.nodes.update(node.id, ctime_ns=self._volume.now_ns(), **columns)
+        columns.setdefault("ctime_ns", self._volume.now_ns())
+        self._volume.nodes.update(node.id, **columns)
         if pushes:
             self._wake()
 

@@ -132,6 +132,38 @@ class Conflicts:
         self.lost_total += 1
         return Notice("kept", inode, path, volume.node(inode).size, reason)
 
+    def keep_orphan(self, inode: Inode) -> Notice | None:
+        """Make a conflict copy of what is about to be written to an inode whose name another writer's version took.
+
+        So the writes that the kernel had gathered by then are not lost, and close() says so. The caller holds the
+        inode's lock. No checkpoint.
+
+        Returns:
+            What is to be announced; None: it is no such inode, or one already.
+        """
+        volume = self._volume
+        node = volume.nodes.get(inode)
+        if node is None or not node.is_detached or node.etag is None or node.remote_key is None:
+            return None
+        if self._stages.get(inode) is not None or volume.journal.holds_delete(inode):
+            return None  # nobody took it: it was removed, or replaced by a rename, here
+        path = node.remote_key.removeprefix(volume.settings.prefix)
+        now = volume.named_at(node.remote_key)
+        reason: ConflictReason = "removed" if now is None else "replaced"
+        with volume.database.transaction():
+            volume.nodes.update(inode, etag=None, remote_key=None)
+            row = ConflictRow(
+                inode,
+                path,
+                reason,
+                now.etag if now is not None else None,
+                node.size,
+                volume.now_ns(),
+            )
+            self._stages.orphan(node, row)
+        self.lost_total += 1
+        return Notice("kept", inode, path, 0, reason)
+
     async def announce(self, notice: Notice) -> None:
         """Tell everybody of a copy that was just made, the kernel first: the name leads elsewhere now."""
         node = self._volume.nodes.get(notice.id)

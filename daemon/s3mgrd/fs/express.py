@@ -110,7 +110,7 @@ class Express:
     def getattr(self, inode: int) -> Answer:
         """Show attributes."""
         node = self._volume.node(inode)
-        return self._shower.attributes_reply(node, self.fs.namespace.valid_for_s(node))
+        return self._shower.attributes_reply(node, self.fs.attributes_valid_for_s(node))
 
     # Files that are read
 

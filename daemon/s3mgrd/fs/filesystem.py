@@ -16,7 +16,7 @@ from s3mgrd.fs.asking import Asker
 from s3mgrd.fs.attribute_changes import AttributeChanges
 from s3mgrd.fs.backlog import PAUSED
 from s3mgrd.fs.completing import Completer
-from s3mgrd.fs.conflicts import Conflicts
+from s3mgrd.fs.conflicts import Conflicts, Notice
 from s3mgrd.fs.counters import Counters
 from s3mgrd.fs.health import Health
 from s3mgrd.fs.listing import Lister
@@ -44,6 +44,9 @@ CONNECTION: Final = "connection_id"
 BUCKET: Final = "bucket"
 MAX_RETRIED: Final = 10_000
 """Uploads that an outage kept and that are tried at once when it ends; more follow at their next try."""
+WRITER_ATTRIBUTES_S: Final = 1.0
+"""A kernel that gathers writes asks for attributes before each write(2) unless it may believe them for a while. Of a file
+that is open for writing it may: whoever looks the name up again is told anew, and a handle stays with its version."""
 
 
 class FileSystem:
@@ -58,6 +61,7 @@ class FileSystem:
     ) -> None:
         self.volume = volume
         self.kernel_holds = kernel_holds
+        volume.are_times_kept = self._are_times_kept
         self.health = Health(volume.store, volume.settings.prefix)
         self.metadata = Metadata(volume, kernel_holds)
         self.lister = Lister(volume, nursery, self.metadata)
@@ -186,14 +190,35 @@ class FileSystem:
 
     async def write(self, inode: Inode, offset: int, data: bytes) -> int:
         """Write to a file, once there is room for it on the disk. Raises OSError; S3mgrError: no room, and why S3 gives none."""
+        notice: Notice | None = None
         while True:
             await self.streams.room()
             try:
                 async with self.volume.locks.holding(("inode", inode)):
-                    return await self.stages.write(inode, offset, data)
+                    notice = self.conflicts.keep_orphan(inode) or notice
+                    written = await self.stages.write(inode, offset, data)
+                break
             except OSError as error:
                 if not parking.is_full(error) or not await self.streams.free():
                     raise
+        if notice is not None:
+            await self.conflicts.announce(notice)
+        return written
+
+    def attributes_valid_for_s(self, node: Node) -> float:
+        """Return for how long the kernel may believe the attributes of *node*."""
+        valid_s = self.namespace.valid_for_s(node)
+        if self.volume.kernel_keeps_times and self.stages.is_open(node.id):
+            return max(valid_s, WRITER_ATTRIBUTES_S)
+        return valid_s
+
+    async def truncate(self, inode: Inode, size: int, mtime_ns: int | None = None) -> None:
+        """Set a file's size, at *mtime_ns* or now."""
+        async with self.volume.locks.holding(("inode", inode)):
+            notice = self.conflicts.keep_orphan(inode)
+            self.stages.truncate(inode, size, mtime_ns)
+        if notice is not None:
+            await self.conflicts.announce(notice)
 
     async def read_target(self, inode: Inode) -> str:
         """Read a symbolic link. Raises OSError: EINVAL (it is none), EIO (its object is no text)."""
@@ -259,6 +284,10 @@ class FileSystem:
         if self.stages.queue(inode):
             self._wake()
 
+    def gathered(self) -> list[Inode]:
+        """Return the files of which the kernel may have gathered writes that it did not send yet."""
+        return self.stages.writing() if self.volume.kernel_keeps_times else []
+
     def discard(self) -> None:
         """Throw away everything that S3 does not have. Only on the user's word."""
         for inode in self.volume.staging.inodes():
@@ -291,6 +320,13 @@ class FileSystem:
                 self.stages.make_due(inode, min(row.retry_ns, now_ns))
         self.syncer.retry()
         self.pins.hurry()
+
+    def _are_times_kept(self, inode: Inode) -> bool:
+        return (
+            self.volume.kernel_keeps_times
+            and not self.stages.is_open(inode)
+            and self.kernel_holds(inode)
+        )
 
     def _version_gone(self, node: Node) -> None:
         """A version vanished from S3 under an open file: the next look at its name shall ask."""

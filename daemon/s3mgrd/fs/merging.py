@@ -296,9 +296,9 @@ class Merger:
             if node.storage_class != info.storage_class:
                 self._see_class(node, info)
             if node.remote_mtime_ns is None or node.remote_mtime_ns // NS != info.mtime_ns // NS:
-                self._see_touched(node, info)  # HEAD tells whole seconds only
-                current = self._volume.node(node.id)
-                return None if current.attributes_known else node.id
+                seen = self._see_touched(node, info)  # HEAD tells whole seconds only
+                current = self._volume.node(seen)
+                return None if current.attributes_known else seen
             return node.id if not node.attributes_known else None
         if self._volume.is_ours_alone(node):
             return None
@@ -313,8 +313,8 @@ class Merger:
         if node.storage_class != storage_class:
             self._volume.nodes.set_storage_classes([(storage_class, node.id)])
 
-    def _see_touched(self, node: Node, info: ObjectInfo) -> None:
-        """The same bytes with another date. With a later one, their metadata were replaced since."""
+    def _see_touched(self, node: Node, info: ObjectInfo) -> Inode:
+        """The same bytes with another date. With a later one, their metadata were replaced since; returns what to show."""
         volume = self._volume
         columns: dict[str, object] = {"remote_mtime_ns": info.mtime_ns}
         before_ns = node.remote_mtime_ns
@@ -322,7 +322,12 @@ class Merger:
             volume.extras.forget_description(node.id)
             if not node.attributes_dirty:
                 columns |= {"mtime_ns": info.mtime_ns, "attributes_known": 0}
+                if volume.are_times_kept(node.id) and not volume.is_ours_alone(node):
+                    inode = volume.renew(node)
+                    volume.nodes.update(inode, **columns)
+                    return inode
         volume.nodes.update(node.id, **columns)
+        return node.id
 
     def _add_files(self, directory: Inode, files: dict[str, ObjectInfo]) -> Sequence[Inode]:
         nodes = self._volume.nodes

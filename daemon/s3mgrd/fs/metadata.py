@@ -9,7 +9,7 @@ each copy has to say it again.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -101,7 +101,7 @@ class Metadata:
         samples = [
             node.id for node in nodes if node is not None and not node.is_directory
         ] or inodes
-        await self._fetch_one(samples[0])
+        await self._fetch_one(samples[0], may_renew=True)
         sample = self._volume.nodes.get(samples[0])
         if sample is None or sample.mode is None:
             if len(self._bare) >= MAX_BARE:
@@ -135,10 +135,11 @@ class Metadata:
             self._in_use = True
             self._volume.database.set_meta(USED, "yes")
 
-    def learn(self, node: Node, head: ObjectHead) -> Node:
+    def learn(self, node: Node, head: ObjectHead, *, may_renew: bool = False) -> Node:
         """Take over what *head* says about the version that *node* is; returns the node to show.
 
-        A node that the kernel holds as a file and that turns out to be something else gets a new inode number.
+        A node that the kernel holds as a file and that turns out to be something else gets a new inode number, and
+        (*may_renew*: the caller goes by the name) so does one whose time the kernel would not take from us.
         """
         volume = self._volume
         if volume.settings.attributes == "off" or node.attributes_dirty:
@@ -168,22 +169,30 @@ class Metadata:
                 "special": found.special,
                 "rdev": found.rdev,
             }
-            if self._kernel_holds(node.id) and node.name is not None:
-                with volume.database.transaction():
-                    volume.detach(node)
-                    inode = volume.nodes.insert(
-                        node.parent, node.name, Kind.FILE, node.mtime_ns,
-                        size=node.size, etag=node.etag, remote_key=node.remote_key,
-                        remote_mtime_ns=node.remote_mtime_ns, seen_ns=node.seen_ns,
-                    )  # fmt: skip
-                    volume.nodes.update(inode, **columns)
-                    volume.extras.describe(inode, text)
-                return volume.node(inode)
         with volume.database.transaction():
-            volume.nodes.update(node.id, **columns)
-            volume.extras.replace_xattrs(node.id, found.xattrs)
-            volume.extras.describe(node.id, text)
-        return volume.node(node.id)
+            shown = node.id
+            if self._is_renewed(node, columns, may_renew=may_renew):
+                shown = volume.renew(node)
+            for inode in {node.id, shown}:  # who has the one open goes on with it
+                if inode == shown or "kind" not in columns:
+                    volume.nodes.update(inode, **columns)
+                volume.extras.replace_xattrs(inode, found.xattrs)
+                volume.extras.describe(inode, text)
+        return volume.node(shown)
+
+    def _is_renewed(self, node: Node, columns: Mapping[str, object], *, may_renew: bool) -> bool:
+        """Whether a node gets a new number, because the kernel would not believe *columns* of the one it holds."""
+        if node.name is None:
+            return False
+        if "kind" in columns:
+            return self._kernel_holds(node.id)
+        return (
+            may_renew
+            and node.kind == Kind.FILE
+            and columns.get("mtime_ns", node.mtime_ns) != node.mtime_ns
+            and self._volume.are_times_kept(node.id)
+            and not self._volume.is_ours_alone(node)
+        )
 
     # What goes along with a copy
 
@@ -242,11 +251,11 @@ class Metadata:
 
     async def _fetch_limited(self, inode: Inode, limiter: trio.CapacityLimiter) -> None:
         try:
-            await self._fetch_one(inode)
+            await self._fetch_one(inode, may_renew=True)
         finally:
             limiter.release_on_behalf_of(inode)
 
-    async def _fetch_one(self, inode: Inode) -> None:
+    async def _fetch_one(self, inode: Inode, *, may_renew: bool = False) -> None:
         volume = self._volume
         node = volume.nodes.get(inode)
         if node is None or node.is_detached:
@@ -264,7 +273,7 @@ class Metadata:
             return
         current = volume.nodes.get(inode)
         if current is not None and not current.is_detached:
-            self.learn(current, head)
+            self.learn(current, head, may_renew=may_renew)
 
 
 def _is_touched(node: Node, head: ObjectHead) -> bool:

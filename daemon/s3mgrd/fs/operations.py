@@ -135,6 +135,11 @@ def _brief(args: tuple[object, ...]) -> str:
     return f"({', '.join(shown)})"
 
 
+def _is_only_mtime(fields: pyfuse3.SetattrFields) -> bool:
+    access = fields.update_mode or fields.update_uid or fields.update_gid
+    return not (fields.update_size or fields.update_atime or access)
+
+
 class Operations(pyfuse3.Operations):
     """pyfuse3's handlers on a `FileSystem`.
 
@@ -170,7 +175,9 @@ class Operations(pyfuse3.Operations):
     # Attributes
 
     def _entry_of(self, node: Node) -> EntryAttributes:
-        return self._shower.entry(node, self.fs.namespace.valid_for_s(node))
+        entry = self._shower.entry(node, self.fs.namespace.valid_for_s(node))
+        entry.attr_timeout = self.fs.attributes_valid_for_s(node)
+        return entry
 
     @_answer
     async def lookup(
@@ -203,8 +210,15 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Change attributes and size."""
         number = Inode(inode)
-        if fields.update_size:
-            await self._truncate(number, attr.st_size)
+        is_kept = (
+            fields.update_ctime
+        )  # by a kernel that gathers writes, and sends the times before it flushes
+        mtime_ns = attr.st_mtime_ns if is_kept and fields.update_mtime else None
+        if mtime_ns is not None and _is_only_mtime(fields):
+            if self.fs.stages.written_at(number, mtime_ns, attr.st_ctime_ns):
+                return self._entry_of(self.fs.volume.node(number))
+        elif fields.update_size:
+            await self._truncate(number, attr.st_size, mtime_ns)
             # truncate(2) has no close() that could report, and O_TRUNC with O_RDONLY none that looks for changes.
             if fh is None or not read_handle(fh).writes:
                 await self.fs.truncated(number)
@@ -226,19 +240,20 @@ class Operations(pyfuse3.Operations):
         if strips and without_privileges(mode) != mode:
             change = replace(change, strips_privileges=True)
         if change != AttributeChange():
+            if is_kept:
+                change = replace(change, ctime_ns=attr.st_ctime_ns)
             await self.fs.attributes.change(number, change)
             stage = self.fs.stages.get(number)
             if stage is not None and change.mtime_ns is not None:
                 stage.mtime_ns = None
         return self._entry_of(self.fs.volume.node(number))
 
-    async def _truncate(self, inode: Inode, size: int) -> None:
+    async def _truncate(self, inode: Inode, size: int, mtime_ns: int | None = None) -> None:
         if self.fs.volume.settings.read_only:
             raise FUSEError(errno.EROFS)
         if size:
             await self.fs.archive.look(self.fs.volume.node(inode))
-        async with self.fs.volume.locks.holding(("inode", inode)):
-            self.fs.stages.truncate(inode, size)
+        await self.fs.truncate(inode, size, mtime_ns)
 
     @_answer
     async def readlink(self, inode: pyfuse3.InodeT, ctx: RequestContext) -> bytes:
@@ -394,12 +409,9 @@ class Operations(pyfuse3.Operations):
         """Remove a file."""
         parent, text = Inode(parent_inode), decode_name(name)
         await self._once(
-            Opcode.UNLINK,
-            parent,
-            name,
-            ctx,
+            Opcode.UNLINK, parent, name, ctx,
             lambda record: self.fs.tree.unlink(parent, text, record),
-        )
+        )  # fmt: skip
 
     @_answer
     async def rmdir(self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: RequestContext) -> None:
@@ -496,8 +508,7 @@ class Operations(pyfuse3.Operations):
     @_answer
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
         """Write."""
-        inode = read_handle(fh).inode
-        written = await self.fs.write(inode, off, buf)
+        written = await self.fs.write(read_handle(fh).inode, off, buf)
         self.fs.counters.written_bytes += written
         return written
 
@@ -513,9 +524,8 @@ class Operations(pyfuse3.Operations):
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         """Upload, or bring to the local disk."""
         inode = read_handle(fh).inode
-        self.fs.volume.node(
-            inode
-        )  # ESTALE where a lost mount.db took what was written to another inode
+        # ESTALE where a lost mount.db took what was written to another inode.
+        self.fs.volume.node(inode)
         await self.fs.fsync(inode)
 
     @_answer

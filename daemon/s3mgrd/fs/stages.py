@@ -22,7 +22,7 @@ from s3mgrd.fs.recovery import note_purpose
 from s3mgrd.fs.streaming import Streams
 from s3mgrd.fs.volume import Volume
 from s3mgrd.journal.staging import Lacking, StagedFile
-from s3mgrd.journal.tables import ConditionKind, StagedRow
+from s3mgrd.journal.tables import ConditionKind, ConflictRow, StagedRow
 from s3mgrd.s3.counting import Waiting
 
 log = logging.getLogger(__name__)
@@ -159,6 +159,15 @@ class Stages:
         """Note a handle that may write."""
         self._writers[inode] = self._writers.get(inode, 0) + 1
 
+    def is_open(self, inode: Inode) -> bool:
+        """Whether a handle that may write is known; those of the last worker are not."""
+        return inode in self._writers
+
+    def writing(self) -> list[Inode]:
+        """Return the files that somebody writes, or did not close yet: the kernel may have more of them than was sent."""
+        waiting = {inode for inode, stage in self._stages.items() if stage.dirty}
+        return [*self._writers, *(waiting - self._writers.keys())]
+
     def closed(self, inode: Inode) -> None:
         """Note that such a handle is gone. One of the last worker's is not counted and does no harm."""
         count = self._writers.get(inode, 0) - 1
@@ -249,6 +258,25 @@ class Stages:
         self._streams.drop(inode)
         self._note_copy(inode, stage)
 
+    def orphan(self, node: Node, row: ConflictRow) -> None:
+        """Begin a conflict copy: another writer's version has the name of *node*, and *node* is about to be written.
+
+        The caller's transaction takes the version from *node*'s row.
+        """
+        file = self._volume.staging.create(node.id, node.size)
+        stage = Stage(file, self.lacking, base_etag=node.etag, dirty=False, mtime_ns=None)
+        stage.is_lost = True
+        self._stages[node.id] = stage
+        self._volume.journal.put_staged(
+            node.id,
+            dirty=False,
+            base_etag=node.etag,
+            base_size=node.size,
+            condition="match",
+            now_ns=self._volume.now_ns(),
+        )
+        self._volume.journal.add_conflict(row)
+
     def put_away(self, inode: Inode) -> None:
         """Close the files of a conflict copy that nobody has open any more; they stay."""
         stage = self._stages.pop(inode, None)
@@ -264,6 +292,7 @@ class Stages:
 
     def _note_copy(self, inode: Inode, stage: Stage) -> None:
         node = self._volume.node(inode)
+        self._volume.journal.set_missing(inode, stage.file.missing_bytes())
         columns = {"size": stage.file.size, "mtime_ns": self.mtime_ns(node)}
         if (node.size, node.mtime_ns) != (stage.file.size, columns["mtime_ns"]):
             self._volume.nodes.update(inode, **columns)
@@ -315,18 +344,41 @@ class Stages:
             with Waiting(for_disk=True):
                 await trio.to_thread.run_sync(stage.file.put, offset, data)
         stage.file.record(offset, len(data))
-        stage.mtime_ns = self._volume.now_ns()
+        if not self._volume.kernel_keeps_times:
+            stage.mtime_ns = self._volume.now_ns()
         if stage.dirty:
             sends = not self.backlog.is_paused
             self._streams.wrote(inode, stage.file, offset, stop, sends=sends)
         return len(data)
 
-    def truncate(self, inode: Inode, size: int) -> None:
-        """Set a file's size; 0 makes whatever S3 has irrelevant."""
+    def truncate(self, inode: Inode, size: int, mtime_ns: int | None = None) -> None:
+        """Set a file's size, at *mtime_ns* or now; 0 makes whatever S3 has irrelevant."""
         stage = self._for_change(inode, whole=size == 0)
         self._streams.changing(inode, min(size, stage.file.size), max(size, stage.file.size))
         stage.file.truncate(size)
-        stage.mtime_ns = self._volume.now_ns()
+        self._note_written(stage, mtime_ns if mtime_ns is not None else self._volume.now_ns())
+
+    def written_at(self, inode: Inode, mtime_ns: int, ctime_ns: int) -> bool:
+        """Take the times of a file that the kernel kept, where all they say is when it was written, or nothing new.
+
+        Returns False where somebody set them: then they are attributes like others.
+        """
+        node, stage = self._volume.node(inode), self._stages.get(inode)
+        is_known = mtime_ns in (self.mtime_ns(node), node.remote_mtime_ns)
+        if stage is not None and (stage.dirty or stage.is_lost or node.is_detached):
+            if not is_known and mtime_ns != ctime_ns:
+                return False
+            if not is_known:
+                self._note_written(stage, mtime_ns)
+            return True
+        if is_known and not node.is_detached and node.ctime_ns != ctime_ns:
+            self._volume.nodes.update(node.id, ctime_ns=ctime_ns)
+        return is_known or node.is_detached
+
+    def _note_written(self, stage: Stage, mtime_ns: int) -> None:
+        stage.mtime_ns = mtime_ns
+        if self._volume.kernel_keeps_times:
+            stage.file.set_mtime_ns(mtime_ns)  # for the next worker
 
     def take_up(self, node: Node) -> None:
         """Take up a file that `Tree.create` just made; nothing for one that was there."""

@@ -29,8 +29,25 @@ from s3mgrd.s3.port import ObjectStore
 NS: Final = 1_000_000_000
 
 
+_CLOCK_REALTIME_COARSE: Final = 5
+
+
+def kernel_now_ns() -> int:
+    """Return the time (ns) that the kernel would give to a file now: of its last tick, a few milliseconds ago.
+
+    With its writeback cache some times are the kernel's and some are ours. By a finer clock, a file that was made first
+    could be the newer one.
+    """
+    return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
+
+
 async def _tell_nobody(_: Sequence[tuple[Inode, str]]) -> None:
     """Stand for a kernel that there is not."""
+
+
+def _nowhere(_: Inode) -> bool:
+    """Stand for a kernel that keeps nothing."""
+    return False
 
 
 @dataclass(slots=True)
@@ -176,12 +193,16 @@ class Volume:
     settings: Settings
     blocks: BlockCache | None = None
     """None: there is no disk to cache data on."""
-    now_ns: Callable[[], int] = time.time_ns
+    now_ns: Callable[[], int] = kernel_now_ns
     locks: Locks = field(default_factory=Locks)
     changes: Changes = field(default_factory=Changes)
     covered: Coverage = field(default_factory=Coverage)
     expire_names: Callable[[Sequence[tuple[Inode, str]]], Awaitable[None]] = _tell_nobody
     """Makes the kernel look names up again, each with its directory. May wait for requests in these: hold no lock."""
+    kernel_keeps_times: bool = False
+    """The kernel gathers writes (`s3mgrd.fuse.tuning.WRITEBACK`), and says itself when a file was written."""
+    are_times_kept: Callable[[Inode], bool] = _nowhere
+    """Whether the kernel goes on showing the size and the times that it has of an inode, whatever it is told."""
     moving: dict[int, trio.Event] = field(default_factory=dict)
     """Directories whose rename S3 has yet to follow, by inode; set when it has, or when it is planned anew."""
     extras: Extras = field(init=False)
@@ -281,6 +302,21 @@ class Volume:
             else:
                 key = self.key_in_s3(node) if node.etag is not None else None
                 self.nodes.update(node.id, name=None, remote_key=key, attributes_dirty=0)
+
+    def renew(self, node: Node) -> Inode:
+        """Give a file's name to another inode, which is the same version: the kernel would not believe what changed of this one.
+
+        Who has the file open goes on with the one that had the name.
+        """
+        assert node.name is not None, "only what has a name"  # noqa: S101 - a bug, not an input
+        with self.database.transaction():
+            self.detach(node)
+            return self.nodes.insert(
+                node.parent, node.name, Kind(node.kind), node.mtime_ns,
+                atime_ns=node.atime_ns, ctime_ns=node.ctime_ns, mode=node.mode, uid=node.uid, gid=node.gid,
+                size=node.size, etag=node.etag, remote_key=node.remote_key, storage_class=node.storage_class,
+                remote_mtime_ns=node.remote_mtime_ns, seen_ns=node.seen_ns,
+            )  # fmt: skip
 
     def distrust(self, directory: int) -> None:
         """Have a directory listed again before its entries are believed."""

@@ -48,6 +48,7 @@ INIT_TIMEOUT_MS: Final = (
 )
 CHECK_TIMEOUT_S: Final = 15.0  # a walk over a dead network mount may hang
 COMMAND_TIMEOUT_S: Final = 60.0  # of fusermount3
+SYNC_TIMEOUT_S: Final = 5.0
 DEVICE_CHECK_S: Final = 1.0
 """How often `ended` asks whether a connection was aborted. Unmounts are seen at once, in the mount table; waiting on
 the descriptor itself would wake the supervisor for each request of the mount."""
@@ -140,6 +141,8 @@ class FuseConnection:
                 f"something else is mounted over {entry.mountpoint!r}",
                 hint=f"unmount that first: umount {entry.mountpoint}",
             )
+        if lazy and self.flags & tuning.WRITEBACK:
+            await self._kernel.sync_tree(entry)
         try:
             await self._kernel.unmount_path(entry.mountpoint, lazy=lazy)
         except S3mgrError:
@@ -202,7 +205,7 @@ class FuseKernel:
             ) from exc
 
     async def mount(
-        self, spec: MountSpec, *, name: str, connection_id: str, writeback_cache: bool = False
+        self, spec: MountSpec, *, name: str, connection_id: str, writeback_cache: bool | None = None
     ) -> FuseConnection:
         """Mount and answer FUSE_INIT; see `s3mgrd.mounts.ports.Kernel`.
 
@@ -210,8 +213,10 @@ class FuseKernel:
             spec: what to mount where; uid, gid and allow_other are filled in.
             name: of the mount, for messages.
             connection_id: a new one.
-            writeback_cache: let the kernel gather writes; see `tuning.WRITEBACK`.
+            writeback_cache: let the kernel gather writes (`tuning.WRITEBACK`); None: unless the mount is read-only.
         """
+        if writeback_cache is None:
+            writeback_cache = not spec.options.read_only
         if self._user_mode:
             return await self._mount_shielded(
                 spec, name, connection_id, writeback_cache=writeback_cache, target=None
@@ -318,6 +323,18 @@ class FuseKernel:
         return KernelInfo(
             release=os.uname().release, fuse_minor=self._minor, resend=self._can_resend
         )
+
+    async def sync_tree(self, entry: MountEntry) -> None:
+        """Have the kernel send the writes it has gathered, which go with the connection; for a limited time.
+
+        A mount that is in use goes on after it was detached, and the worker asks for what it knows to be open. What
+        only a worker that died knew of, nobody else would ask for.
+        """
+        try:
+            with trio.move_on_after(SYNC_TIMEOUT_S):
+                await self._in_thread(partial(syscalls.sync_tree, entry.mountpoint, entry.device))
+        except OSError as exc:
+            log.info("cannot sync %s: %s", entry.mountpoint, exc)
 
     async def unmount_path(self, path: str, *, lazy: bool) -> None:
         """Unmount whatever is on top at *path*.

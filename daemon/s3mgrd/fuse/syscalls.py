@@ -45,6 +45,21 @@ def unmount(target: str, *, lazy: bool) -> None:
     _check(_libc.umount2(os.fsencode(target), flags), target)
 
 
+def sync_tree(mountpoint: str, device: str) -> None:
+    """Have the kernel send what it has gathered of writes to the file system *device* (``major:minor``) at *mountpoint*.
+
+    Returns when all of it is on its way, not when it has arrived.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(mountpoint, flags)
+    try:
+        number = os.fstat(fd).st_dev
+        if f"{os.major(number)}:{os.minor(number)}" == device:
+            _check(_libc.syncfs(fd), mountpoint)
+    finally:
+        os.close(fd)
+
+
 def _open_fusectl() -> int:
     """Return a directory descriptor of the FUSE control file system.
 

@@ -65,13 +65,26 @@ ABORT_ERROR            an aborted connection should end like an unmounted one
 """
 
 WRITEBACK: Final = Cap.WRITEBACK_CACHE
-"""Granted per connection, on the file system's request (`writeback_cache=True`).
+"""Granted to every mount that can be written.
 
-With it the kernel gathers small writes into large ones (4 KiB writes: 55 → 813 MB/s). Safe as regards the
-promises: dirty pages live in the kernel, so they survive the worker's death, and the kernel sends them before FLUSH
-(close) and FSYNC. The price: size and mtime of a cached inode belong to the kernel (it ignores ours), handles opened
-write-only are read from too (read-modify-write of pages), and O_APPEND positions are the kernel's. A file system
-must be built for that, so it is off unless asked for.
+With it the kernel gathers small writes into large ones (4 KiB writes: 55 → 813 MB/s). Dirty pages live in the kernel, so
+they survive the worker's death, and the kernel sends them before FLUSH (close) and FSYNC. The price, and who pays it:
+
+======================================  =======================================================================
+size and times of a cached inode are    one inode is one version; metadata that others replaced make another
+the kernel's; it ignores ours           (`fs.volume.Volume.renew`). It sends the times by SETATTR before it flushes:
+                                        these are no utimens (`fs.stages.Stages.written_at`)
+its clock ticks every few milliseconds  times of ours are by that clock, too (`fs.volume.kernel_now_ns`)
+GETATTR before each write(2)            attributes of what is open for writing are good for a second
+write-only handles are read from        any handle reads
+many large writes at once               requests are received into one buffer (`worker.receiving`)
+a name may get another version while    the late writes become a conflict copy (`fs.conflicts.Conflicts.keep_orphan`)
+writes to its inode are on their way
+writes are there, and nobody knows      flush, drain and a lazy unmount ask the kernel for them first
+a full disk is found out later          close() and fsync() say ENOSPC, write() may not
+the connection is aborted               what was not sent is lost, as with any file system that goes away; it is
+                                        only aborted when worker after worker died
+======================================  =======================================================================
 """
 
 

@@ -369,6 +369,11 @@ class Journal:
             for row in self._execute("SELECT * FROM deletes WHERE holder IS NOT NULL")
         ]
 
+    def holds_delete(self, holder: int) -> bool:
+        """Whether a delete waits for *holder* to be forgotten: it lost its name by a change made here."""
+        query = "SELECT 1 FROM deletes WHERE holder = ? LIMIT 1"
+        return self._execute(query, (holder,)).fetchone() is not None
+
     def release_deletes(self, holder: int) -> bool:
         """Let the deletes go that waited for *holder*; whether there were any."""
         with self._database.transaction() as db:

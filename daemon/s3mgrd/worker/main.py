@@ -48,7 +48,7 @@ from s3mgrd.fs.known import Known
 from s3mgrd.fs.operations import Operations, ask_kernel_holds
 from s3mgrd.fs.sync import Left
 from s3mgrd.fs.volume import Settings, Volume
-from s3mgrd.fuse import abi
+from s3mgrd.fuse import abi, tuning
 from s3mgrd.journal.staging import StagingDirectory
 from s3mgrd.journal.tables import Journal
 from s3mgrd.s3.client import S3Store, open_store
@@ -80,6 +80,7 @@ IDENTITY: Final = "identity"
 CLOSE_LIMIT_S: Final = 10.0
 """Background work in the middle of a request gets so long to end when the worker stops."""
 
+GATHERED_LIMIT_S: Final = 10.0  # the kernel waits for a page that is being read
 EXIT_DAMAGED: Final = 65
 """EX_DATAERR. Any status but 0 has the worker replaced."""
 
@@ -385,6 +386,7 @@ class MountWorker(Keeper, Cacher):
             self._fuse_fd = fuse_fd
             task_status.started()
 
+        fs.volume.kernel_keeps_times = bool(message.flags & tuning.WRITEBACK)
         try:
             operations = Operations(fs, ring)
             express.install(operations.express)
@@ -459,6 +461,8 @@ class MountWorker(Keeper, Cacher):
         fs = self._file_system()
         before = fs.syncer.left()
         with trio.move_on_after(timeout_s):
+            with trio.move_on_after(GATHERED_LIMIT_S):  # the kernel sends what it drops
+                await self._invalidate_inodes([(inode, True) for inode in fs.gathered()])
             await fs.syncer.flush()
         self._tell_status()  # in the place of one that still waits to be sent, and is older
         return self._flush_report(fs, before)

@@ -28,7 +28,7 @@ import pyfuse3
 import trio
 
 from s3mgrd.fuse import abi, tuning
-from s3mgrd.worker import waiting
+from s3mgrd.worker import receiving, waiting
 from s3mgrd.worker.protocol import Serve
 from s3mgrd.worker.ring import Ring
 
@@ -63,7 +63,7 @@ def collect_unanswered(fuse_fd: int) -> Unanswered:
         OSError: ENODEV: the connection has ended.
     """
     found = Unanswered()
-    buffer = bytearray(tuning.MAX_WRITE_BYTES + abi.HEADER_ROOM)
+    buffer = receiving.warm(receiving.BUFFER_BYTES)
     view = memoryview(buffer)
     flags = fcntl.fcntl(fuse_fd, fcntl.F_GETFL) & ~os.O_NONBLOCK
     fcntl.fcntl(fuse_fd, fcntl.F_SETFL, flags | os.O_NONBLOCK)
@@ -169,6 +169,7 @@ async def serve(
                 flags2=message.flags2,
             )
         )
+        receiving.install()
         # From here on libfuse owns session_fd.
         pyfuse3.init(operations, f"/dev/fd/{session_fd}", {"fsname=s3mgr"})
         waiting.watch(session_fd)

@@ -1,0 +1,97 @@
+"""Has all of pyfuse3's tasks receive requests into one buffer, whose pages are there before the first one.
+
+Each task has a buffer of its own, of more than the largest write, which libfuse allocates and the kernel fills. That has
+two faults. A worker that is killed while the kernel fills pages that are not there yet makes the kernel answer the request
+with EIO, instead of keeping it for the next worker: a program's write would be lost although it was acknowledged, since
+with the kernel's writeback cache many large writes come at once, each into another new buffer. And a task that waits
+for S3 keeps its buffer for as long.
+
+Nothing needs the buffer once libfuse has handed the request over: pyfuse3 copies data and names before it starts the
+coroutine. So `install` puts functions of ours into the slots through which pyfuse3 receives and hands over, which lend
+the one buffer to each request in between. Where a slot is not as expected (`s3mgrd.worker.slots`), nothing is touched.
+
+Concurrency: pyfuse3 receives and hands over without a checkpoint in between, in one thread.
+"""
+
+import ctypes
+import logging
+import mmap
+from typing import Final
+
+import pyfuse3
+
+from s3mgrd.fuse import abi, tuning
+from s3mgrd.worker.slots import Unexpected, find_slot, write_slot
+
+log = logging.getLogger(__name__)
+
+BUFFER_BYTES: Final = tuning.MAX_WRITE_BYTES + abi.HEADER_ROOM
+"""No request is larger: the kernel was told how much it may write at a time."""
+RECEIVE: Final = b"fuse_session_receive_buf"
+HAND_OVER: Final = b"fuse_session_process_buf"
+
+# struct fuse_buf: size_t size; enum flags; void *mem; …
+_MEMORY_OFFSET: Final = 16
+
+# PYFUNCTYPE: both directions keep the interpreter's lock, as pyfuse3's own calls do.
+_Receive = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_HandOver = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
+
+_kept: list[object] = []
+"""What replaced pointers point to; it must never be collected."""
+
+
+def install() -> bool:
+    """Have the session that pyfuse3 will start, the only one of this process, use one buffer; whether it will."""
+    if _kept:
+        return True
+    try:
+        _kept.append(_Lender())
+    except (Unexpected, OSError, AttributeError) as exc:
+        log.warning("libfuse cannot be told where to receive requests: %s", exc)
+        return False
+    return True
+
+
+def warm(size: int) -> mmap.mmap:
+    """Return memory whose pages are there, and stay there if the system allows it."""
+    memory = mmap.mmap(-1, size)
+    memory.write(bytes(size))
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    ctypes.CDLL(None).mlock(ctypes.c_void_p(address), ctypes.c_size_t(size))
+    return memory
+
+
+class _Lender:
+    """The buffer, and the two functions that lend it to each request."""
+
+    def __init__(self) -> None:
+        module = ctypes.PyDLL(pyfuse3.__file__)
+        slots = [find_slot(module, symbol) for symbol in (RECEIVE, HAND_OVER)]
+        addresses = [_address(module, symbol) for symbol in (RECEIVE, HAND_OVER)]
+        if [ctypes.c_uint64.from_address(slot).value for slot in slots] != addresses:
+            raise Unexpected("the slots of receiving hold something else")
+        receive, hand_over = _Receive(addresses[0]), _HandOver(addresses[1])
+        self._buffer = warm(BUFFER_BYTES)
+        memory = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
+        pointer = ctypes.c_uint64.from_address
+
+        def ours_receive(session: int, buf: int) -> int:
+            place = pointer(buf + _MEMORY_OFFSET)
+            place.value = memory
+            received: int = receive(session, buf)
+            if received <= 0:
+                place.value = 0  # the task frees what is there when it ends
+            return received
+
+        def ours_hand_over(session: int, buf: int) -> None:
+            hand_over(session, buf)
+            pointer(buf + _MEMORY_OFFSET).value = 0
+
+        self._functions = _Receive(ours_receive), _HandOver(ours_hand_over)
+        for slot, function in zip(slots, self._functions, strict=True):
+            write_slot(slot, ctypes.cast(function, ctypes.c_void_p).value or 0)
+
+
+def _address(module: ctypes.PyDLL, symbol: bytes) -> int:
+    return ctypes.cast(getattr(module, symbol.decode()), ctypes.c_void_p).value or 0
