@@ -28,6 +28,9 @@ LISTED_CLASSES: Final = ARCHIVE_CLASSES | {MOVING_CLASS}
 MAX_PAGES: Final = 10
 """Pages of a listing that are looked through for one answer; the next answer goes on from there."""
 PARALLEL: Final = 32
+PAGE_BYTES: Final = 8 << 10
+"""Bytes of paths in one answer: a message to the supervisor has a limit, and an error may name the path again."""
+ERROR_CHARACTERS: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ class Restorer:
         except (NotFound, Conflict):
             return None  # removed, or brought back, since it was listed
         except S3mgrError as error:
-            return place.item("archived", error=error.detail)
+            return place.item("archived", error=error.detail[:ERROR_CHARACTERS])
         return place.item("restoring")
 
     def _item(self, place: _Place, head: ObjectHead) -> ArchivedObject | None:
@@ -153,7 +156,7 @@ class Restorer:
         after = prefix + _read_cursor(cursor) if cursor else None
         token: str | None = None
         found: list[_Place] = []
-        pages = 0
+        pages, room = 0, PAGE_BYTES
         while True:
             page = await volume.store.list_page(
                 prefix, delimited=False, token=token, start_after=after if token is None else None
@@ -161,9 +164,10 @@ class Restorer:
             for info in page.objects:
                 if info.storage_class not in LISTED_CLASSES or not names.is_text(info.key):
                     continue
-                if len(found) == limit:
-                    return found, _write_cursor(found[-1].key.removeprefix(prefix))
                 name = info.key.removeprefix(prefix)
+                room -= len(shown.encode()) + len(name.encode())
+                if len(found) == limit or (found and room < 0):
+                    return found, _write_cursor(found[-1].key.removeprefix(prefix))
                 found.append(_Place(info.key, shown + name, info.size, info.storage_class))
             token, pages = page.next_token, pages + 1
             if token is None:

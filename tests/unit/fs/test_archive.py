@@ -3,15 +3,17 @@
 import errno
 import os
 
+import msgspec
 import pytest
 
 from s3mgr.schema import RestoreRequest
 from s3mgrd.cache.nodes import ROOT
-from s3mgrd.errors import Archived
+from s3mgrd.errors import Archived, Unavailable
 from s3mgrd.fs.attribute_changes import AttributeChange
 from s3mgrd.fs.errnos import errno_of
 from s3mgrd.fs.restoring import Restorer
 from s3mgrd.s3.port import MOVING_CLASS
+from s3mgrd.worker.protocol import MAX_MESSAGE_BYTES
 from tests.unit.fs.conftest import START_NS, Lab, settings
 
 DAY_S = 86_400
@@ -213,3 +215,23 @@ async def test_the_class_that_says_nothing_is_asked_object_by_object(cold: Lab) 
         assert (await Restorer(fs).report("m", None, 100)).items == []
         assert (await Restorer(fs).restore(RestoreRequest(path="m"))).items == []
         assert cold.store.calls["restore"] == 0
+
+
+async def test_the_longest_keys_that_fail_fit_into_messages(lab: Lab) -> None:
+    names = [f"{number:03}" + "\x01" * 252 + "/" + "\x02" * 250 for number in range(100)]
+    for name in names:
+        lab.store.insert(name, b"x", storage_class="GLACIER")
+    async with lab.mounted() as fs:
+        lab.store.fail_next("restore", Unavailable("no " + "\x01" * 2000), times=100)
+        seen: list[str] = []
+        cursor: str | None = None
+        while True:
+            done = await Restorer(fs).restore(RestoreRequest(cursor=cursor))
+            assert (
+                len(msgspec.json.encode(done)) < MAX_MESSAGE_BYTES * 5 // 8
+            )  # it travels as base64
+            seen += [item.path for item in done.items]
+            cursor = done.cursor
+            if cursor is None:
+                break
+        assert seen == names
