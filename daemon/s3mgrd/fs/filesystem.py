@@ -18,6 +18,7 @@ from s3mgrd.fs.backlog import PAUSED
 from s3mgrd.fs.completing import Completer
 from s3mgrd.fs.conflicts import Conflicts, Notice
 from s3mgrd.fs.counters import Counters
+from s3mgrd.fs.durability import LocalDisk
 from s3mgrd.fs.health import Health
 from s3mgrd.fs.listing import Lister
 from s3mgrd.fs.metadata import SAMPLED, USED, Metadata
@@ -80,6 +81,7 @@ class FileSystem:
         )
         self.streams = Streams(volume, self.metadata, nursery)
         self.stages = Stages(volume, self.streams, kernel_holds, self.archive.check)
+        self.disk = LocalDisk(volume.staging, volume.database)
         self.recovery = Recovery(volume)
         self.reader = Reader(volume, self.metadata, nursery, self._version_gone)
         self.prefetcher = Prefetcher(
@@ -265,9 +267,7 @@ class FileSystem:
             return
         with Waiting(for_disk=True):
             async with self.volume.locks.holding(("inode", inode)):
-                await trio.to_thread.run_sync(stage.file.sync)
-            await trio.to_thread.run_sync(self.volume.staging.sync)
-            await self.volume.database.checkpoint()
+                await self.disk.sync(stage.file)
 
     async def truncated(self, inode: Inode) -> None:
         """Do what truncate(2) of a file that is not open waits for; raises as `commit`."""

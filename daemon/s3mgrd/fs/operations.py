@@ -573,7 +573,7 @@ class Operations(pyfuse3.Operations):
     async def fsyncdir(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         """Make the journal durable on this disk: what S3 has yet to follow then outlives a power loss too."""
         with Waiting(for_disk=True):
-            await self.fs.volume.database.checkpoint()
+            await self.fs.disk.sync()
 
     async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
         """The kernel let inodes go; nameless ones are dropped then."""

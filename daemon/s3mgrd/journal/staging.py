@@ -293,9 +293,9 @@ class StagedFile:
             os.utime(self.data_fd, ns=(mtime_ns, mtime_ns))
 
     def sync(self) -> None:
-        """Bring bytes and log to the disk."""
-        os.fsync(self.data_fd)
-        os.fsync(self._log_fd)
+        """Bring bytes and log to the disk; may run in a thread."""
+        os.fdatasync(self.data_fd)
+        os.fdatasync(self._log_fd)
 
     def close(self) -> None:
         """Close the descriptors; the files stay."""
