@@ -104,6 +104,8 @@ class Syncer:
         self._rested_at: dict[Hashable, float] = {}
         self._seen_at: dict[Hashable, float] = {}
         self._idle_s = IDLE_S
+        self._gathers = True
+        """More may come with what there is now."""
         self._is_flushing = 0
         self._probed = 0
 
@@ -117,8 +119,9 @@ class Syncer:
             while True:
                 with trio.move_on_after(self._idle_s):
                     await self._wanted.wait()
-                    if not self._is_flushing:
+                    if self._gathers and not self._is_flushing:
                         await trio.sleep(GATHER_S)
+                self._gathers = True
                 self._wanted = trio.Event()
                 self.release_forgotten(everything=False)
                 self._idle_s = IDLE_S
@@ -338,6 +341,8 @@ class Syncer:
             self._seen_at.pop(subject, None)
             self._progress.set()
             self._progress = trio.Event()
+            if isinstance(subject, tuple) and subject[0] == "move":
+                self._gathers = False  # what it leaves to be deleted is all there
             self.wake()
 
     async def _abort(self, key: str, upload_id: str) -> None:

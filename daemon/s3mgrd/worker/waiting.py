@@ -20,7 +20,9 @@ from typing import Any, Final
 import pyfuse3
 import trio
 
-PATIENCE_S: Final = 200e-6
+PATIENCE_S: Final = 250e-6
+WAKING_S: Final = 150e-6
+"""What it may take to be woken: who waited in earnest sees a quick request later than it came."""
 STRETCH_S: Final = 1e-3
 """Of requests that follow each other without a checkpoint."""
 
@@ -69,6 +71,6 @@ class Watch:
             if not await self.wait():
                 return False
             now = clock()
-            self._is_patient = now - begun < PATIENCE_S
+            self._is_patient = now - begun < PATIENCE_S + WAKING_S
             self._stretch_ends = now + STRETCH_S
         return True
