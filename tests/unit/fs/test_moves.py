@@ -232,6 +232,24 @@ async def test_changes_after_the_copies_and_before_the_switch_count(
         }  # fmt: skip
 
 
+async def test_what_a_renamed_directory_leaves_is_deleted_without_waiting_for_more(
+    lab: Lab, autojump_clock: MockClock
+) -> None:
+    """Other deletes are gathered for a moment; here all of them are there at once."""
+    fill(lab, "d/a", "d/b")
+    async with lab.mounted():
+        await lab.ls("d")
+        with lab.store.hold("copy") as copies, lab.store.hold("delete_many") as deletes:
+            await lab.rename("d", "e")
+            await copies.arrived()
+            copied_at = trio.current_time()
+            copies.release()
+            await deletes.arrived()
+            assert trio.current_time() == copied_at
+        await lab.settle()
+    assert contents(lab) == {"e/a": b"d/a", "e/b": b"d/b"}
+
+
 async def test_who_has_a_file_open_reads_and_writes_it_through_the_rename(
     lab: Lab, autojump_clock: MockClock
 ) -> None:
