@@ -60,7 +60,7 @@ conflicts   Conflict copies: what an upload that another writer outran was to wr
 uploads     A multipart upload begun for a staged file. grows 1: it was begun while the file was being written, in parts that
             grow with their offset (fs/parts.py); only those in parts are of the content as it is.
     size             Of the content that is to be completed, which has not changed since; 0: it is still being written.
-    metadata         What the upload was begun with, JSON; NULL: what the row of the inode says.
+    metadata         Of one that grows: the attributes it was begun with, JSON. Of others: how the file was cut.
 parts       Parts that S3 has of an upload that grows. One whose bytes change is dropped before they do.
 parked      Objects that hold bytes of staged files for which there is no room on the disk (journal/staging.py says which bytes). A
             row of deletes, held by the inode, belongs to each: it hides the key, and the row here keeps it from being deleted.

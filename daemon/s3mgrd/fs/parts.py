@@ -1,9 +1,9 @@
 """How a staged file is cut into the parts of a multipart upload: what is sent, and what S3 copies from the old version.
 
-Parts lie on a grid of equal size, so that the same content is cut the same way whenever an interrupted upload is taken
-up. A part of which nothing was changed is copied on the server, many of them with one request; a part that was changed is
-sent whole, and what it lacks is fetched before. That way 4 KiB changed in a large object move two parts at most, and the
-disk holds no more than that.
+What was not changed is copied on the server, many bytes with one request; between copies lie the parts that are sent, as small as
+S3 allows (`MIN_PART_BYTES`), and what they lack is fetched before. So 4 KiB changed in a large object move some 10 MiB, and
+the disk holds no more than half of that. The same content is cut the same way whenever an interrupted upload is taken up,
+whatever was fetched by then.
 
 When an upload loses against another writer, what was not fetched of the old version is gone. So objects of which less
 than `COPY_FROM` would be copied are sent whole: their conflict copies are complete.
@@ -14,14 +14,17 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from s3mgrd.journal.staging import StagedFile
-from s3mgrd.s3.port import MAX_COPY_BYTES, MAX_OBJECT_BYTES, MAX_PARTS
+from s3mgrd.s3.port import MAX_COPY_BYTES, MAX_OBJECT_BYTES, MAX_PARTS, MIN_PART_BYTES
 
 MIB: Final = 1 << 20
 COPY_FROM: Final = 64 * MIB
 SINGLE_PUT_PARTS: Final = 2
 """Files up to so many parts' size go with one PUT: three requests fewer, and the ETag is the content's MD5."""
+COPY_LEAST: Final = 16 * MIB
+"""What is sent anyway begins and ends there: fewer bytes between two changes are not worth a request of their own."""
 COPY_STEP: Final = 64 * MIB
-"""The server copies several ranges at the same time: so many bytes each, more where that would be too many parts."""
+COPIES: Final = 32
+"""The server copies several ranges at the same time: `COPY_STEP` bytes each, or so many ranges."""
 
 EVEN_PARTS: Final = 1000
 """So many parts of a file of unknown size are equal. Some stores want all of them to be: R2 does."""
@@ -96,16 +99,19 @@ class Grid:
 def make_plan(file: StagedFile, part_size: int, *, may_copy: bool) -> Plan:
     """Cut a staged file into parts."""
     size = file.size
-    runs = list(_untouched(file, part_size)) if may_copy else []
-    if sum(stop - start for start, stop in runs) < COPY_FROM:
+    runs = list(_untouched(file)) if may_copy else []
+    copied = sum(stop - start for start, stop in runs)
+    if copied < COPY_FROM:
         runs = []
-    step = max(COPY_STEP, 4 * -(-size // MAX_PARTS))
-    step = min(-(-step // part_size) * part_size, MAX_COPY_BYTES // part_size * part_size)
+    step = max(COPY_STEP, -(-copied // COPIES // MIB) * MIB)
+    step = min(step, MAX_COPY_BYTES - MIN_PART_BYTES)
     pieces: list[Piece] = []
 
     def cut(start: int, stop: int, length: int, *, is_copied: bool) -> None:
         while start < stop:
             end = min(start + length, stop)
+            if 0 < stop - end < MIN_PART_BYTES and stop != size:
+                end = stop
             pieces.append(Piece(len(pieces) + 1, start, end, is_copied))
             start = end
 
@@ -115,6 +121,8 @@ def make_plan(file: StagedFile, part_size: int, *, may_copy: bool) -> Plan:
         cut(start, stop, step, is_copied=True)
         position = stop
     cut(position, size, part_size, is_copied=False)
+    if len(pieces) > MAX_PARTS and runs:
+        return make_plan(file, part_size, may_copy=False)
     return Plan(size, part_size, tuple(pieces))
 
 
@@ -135,10 +143,14 @@ def to_fetch(file: StagedFile, plan: Plan) -> list[tuple[int, int]]:
     return ranges
 
 
-def _untouched(file: StagedFile, part_size: int) -> Iterator[tuple[int, int]]:
-    """Yield the runs of whole parts that are as in the base version."""
+def _untouched(file: StagedFile) -> Iterator[tuple[int, int]]:
+    """Yield the runs that are worth being copied from the base version: what lies between them is not too small to be sent."""
+    position = 0
     for start, stop in file.missing():
-        first = -(-start // part_size) * part_size
-        last = stop if stop == file.size else stop // part_size * part_size
-        if first < last:
+        first = -(-start // MIB) * MIB
+        if position < first:
+            first = max(first, position + MIN_PART_BYTES)
+        last = stop if stop == file.size else stop // MIB * MIB
+        if last - first >= COPY_LEAST or (last == file.size and first < last):
             yield first, last
+            position = last

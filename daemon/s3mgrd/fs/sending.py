@@ -54,13 +54,18 @@ class Sender:
         return make_plan(stage.file, part_size, may_copy=may_copy)
 
     async def complete(self, node: Node, stage: Stage, row: StagedRow) -> None:
-        """Fetch from the base version what has to be sent and was not written here.
+        """Fetch from the base version what has to be sent and was not written here; what is sent beside copies `send` fetches.
 
         Raises:
             PreconditionFailed: that version is gone.
             S3mgrError, OSError: S3 did not deliver, or the disk is full.
         """
-        ranges = to_fetch(stage.file, self._plan(stage, row))
+        plan = self._plan(stage, row)
+        if not plan.copies:
+            await self._fetch(node, stage, row, plan)
+
+    async def _fetch(self, node: Node, stage: Stage, row: StagedRow, plan: Plan) -> None:
+        ranges = to_fetch(stage.file, plan)
         if not ranges:
             return
         read = partial(self._read_base, node, row)
@@ -119,7 +124,9 @@ class Sender:
                 like=like,
                 condition=condition,
             )
-        upload_id, parts = await self._begin(node.id, key, plan, metadata, like)
+        async with side_by_side() as nursery:
+            nursery.start_soon(self._fetch, node, stage, row, plan)
+            upload_id, parts = await self._begin(node.id, key, plan, metadata, like)
 
         async def copy(piece: Piece) -> Part:
             return await self._copy(node, key, upload_id, row, piece)
@@ -169,11 +176,8 @@ class Sender:
         """Begin a multipart upload, or take up the one that was interrupted."""
         store, journal = self._volume.store, self._volume.journal
         row = journal.upload(inode)
-        if row is not None and (row.key, row.size, row.part_size) == (
-            key,
-            plan.size,
-            plan.part_size,
-        ):
+        cut = str(hash(plan.pieces))  # of numbers alone: the same in every process
+        if row is not None and (row.key, row.size, row.metadata) == (key, plan.size, cut):
             try:
                 found = await store.list_parts(key, row.upload_id)
             except NotFound:
@@ -188,7 +192,9 @@ class Sender:
         upload_id = await store.create_multipart(
             key, metadata=metadata, content_type=like.content_type, like=like
         )
-        journal.put_upload(UploadRow(inode, key, upload_id, plan.part_size, plan.size))
+        journal.put_upload(
+            UploadRow(inode, key, upload_id, plan.part_size, plan.size, metadata=cut)
+        )
         return upload_id, {}
 
     async def _make_parts(
