@@ -484,6 +484,21 @@ async def test_a_copy_may_demand_a_version_of_its_source(store: ObjectStore) -> 
         await store.head("b")
 
 
+async def test_one_of_many_copies_finds_out_what_the_store_heeds(store: ObjectStore) -> None:
+    """The others wait for it, instead of sending one copy each that must be refused."""
+    source = await store.put("a", b"data", metadata={})
+
+    async def copy(number: int) -> None:
+        await store.copy("a", f"b{number}", source_size=4, if_source_match=source.etag)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(copy, number)
+    assert len((await store.list_page("b", delimited=False)).objects) == 20
+    if isinstance(store, S3Store):
+        assert store.stats.of("CopyObject").count <= 20 + 1
+
+
 async def test_large_copies_go_by_parts(store: ObjectStore) -> None:
     data = os.urandom(2 * MIN_PART_BYTES + 1000)
     source = await store.put("a", data, metadata={"m": "ä"}, content_type="text/plain")
