@@ -36,20 +36,39 @@ def children(pid: int) -> list[int]:
     return [number for number in numbers if parent_of(number) == pid]
 
 
+def descendants(pid: int) -> list[int]:
+    """Return *pid* and all living processes that descend from it."""
+    by_parent: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            by_parent.setdefault(parent_of(int(entry)), []).append(int(entry))
+    found = [pid]
+    for number in found:  # grows while it is gone through
+        found += by_parent.get(number, [])
+    return found
+
+
 @contextmanager
-def peaks(find: Mapping[str, Callable[[], int]]) -> Iterator[dict[str, int]]:
+def peaks(
+    find: Mapping[str, Callable[[], int]], *, tree_of: int | None = None
+) -> Iterator[dict[str, int]]:
     """Sample processes while the context runs; yields the peaks by name, complete when it has ended.
 
     Args:
         find: by name, what returns the pid to look at now: a worker may be replaced.
+        tree_of: also sample what this process and all that descend from it take together, as "all".
     """
     highest = dict.fromkeys(find, 0)
+    if tree_of is not None:
+        highest["all"] = 0
     end = threading.Event()
 
     def sample() -> None:
         while True:
             for name, pid in find.items():
                 highest[name] = max(highest[name], pss_bytes(pid()))
+            if tree_of is not None:
+                highest["all"] = max(highest["all"], sum(map(pss_bytes, descendants(tree_of))))
             if end.wait(SAMPLE_INTERVAL_S):
                 return
 

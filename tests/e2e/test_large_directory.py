@@ -9,6 +9,7 @@ import pytest
 
 from s3mgr.schema import MountStats
 from tests.bench.memory import (
+    ALL_LIMIT_MIB,
     SUPERVISOR_LIMIT_MIB,
     WORKER_LIMIT_MIB,
     Measurement,
@@ -113,4 +114,5 @@ def test_memory_is_bounded(daemon: Daemon, ministack: Endpoint) -> None:
     list_many(measurement, OBJECTS)
     figures = table(measurement.figures)
     assert measurement.worker_mib < WORKER_LIMIT_MIB, figures
+    assert measurement.all_mib < ALL_LIMIT_MIB, figures
     assert measurement.supervisor_mib < SUPERVISOR_LIMIT_MIB, figures
