@@ -1,22 +1,25 @@
 """A relay before an S3 server that understands requests, and answers some of them badly when a test says so.
 
 What befalls the next requests: *unavailable* (503 SlowDown), *error* (500), *reset* (the connection is cut before the
-server hears of it), *lost* (the server does it, and nobody hears the answer) and *slow*.
+server hears of it), *lost* (the server does it, and nobody hears the answer), *slow*, *truncate* (half of an answer, then the
+connection is cut), *corrupt* (a bit of an object's bytes is another, on their way there or back) and *hang* (no answer).
 """
 
 import http.client
+import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from random import Random
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from tests.servers.endpoint import Endpoint
 
-Trouble = Literal["unavailable", "error", "reset", "lost", "slow"]
+Trouble = Literal["unavailable", "error", "reset", "lost", "slow", "truncate", "corrupt", "hang"]
 SLOW_S: Final = 0.05
 STATUS: Final = {"unavailable": (503, "SlowDown"), "error": (500, "InternalError")}
 OF_CONNECTIONS: Final = frozenset({"connection", "transfer-encoding", "content-length"})
@@ -31,7 +34,11 @@ class Relay:
         self._lock = threading.Lock()
         self._trouble: Trouble = "slow"
         self._left = 0
+        self._kinds: Sequence[Trouble] = ()
+        self._share = 0.0
+        self._random = Random(0)  # noqa: S311 the same troubles each time
         self.met = 0
+        self.over: Final = threading.Event()
         relay = self
 
         class Handler(_Handler):
@@ -49,9 +56,17 @@ class Relay:
         with self._lock:
             self._trouble, self._left = what, requests
 
+    def trouble_some(self, kinds: Sequence[Trouble], share: float) -> None:
+        """Let a share of all requests meet trouble of one of *kinds*, until told otherwise."""
+        with self._lock:
+            self._kinds, self._share = kinds, share
+
     def next(self) -> Trouble | None:
         """Return what befalls the request that came now."""
         with self._lock:
+            if self._share and self._random.random() < self._share:
+                self.met += 1
+                return self._random.choice(self._kinds)
             if not self._left:
                 return None
             self._left -= 1
@@ -60,6 +75,7 @@ class Relay:
 
     def close(self) -> None:
         """End it."""
+        self.over.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -113,6 +129,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if trouble == "slow":
             time.sleep(SLOW_S)
+        if trouble == "hang":
+            self._hang()
+            return
+        if trouble == "corrupt" and self.command == "PUT" and body:
+            body = _flipped(body)
         method, target, _ = self.requestline.split(" ", 2)
         names = {name.lower() for name in self.headers} - OF_CONNECTIONS
         self._server_side.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
@@ -135,7 +156,25 @@ class _Handler(BaseHTTPRequestHandler):
         if length is not None and answer.status != http.HTTPStatus.NO_CONTENT:
             self.send_header("Content-Length", length)
         self.end_headers()
+        if trouble == "truncate":
+            self.wfile.write(content[: len(content) // 2])
+            self.close_connection = True
+            return
+        if trouble == "corrupt" and self._is_object(target) and content:
+            content = _flipped(content)
         self.wfile.write(content)
+
+    def _is_object(self, target: str) -> bool:
+        """Whether the answer is an object's bytes: what S3 has checksums of."""
+        path, _, query = target.partition("?")
+        return self.command == "GET" and path.strip("/").count("/") > 0 and not query
+
+    def _hang(self) -> None:
+        """Say nothing until the client has had enough."""
+        self.close_connection = True
+        while not self.owner.over.is_set():
+            if select.select([self.connection], [], [], 0.05)[0]:
+                return
 
     def _refuse(self, status: int, code: str) -> None:
         content = f"<Error><Code>{code}</Code><Message>Trouble.</Message></Error>".encode()
@@ -145,6 +184,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+
+def _flipped(data: bytes) -> bytes:
+    """Change one bit in the middle."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0x40]) + data[middle + 1 :]
 
 
 @contextmanager
