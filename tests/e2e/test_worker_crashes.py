@@ -122,7 +122,8 @@ def test_cp_writes_the_right_bytes(
     digest = _make_big(lab.base / "big")
     # MiniStack needs time for each part of a multipart upload that grows with all parts before it.
     options = (
-        f"part_size_bytes={64 << 20 if FULL else 8 << 20},read_timeout_s=120,retry_deadline_s=240"
+        f"part_size_bytes={64 << 20 if FULL else 8 << 20},read_timeout_s=120,retry_deadline_s=240,"
+        "staging_size_bytes=67108864"  # so that some of it is parked
     )
     mount = daemon.mount(s3_endpoint, bucket, "m", "-o", options)
     program = _until_stopped(
