@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.e2e.differential.drafting import program
 from tests.e2e.differential.running import KINDS, Course, Sites, sites
-from tests.e2e.differential.steps import EVENTS, generate
+from tests.e2e.differential.steps import EVENTS
 from tests.e2e.lab import Lab
 from tests.servers.endpoint import Endpoint
 
@@ -43,10 +44,10 @@ def test_a_mount_is_a_local_directory(made: Sites, kind: tuple[str, int], seed: 
     print(f"seed {seed} on {kind}")
     with made.site(*kind) as site:
         course = Course(site, "p")
-        course.run(list(generate(seed, LENGTH)))
+        course.run(program(seed, LENGTH))
     assert course.done["ok"] > LENGTH // 10
 
 
 def test_the_fixed_seeds_have_everything_happen() -> None:
-    steps = Counter(step.name for seed in SEEDS for step in generate(seed, LENGTH))
+    steps = Counter(step.name for seed in SEEDS for step in program(seed, LENGTH))
     assert steps.keys() >= EVENTS.keys()

@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from tests.e2e.differential.running import KINDS, Course, Difference, Site, Sites, reduced, sites
-from tests.e2e.differential.steps import generate
+from tests.e2e.differential.drafting import program
+from tests.e2e.differential.reducing import reduced
+from tests.e2e.differential.running import KINDS, Course, Difference, Site, Sites, sites
 from tests.e2e.lab import Lab
 from tests.servers.endpoint import Endpoint
 from tests.servers.ministack import run_ministack
@@ -78,21 +79,20 @@ def _run(
     while left > 0:
         # The seed alone says on which mount.
         kind, site = mounts[seed % len(mounts)]
-        program = list(generate(seed, min(left, arguments.length), events=not arguments.no_events))
+        drafts = program(seed, min(left, arguments.length), events=not arguments.no_events)
         faulthandler.dump_traceback_later(HANG_LIMIT_S, exit=True)
         course = Course(site, f"p{seed}")
         try:
-            course.run(program)
+            course.run(drafts)
         except Difference as difference:
-            print(f"seed {seed} on {site.name}, {len(program)} steps: {difference}", flush=True)
+            print(f"seed {seed} on {site.name}, {len(drafts)} steps: {difference}", flush=True)
             faulthandler.dump_traceback_later(HANG_LIMIT_S, exit=True)
-            cut = program[: difference.number + 1]
             fresh = partial(made.site, *kind)
-            for step in reduced(fresh, cut, course.refused, REDUCTION_LIMIT_S):
-                print(f"    {step.name}{step.arguments}")
+            for step in reduced(fresh, course.steps, course.refused, REDUCTION_LIMIT_S):
+                print(f"    {step}")
             return 1
         total.update(course.done)
-        left -= len(program)
+        left -= len(drafts)
         seed += 1
         _report(total, arguments.operations - left, begun)
     faulthandler.cancel_dump_traceback_later()

@@ -7,14 +7,15 @@ import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from s3mgr.api import Client
 from s3mgr.errors import ClientError
+from tests.e2e.differential.choosing import leads_elsewhere, resolved
 from tests.e2e.differential.comparing import (
     DIRECTORY_MODE,
     FILE_MODE,
@@ -106,20 +107,24 @@ class Course:
         self._there = Side(self._mount, is_mount=True)
         self._killer: threading.Thread | None = None
         self._was_killed = False
+        self.steps: list[Step] = []
+        """What was done, with all that its drafts left open: doing it again is the same program."""
         self.refused: set[int] = set()
         """Calls that failed, as they should, by their number: most of them have changed nothing."""
         self.done: Counter[str] = Counter()
         """Steps by name; and by ``ok`` and ``errno`` how calls went."""
 
     def run(self, program: Sequence[Step]) -> None:
-        """Do all steps. Raises Difference, with the step's number."""
+        """Do all steps, or drafts of them. Raises Difference, with the step's number."""
         try:
-            for number, step in enumerate(program):
+            for number, draft in enumerate(program):
+                step = resolved(draft, self._here)
+                self.steps.append(step)
                 try:
                     if not self._do(step):
                         self.refused.add(number)
                 except Difference as difference:
-                    found = Difference(f"step {number}, {step.name}{step.arguments}: {difference}")
+                    found = Difference(f"step {number}, {step}: {difference}")
                     found.number = number
                     raise found from difference
         finally:
@@ -188,7 +193,7 @@ class Course:
     def _outside(self, what: str, path: str, number: int) -> None:
         """Let another client write or delete an object, and the mount hear of it; locally, somebody replaces or removes it."""
         target = self._local / path
-        if _leads_elsewhere(self._local, target):
+        if leads_elsewhere(self._local, path):
             return
         if what == "delete" and not os.path.lexists(target):
             return
@@ -220,16 +225,6 @@ class Course:
             if parent == self._local or os.listdir(parent) or key in markers:
                 return
             parent.rmdir()
-
-
-def _leads_elsewhere(root: Path, target: Path) -> bool:
-    """Whether *target* is a directory, or something on the way to it is none: its key would mean nothing in the mount."""
-    for parent in target.parents:
-        if parent == root:
-            break
-        if os.path.lexists(parent) and (parent.is_symlink() or not parent.is_dir()):
-            return True
-    return target.is_dir() and not target.is_symlink()
 
 
 def _some_attributes(numbers: random.Random) -> dict[str, str]:
@@ -294,45 +289,3 @@ def sites(lab: Lab, endpoint: Endpoint) -> Iterator[Sites]:
     """Start a daemon, and a relay before *endpoint*."""
     with relay_before(endpoint) as relay:
         yield Sites(lab.daemon(), relay, endpoint, lab)
-
-
-def reduced(
-    fresh: Callable[[], AbstractContextManager[Site]],
-    program: Sequence[Step],
-    refused: Collection[int],
-    limit_s: float,
-) -> list[Step]:
-    """Leave steps out of a program that ends in a difference as long as it does; the last step stays.
-
-    First the calls that were *refused* are left out. A difference that needs the moment of a kill may not come again; then
-    nothing can be.
-    """
-    end = time.monotonic() + limit_s
-
-    def tried(steps: list[Step]) -> list[Step] | None:
-        try:
-            with fresh() as site:
-                Course(site, "reduced").run(steps)
-        except Difference as difference:
-            if steps[difference.number] == program[-1]:
-                return steps[: difference.number + 1]
-        return None  # clean, or another difference
-
-    left = list(program)
-    left = tried([step for number, step in enumerate(left) if number not in refused]) or left
-    size = max(1, len(left) // 2)
-    while time.monotonic() < end:
-        start, before = 0, len(left)
-        while start < len(left) - 1 and time.monotonic() < end:
-            shorter = tried(left[:start] + left[min(start + size, len(left) - 1) :])
-            if shorter is None:
-                start += size
-            else:
-                left = shorter
-        if size == 1 and len(left) == before:
-            break
-        size = max(1, size // 2)
-    return left
-
-
-__all__ = ["KINDS", "Course", "Difference", "Site", "Sites", "reduced", "sites"]

@@ -6,8 +6,10 @@ import hashlib
 import mmap
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tests.e2e.differential.steps import RECENT_NS, Step, content
 
@@ -44,6 +46,11 @@ def digest(data: bytes) -> str:
     return f"{len(data)} {hashlib.sha256(data).hexdigest()[:12]}"
 
 
+class _File(NamedTuple):
+    fd: int
+    flags: int
+
+
 class Side:
     """One tree, and the files that the program has open in it.
 
@@ -54,7 +61,7 @@ class Side:
     def __init__(self, root: Path, *, is_mount: bool) -> None:
         self.root: Final = root
         self._is_mount: Final = is_mount
-        self._open: dict[int, int] = {}
+        self._open: dict[int, _File] = {}
 
     def do(self, step: Step) -> Result:
         """Do a step; returns its result or errno."""
@@ -68,16 +75,26 @@ class Side:
         """Close everything; returns what each close said."""
         return [self.do(Step("close", (slot,))) for slot in sorted(self._open)]
 
+    def slots(self, *, reads: bool = False, writes: bool = False) -> list[int]:
+        """Return the slots with a file that is open for reading, and for writing, if that is wanted."""
+        without = {os.O_WRONLY} if reads else set()
+        without |= {os.O_RDONLY} if writes else set()
+        return sorted(
+            slot for slot, file in self._open.items() if file.flags & os.O_ACCMODE not in without
+        )
+
     def _at(self, path: str) -> str:
         return os.path.join(self.root, path)
 
     def _fd(self, slot: int) -> int:
         try:
-            return self._open[slot]
+            return self._open[slot].fd
         except KeyError:
             raise OSError(errno.EBADF, "nothing is open there") from None
 
     def _opened(self, path: str, flags: int, mode: int = 0o644) -> int:
+        if not self._is_mount:
+            flags &= ~os.O_DIRECT  # which here needs no alignment
         try:
             return os.open(self._at(path), flags | os.O_NONBLOCK, mode)
         except OSError as error:
@@ -126,8 +143,8 @@ class Side:
     def open(self, slot: int, path: str, flags: int, mode: int) -> object:
         fd = self._opened(path, flags, mode)
         if slot in self._open:
-            os.close(self._open.pop(slot))
-        self._open[slot] = fd
+            os.close(self._open.pop(slot).fd)
+        self._open[slot] = _File(fd, flags)
         return shown(os.fstat(fd))
 
     def pwrite(self, slot: int, length: int, seed: int, offset: int) -> object:
@@ -147,23 +164,31 @@ class Side:
         size = os.fstat(fd).st_size
         if not size or not _is_file(fd):
             return None
-        with mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE) as area:
+        with _mapped(fd, size, mmap.MAP_SHARED) as address:
             data = content(length, seed)[: max(0, size - offset)]
-            anchor = ctypes.c_char.from_buffer(area)
-            address = ctypes.addressof(anchor)
-            seen = ctypes.create_string_buffer(size)
             # By the C library, which is called without the interpreter's lock: what serves a page fault may need it.
             _LIBC.memcpy(ctypes.c_void_p(address + offset), data, ctypes.c_size_t(len(data)))
-            failed = _LIBC.msync(ctypes.c_void_p(address), ctypes.c_size_t(size), _MS_SYNC)
-            number = ctypes.get_errno()
-            _LIBC.memcpy(seen, ctypes.c_void_p(address), ctypes.c_size_t(size))
-            del anchor
-            if failed:
+            if _LIBC.msync(ctypes.c_void_p(address), ctypes.c_size_t(size), _MS_SYNC):
+                number = ctypes.get_errno()
                 raise OSError(number, os.strerror(number))
-            return digest(seen.raw)
+            return digest(_copied(address, size))
 
-    def fsync(self, slot: int) -> None:
-        os.fsync(self._fd(slot))
+    def map_read(self, slot: int) -> object:
+        """Read through a mapping."""
+        fd = self._fd(slot)
+        size = os.fstat(fd).st_size
+        if not size or not _is_file(fd):
+            return None
+        with _mapped(fd, size, mmap.MAP_PRIVATE) as address:
+            return digest(_copied(address, size))
+
+    def copy_range(self, source: int, target: int, length: int, start: int, to: int) -> object:
+        """Copy from one open file to another, or within one, without a buffer of the program's."""
+        copied = os.copy_file_range(self._fd(source), self._fd(target), length, start, to)
+        return copied, shown(os.fstat(self._fd(target)))
+
+    def fsync(self, slot: int, only_data: bool) -> None:
+        (os.fdatasync if only_data else os.fsync)(self._fd(slot))
 
     def fstat(self, slot: int) -> object:
         return shown(os.fstat(self._fd(slot)))
@@ -171,6 +196,11 @@ class Side:
     def fchmod(self, slot: int, mode: int) -> object:
         os.fchmod(self._fd(slot), mode)
         return shown(os.fstat(self._fd(slot)))
+
+    def futime(self, slot: int, atime_ns: int, mtime_ns: int) -> object:
+        os.utime(self._fd(slot), ns=(atime_ns, mtime_ns))
+        status = os.fstat(self._fd(slot))
+        return status.st_atime_ns, status.st_mtime_ns
 
     def fsetxattr(self, slot: int, name: str, length: int, flags: int) -> object:
         os.setxattr(self._fd(slot), name, content(length, flags), flags)
@@ -260,3 +290,20 @@ class Side:
 
 def _is_file(fd: int) -> bool:
     return stat.S_ISREG(os.fstat(fd).st_mode)
+
+
+@contextmanager
+def _mapped(fd: int, size: int, flags: int) -> Iterator[int]:
+    """Map a file's first *size* bytes; gives the address."""
+    with mmap.mmap(fd, size, flags, mmap.PROT_READ | mmap.PROT_WRITE) as area:
+        anchor = ctypes.c_char.from_buffer(area)
+        try:
+            yield ctypes.addressof(anchor)
+        finally:
+            del anchor
+
+
+def _copied(address: int, size: int) -> bytes:
+    copy = ctypes.create_string_buffer(size)
+    _LIBC.memcpy(copy, ctypes.c_void_p(address), ctypes.c_size_t(size))
+    return copy.raw
