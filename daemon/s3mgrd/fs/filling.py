@@ -30,12 +30,16 @@ async def fill(
         try:
             data = await read(start, stop)
             await trio.to_thread.run_sync(file.put, start, data)
-            file.record(start, len(data))
+            file.record_base(start, len(data))
         finally:
             limiter.release_on_behalf_of(start)
 
-    async with side_by_side() as nursery:
-        for first, last in ranges:
-            for start in range(first, last, FETCH_BYTES):
-                await limiter.acquire_on_behalf_of(start)
-                nursery.start_soon(fetch, start, min(start + FETCH_BYTES, last))
+    changed_ns = file.mtime_ns()
+    try:
+        async with side_by_side() as nursery:
+            for first, last in ranges:
+                for start in range(first, last, FETCH_BYTES):
+                    await limiter.acquire_on_behalf_of(start)
+                    nursery.start_soon(fetch, start, min(start + FETCH_BYTES, last))
+    finally:
+        file.set_mtime_ns(changed_ns)

@@ -141,7 +141,6 @@ class Merger:
                 for name in directories
                 if (node := rows.get(name)) is not None
                 and node.is_directory
-                and node.marker == Marker.EXISTS
                 and not node.attributes_known
             ]
             for name, node in rows.items():

@@ -243,9 +243,8 @@ class Operations(pyfuse3.Operations):
             if is_kept:
                 change = replace(change, ctime_ns=attr.st_ctime_ns)
             await self.fs.attributes.change(number, change)
-            stage = self.fs.stages.get(number)
-            if stage is not None and change.mtime_ns is not None:
-                stage.mtime_ns = None
+            if change.mtime_ns is not None:
+                self.fs.stages.time_set(number)
         return self._entry_of(self.fs.volume.node(number))
 
     async def _truncate(self, inode: Inode, size: int, mtime_ns: int | None = None) -> None:

@@ -118,14 +118,12 @@ class Stages:
     def _load(self, node: Node, row: StagedRow) -> Stage:
         file = self._volume.staging.open(row.inode, row.base_size)
         parking.reconcile(self._volume, Inode(row.inode), file)
-        written_ns = file.mtime_ns()
-        is_later = node.ctime_ns is None or written_ns > node.ctime_ns
         stage = Stage(
             file,
             self.lacking,
             base_etag=row.base_etag,
             dirty=bool(row.dirty),
-            mtime_ns=written_ns if is_later and row.dirty else None,
+            mtime_ns=file.mtime_ns() if file.is_changed and row.dirty else None,
         )
         stage.is_lost = bool(row.conflict) and node.is_detached
         return stage
@@ -379,6 +377,13 @@ class Stages:
         stage.mtime_ns = mtime_ns
         if self._volume.kernel_keeps_times:
             stage.file.set_mtime_ns(mtime_ns)  # for the next worker
+
+    def time_set(self, inode: Inode) -> None:
+        """Note that a file's row says when it was last changed. Raises OSError (ENOSPC): only until a crash."""
+        stage = self._stages.get(inode)
+        if stage is not None:
+            stage.mtime_ns = None
+            stage.file.note_time_set()
 
     def take_up(self, node: Node) -> None:
         """Take up a file that `Tree.create` just made; nothing for one that was there."""

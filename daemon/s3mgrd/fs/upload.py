@@ -164,9 +164,10 @@ class Uploader:
             # An earlier attempt of ours wrote that, and the content has changed since.
             condition = Condition(if_match=unseen.etag)
         stream = await self._streams.take(node.id, stage.file, key)
-        volume.nodes.update(node.id, mtime_ns=self._mtime_ns(node, stage, stream))
-        node = volume.node(node.id)
-        stage.mtime_ns = None
+        if stage.mtime_ns is not None:
+            volume.nodes.update(node.id, mtime_ns=self._mtime_ns(node, stage, stream))
+            self._stages.time_set(node.id)
+            node = volume.node(node.id)
         like = await self._like(node, key, row)
         own = self._metadata.own(node) if stream is None else stream.own
         metadata = descriptions.merged(like.metadata, own)

@@ -5,10 +5,12 @@ offsets, sparse; ``<inode>.log`` holds which of them are ours. A write is acknow
 and its record is in the second; both are then in the kernel's hands and outlive the process (not a power loss:
 for that, fsync() waits for S3).
 
-Log format, ours: records of 16 bytes, two unsigned 64-bit little-endian numbers. (offset, length) is a write;
-(size, 2**64-1) is a truncation to *size*; (n, 2**64-2) is followed by a `Description` in n bytes of JSON, padded to whole
-records, and n = 0 says that S3 need not get the data (any more); (n, 2**64-3) is followed by a `Parked` in the same way. A torn record at the end was never acknowledged and is
-ignored. The last description counts: with it, what was not uploaded can be told and saved when mount.db is lost.
+Log format, ours: records of 16 bytes, two unsigned 64-bit little-endian numbers. (offset, length) is a write, with
+2**63 added to the length if the bytes are the base version's and no change; (size, 2**64-1) is a truncation to *size*;
+(n, 2**64-2) is followed by a `Description` in n bytes of JSON, padded to whole records, and n = 0 says that S3 need not get
+the data (any more); (n, 2**64-3) is followed by a `Parked` in the same way; (0, 2**64-4) says that mount.db has the time of the
+last change. A torn record at the end was never acknowledged and is ignored. The last description counts: with it, what was not
+uploaded can be told and saved when mount.db is lost.
 
 The content of a staged file of *size* bytes: what the records cover comes from the staging file, but for what was parked
 in S3 since, for want of room on the disk; other bytes below `base_size` come from the base version in S3; the rest is zeros, which the sparse staging file has too.
@@ -33,6 +35,8 @@ _RECORD: Final = struct.Struct("<QQ")
 _TRUNCATE: Final = (1 << 64) - 1
 _DESCRIPTION: Final = (1 << 64) - 2
 _PARKED: Final = (1 << 64) - 3
+_TIME_SET: Final = (1 << 64) - 4
+_OF_BASE: Final = 1 << 63
 _MAX_DESCRIPTION_BYTES: Final = 64 << 10
 _LOG_READ_BYTES: Final = 1 << 20
 _PUNCH: Final = 0x03
@@ -112,6 +116,8 @@ class StagedFile:
         self.description: Description | None = None
         """What the data was to become; None: S3 need not get it, or nothing was ever said."""
         self.is_described = False
+        self.is_changed = False
+        """Whether anything was written or truncated since mount.db got the time of the last change."""
         self.is_closed = False
         self.parked: list[Parked] = []
         """What lies in S3 and not here, in order, disjoint; bytes that were written over it since count."""
@@ -143,6 +149,8 @@ class StagedFile:
             after = position + _RECORD.size
             if second == _TRUNCATE:
                 self._apply_truncate(first)
+            elif second == _TIME_SET:
+                self.is_changed = False
             elif second in (_DESCRIPTION, _PARKED):
                 payload = chunk[after : after + first]
                 if first > _MAX_DESCRIPTION_BYTES or len(payload) < first:
@@ -152,6 +160,8 @@ class StagedFile:
                 else:
                     self._apply_parked(msgspec.json.decode(payload, type=Parked))
                 after += _padded(first)
+            elif second & _OF_BASE:
+                self.extents.add(first, first + (second & ~_OF_BASE))
             else:
                 self._apply_write(first, first + second)
             position = after
@@ -176,6 +186,16 @@ class StagedFile:
         self.entered.forget(offset, offset + length) if runs is None else self.entered.add(runs)
         self._append(offset, length)
         self._apply_write(offset, offset + length)
+
+    def record_base(self, offset: int, length: int) -> None:
+        """Take note of bytes of the base version that `put` wrote, so that they need not come from there: no change."""
+        self._append(offset, length | _OF_BASE)
+        self.extents.add(offset, offset + length)
+
+    def note_time_set(self) -> None:
+        """Note that mount.db has the time of the last change, which may be what somebody said."""
+        self._append(0, _TIME_SET)
+        self.is_changed = False
 
     def truncate(self, size: int) -> None:
         """Set the size; what grows is zeros."""
@@ -305,6 +325,7 @@ class StagedFile:
 
     def _apply_write(self, start: int, stop: int) -> None:
         self.extents.add(start, stop)
+        self.is_changed = True
         if stop > self.size:
             self._resize(stop)
 
@@ -320,6 +341,7 @@ class StagedFile:
         if self.parked:
             self.parked = [p.part(0, size) for p in self.parked if p.start < size]
         self.base_size = min(self.base_size, size)
+        self.is_changed = True
         self._resize(size)
 
     def _resize(self, size: int) -> None:

@@ -557,3 +557,67 @@ async def test_special_files_are_metadata_and_nothing_else(
         node = await lab.get("t")
         assert (node.kind, attributes.type_bits(node)) == (Kind.SPECIAL, stat.S_IFMT(st_mode))
         assert node.rdev == rdev
+
+
+# Times, and crashes
+
+
+async def test_the_last_of_write_and_utimens_says_the_time_after_a_crash(lab: Lab) -> None:
+    """Whatever else changes the file afterwards: its owner, its name, or what is fetched of its base version."""
+    said_ns = 5 * S
+    lab.settings = settings(write_mode="writeback")
+    lab.store.insert("based", b"0123456789")
+    async with lab.mounted(sync=False) as fs:
+        inodes = {}
+        for name in ("written", "told"):
+            inodes[name] = (await lab.write(name, b"x", close=False)).id
+        inodes["based"] = (await lab.get("based")).id
+        await fs.stages.write(inodes["based"], 0, b"x")
+        for inode in inodes.values():
+            await fs.attributes.change(inode, AttributeChange(mtime_ns=said_ns))
+            fs.stages.time_set(inode)
+        await fs.stages.write(inodes["written"], 1, b"y")
+        await fs.attributes.change(inodes["written"], AttributeChange(uid=1001))
+        await lab.rename("written", "renamed")
+        stage, row = fs.stages.get(inodes["based"]), fs.volume.journal.staged(inodes["based"])
+        assert stage is not None
+        assert row is not None
+        await fs.uploader._sender.complete(fs.volume.node(inodes["based"]), stage, row)
+        assert not stage.file.missing()
+    async with lab.mounted(sync=False) as fs:
+        times = {name: fs.stages.mtime_ns(await lab.get(name)) for name in ("told", "based")}
+        assert times == dict.fromkeys(("told", "based"), said_ns)
+        assert fs.stages.mtime_ns(await lab.get("renamed")) > said_ns
+
+
+async def test_what_is_fetched_of_a_base_version_is_no_change(lab: Lab) -> None:
+    lab.settings = settings(write_mode="writeback")
+    lab.store.insert("a", b"0123456789")
+    async with lab.mounted(sync=False) as fs:
+        node = await lab.get("a")
+        await fs.stages.write(node.id, 0, b"x")
+        stage, row = fs.stages.get(node.id), fs.volume.journal.staged(node.id)
+        assert stage is not None
+        assert row is not None
+        stage.file.set_mtime_ns(S)
+        await fs.uploader._sender.complete(node, stage, row)
+    async with lab.mounted(sync=False) as fs:
+        assert fs.stages.mtime_ns(await lab.get("a")) == S
+        assert await lab.read("a") == b"x123456789"
+
+
+async def test_a_directory_that_a_page_for_another_name_told_of_is_listed_with_its_attributes(
+    lab: Lab,
+) -> None:
+    """It was looked at as a neighbour; whoever lists it must not see defaults in the place of what its marker says."""
+    lab.settings = settings(attributes="full")
+    lab.store.insert("top/a", b"x")
+    lab.store.insert("top/b/", b"", metadata={"mode": str(stat.S_IFDIR | 0o700)})
+    lab.store.insert("top/c/inside", b"")
+    async with lab.mounted(sync=False) as fs:
+        await lab.get("top/a")
+        fs.volume.distrust((await lab.get("top")).id)
+        assert await lab.ls("top") == ["a", "b/", "c/"]
+        node = fs.volume.nodes.find((await lab.get("top")).id, "b")
+        assert node is not None
+        assert node.mode == 0o700
