@@ -115,9 +115,12 @@ class Objects:
                     continue  # that version is gone already
                 with volume.database.transaction():
                     volume.journal.end_writes(kept)
-                    volume.nodes.update(node.id, remote_key=kept, etag=written.etag)
+                    current = volume.nodes.get(node.id)
+                    if current is not None and current.remote_key == key:
+                        volume.nodes.update(node.id, remote_key=kept, etag=written.etag)
+                    holder = None if current is None else node.id  # None: it was let go meanwhile
                     volume.journal.add_delete(
-                        kept, etag=written.etag, holder=node.id, now_ns=volume.now_ns()
+                        kept, etag=written.etag, holder=holder, now_ns=volume.now_ns()
                     )
 
     async def _park(self, node: Node, key: str) -> None:
@@ -138,6 +141,13 @@ class Objects:
             )
             with volume.database.transaction():
                 volume.journal.end_writes(parked)
+                current = volume.nodes.get(node.id)
+                if current is None or current.is_detached or current.remote_key != key:
+                    # Removed, or uploaded to where it belongs, while it was copied.
+                    volume.journal.add_delete(
+                        parked, etag=written.etag, holder=None, now_ns=volume.now_ns()
+                    )
+                    return
                 volume.nodes.update(node.id, remote_key=parked, etag=written.etag)
 
     async def _move(self, node: Node, source: str, target: str) -> None:

@@ -93,8 +93,8 @@ class Side:
             raise OSError(errno.EBADF, "nothing is open there") from None
 
     def _opened(self, path: str, flags: int, mode: int = 0o644) -> int:
-        if not self._is_mount:
-            flags &= ~os.O_DIRECT  # which here needs no alignment
+        if not self._is_mount and (os.path.isfile(self._at(path)) or flags & os.O_CREAT):
+            flags &= ~os.O_DIRECT  # which in a mount needs no alignment
         try:
             return os.open(self._at(path), flags | os.O_NONBLOCK, mode)
         except OSError as error:

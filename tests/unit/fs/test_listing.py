@@ -1,5 +1,7 @@
 """Listings: streamed, shared, and never shown in part as if they were all."""
 
+import stat
+
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -192,3 +194,20 @@ async def test_a_very_large_directory_is_listed_by_ranges_side_by_side(
     assert took_s < pages * latency_s / 2
     # Ranges end with a page that is not full, or find nothing: a bounded waste.
     assert pages <= lab.store.calls["list_page"] <= 1.5 * pages
+
+
+async def test_a_directory_that_a_page_for_another_name_told_of_is_listed_with_its_attributes(
+    lab: Lab,
+) -> None:
+    """It was looked at as a neighbour; whoever lists it must not see defaults in the place of what its marker says."""
+    lab.settings = settings(attributes="full")
+    lab.store.insert("top/a", b"x")
+    lab.store.insert("top/b/", b"", metadata={"mode": str(stat.S_IFDIR | 0o700)})
+    lab.store.insert("top/c/inside", b"")
+    async with lab.mounted(sync=False) as fs:
+        await lab.get("top/a")
+        fs.volume.distrust((await lab.get("top")).id)
+        assert await lab.ls("top") == ["a", "b/", "c/"]
+        node = fs.volume.nodes.find((await lab.get("top")).id, "b")
+        assert node is not None
+        assert node.mode == 0o700

@@ -62,6 +62,26 @@ async def test_two_files_of_which_one_is_not_in_s3_change_places(
         assert contents(lab) == {"a": b"new", "b": b"a"}
 
 
+async def test_a_file_that_is_uploaded_while_its_old_object_is_put_aside_is_where_it_was_uploaded(
+    lab: Lab,
+) -> None:
+    """Another file waits for the old key, which cannot become free by a move: what lies there is being changed."""
+    fill(lab, "a")
+    async with lab.mounted() as fs, trio.open_nursery() as nursery:
+        await lab.rename("a", "b")
+        changed = await lab.get("b")
+        await fs.stages.write(changed.id, 0, b"b, and much longer")
+        new = await lab.write("a", b"new", close=False)
+        with lab.store.hold("copy") as hold:
+            nursery.start_soon(fs.commit, new.id)
+            await hold.arrived()
+            await fs.commit(changed.id)
+        await lab.settle()
+        assert contents(lab) == {"a": b"new", "b": b"b, and much longer"}
+        node = await lab.get("b")
+        assert (fs.volume.key_in_s3(node), node.etag) == ("b", lab.store.objects["b"].head.etag)
+
+
 async def test_two_directories_change_places(lab: Lab, autojump_clock: MockClock) -> None:
     """Each one's place is taken by the other: one goes out of the way first, and nothing of that is seen."""
     fill(lab, "d/", "d/x", "d/s/y", "p/e/x", "p/e/z")
