@@ -182,15 +182,19 @@ class StagedFile:
 
     def record(self, offset: int, length: int) -> None:
         """Acknowledge bytes that `put` wrote: they are the file's from here on."""
-        runs = self._put.pop((offset, length), None)
-        self.entered.forget(offset, offset + length) if runs is None else self.entered.add(runs)
+        self._note_entered(offset, length)
         self._append(offset, length)
         self._apply_write(offset, offset + length)
 
     def record_base(self, offset: int, length: int) -> None:
         """Take note of bytes of the base version that `put` wrote, so that they need not come from there: no change."""
+        self._note_entered(offset, length)
         self._append(offset, length | _OF_BASE)
         self.extents.add(offset, offset + length)
+
+    def _note_entered(self, offset: int, length: int) -> None:
+        runs = self._put.pop((offset, length), None)
+        self.entered.forget(offset, offset + length) if runs is None else self.entered.add(runs)
 
     def note_time_set(self) -> None:
         """Note that mount.db has the time of the last change, which may be what somebody said."""
