@@ -141,16 +141,29 @@ class Express:
 
     @_at_once
     def flush(self, handle: int) -> Answer:
-        """Do nothing at close(2) of what was only read."""
-        return None if read_handle(handle).writes else 0
+        """Do nothing at close(2) of what was only read, or is uploaded later and need not wait for room."""
+        inode, writes = read_handle(handle)
+        if writes:
+            self._volume.node(inode)  # fails where a lost mount.db took it
+            return 0 if self.fs.may_close_now() else None
+        return 0
 
     @_at_once
     def release(self, handle: int) -> Answer:
-        """Note that a handle that only read is gone."""
-        if read_handle(handle).writes:
-            return None
+        """Note that a handle is gone."""
+        inode, writes = read_handle(handle)
         self.fs.reader.close(handle)
+        if writes:
+            self.fs.closed(inode)
         return 0
+
+    @_at_once
+    def written(self, inode: int, mtime_ns: int, ctime_ns: int) -> Answer:
+        """Take the times that a kernel which gathers writes kept of a file."""
+        number = Inode(inode)
+        if not self.fs.stages.written_at(number, mtime_ns, ctime_ns):
+            return None  # somebody set them
+        return self.getattr(inode)
 
     # Directories
 

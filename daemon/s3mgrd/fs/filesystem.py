@@ -284,6 +284,13 @@ class FileSystem:
         if self.stages.queue(inode):
             self._wake()
 
+    def may_close_now(self) -> bool:
+        """Whether `flush` would have nothing to wait for, whatever the file."""
+        settings = self.volume.settings
+        return settings.write_mode == "writeback" and not self.stages.backlog.is_full(
+            settings.dirty_limit_bytes
+        )
+
     def gathered(self) -> list[Inode]:
         """Return the files of which the kernel may have gathered writes that it did not send yet."""
         return self.stages.writing() if self.volume.kernel_keeps_times else []

@@ -300,7 +300,7 @@ async def test_opens_that_may_write_and_errors_go_the_usual_way(lab: Lab) -> Non
         assert express.read(node.id + 1000, 0, 1) is None
         handle = Handles().make(node.id, writes=True)
         assert express.flush(handle) is None
-        assert express.release(handle) is None
+        assert express.release(handle) == 0
 
 
 async def test_what_is_staged_is_not_read_from_what_s3_has(cached: Lab) -> None:
@@ -316,3 +316,34 @@ async def test_what_is_staged_is_not_read_from_what_s3_has(cached: Lab) -> None:
         await fs.commit(node.id)
         found = express.read(node.id, 0, 9)
         assert found is None or joined(found) == body[:3] + b"new" + body[6:9]
+
+
+async def test_a_file_to_be_uploaded_later_is_closed_at_once(lab: Lab) -> None:
+    """Unless close() has to wait: for S3, or for room."""
+    lab.settings.write_mode = "writeback"
+    async with lab.mounted(sync=False) as fs:
+        express = express_of(lab)
+        node = await lab.write("a", b"hello", close=False)
+        fs.stages.opened(node.id)
+        handle = Handles().make(node.id, writes=True)
+        assert express.flush(handle) == 0
+        assert express.release(handle) == 0
+        assert fs.stages.backlog.files == 1
+        lab.settings.dirty_limit_bytes = 4
+        assert express.flush(handle) is None
+        lab.settings.write_mode = "close"
+        assert express.flush(handle) is None
+
+
+async def test_the_time_of_a_write_is_taken_from_the_kernel(lab: Lab) -> None:
+    async with lab.mounted(sync=False) as fs:
+        express = express_of(lab)
+        node = await lab.write("a", b"hello", close=False)
+        later_ns = lab.now_ns + 5
+        assert isinstance(express.written(node.id, later_ns, later_ns), bytes)
+        assert fs.stages.mtime_ns(fs.volume.node(node.id)) == later_ns
+        assert express.written(node.id, 7, later_ns) is None  # utimensat without an access time
+        await fs.commit(node.id)
+        assert isinstance(express.written(node.id, later_ns, later_ns + 9), bytes)
+        assert fs.volume.node(node.id).ctime_ns == later_ns + 9
+        assert not fs.volume.node(node.id).attributes_dirty
