@@ -34,7 +34,7 @@ class Site:
         self.daemon = daemon
         self.bucket = bucket
         self.client = endpoint.boto3()
-        self.mount = daemon.mount(endpoint, bucket)
+        self.mount = daemon.mount(endpoint, bucket, "m", "-o", "writeback_cache=on")
 
     def put(self, key: str, body: bytes) -> None:
         self.client.put_object(Bucket=self.bucket, Key=key, Body=body)

@@ -75,11 +75,21 @@ async def test_a_mount_has_the_limits_and_options_of_the_table(lab: Lab) -> None
     assert info.fuse_minor == connection.minor
 
 
-@pytest.mark.parametrize("read_only", [False, True])
-async def test_the_kernel_gathers_writes_where_there_are_any(lab: Lab, read_only: bool) -> None:
-    spec = lab.spec("m", options=MountOptions(read_only=read_only))
-    connection = await lab.kernel.mount(spec, name="m", connection_id="1")
-    assert bool(connection.flags & Cap.WRITEBACK_CACHE) != read_only
+@pytest.mark.parametrize(
+    ("options", "gathers"),
+    [
+        (MountOptions(), False),
+        (MountOptions(write_mode="writeback"), True),
+        (MountOptions(write_mode="writeback", writeback_cache="off"), False),
+        (MountOptions(writeback_cache="on"), True),
+        (MountOptions(writeback_cache="on", read_only=True), False),
+    ],
+)
+async def test_the_kernel_gathers_writes_for_who_asked_for_speed(
+    lab: Lab, options: MountOptions, gathers: bool
+) -> None:
+    connection = await lab.kernel.mount(lab.spec("m", options=options), name="m", connection_id="1")
+    assert bool(connection.flags & Cap.WRITEBACK_CACHE) == gathers
     await connection.unmount()
     connection.close()
 

@@ -17,6 +17,7 @@ ID_MAX = 0xFFFF_FFFE  # (uid_t)-1 means "no change" to the kernel
 UserOrGroupId = Annotated[int, Meta(ge=0, le=ID_MAX)]
 Attributes = Literal["lazy", "full", "off"]
 WriteMode = Literal["close", "writeback"]
+WritebackCache = Literal["auto", "on", "off"]
 Fsync = Literal["local", "remote"]
 Addressing = Literal["auto", "path", "virtual"]
 
@@ -181,6 +182,13 @@ class MountOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             "when data and journal are on the local disk; the upload follows in the background."
         ),
     ] = "close"
+    writeback_cache: Annotated[
+        WritebackCache,
+        Meta(
+            description="Let the kernel gather small writes: many times faster, but what a program has written and neither closed nor "
+            "synced is lost when worker and daemon are killed together. `auto`: with `write_mode=writeback`."
+        ),
+    ] = "auto"
     fsync: Annotated[
         Fsync,
         Meta(

@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from s3mgr.schema import KernelInfo, MountSpec
+from s3mgr.schema import KernelInfo, MountOptions, MountSpec
 from s3mgrd.errors import (
     Conflict,
     Denied,
@@ -213,10 +213,10 @@ class FuseKernel:
             spec: what to mount where; uid, gid and allow_other are filled in.
             name: of the mount, for messages.
             connection_id: a new one.
-            writeback_cache: let the kernel gather writes (`tuning.WRITEBACK`); None: unless the mount is read-only.
+            writeback_cache: let the kernel gather writes (`tuning.WRITEBACK`); None: as the spec says.
         """
         if writeback_cache is None:
-            writeback_cache = not spec.options.read_only
+            writeback_cache = _gathers_writes(spec.options)
         if self._user_mode:
             return await self._mount_shielded(
                 spec, name, connection_id, writeback_cache=writeback_cache, target=None
@@ -417,6 +417,13 @@ def _mount_as_root(spec: MountSpec, target: int) -> int:
         os.close(fuse_fd)
         raise _mount_error(spec.mountpoint, exc.strerror or str(exc), exc.errno) from exc
     return fuse_fd
+
+
+def _gathers_writes(options: MountOptions) -> bool:
+    """Whether the kernel is to gather writes."""
+    if options.read_only or options.writeback_cache == "off":
+        return False
+    return options.writeback_cache == "on" or options.write_mode == "writeback"
 
 
 def _handshake(fuse_fd: int, writeback_cache: bool) -> tuple[abi.InitRequest, abi.Cap]:

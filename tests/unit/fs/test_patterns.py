@@ -68,7 +68,7 @@ def test_ranges_ahead_meet_those_of_another_reader() -> None:
     reads(other, [n * MIB for n in range(6)], MIB)
     first = {stop for _, stop in ahead(one, 6 * MIB)}
     second = {stop for _, stop in ahead(other, 6 * MIB + 12345)}
-    assert first == second
+    assert {stop for stop in second if stop <= max(first)} == first  # the other is ahead a bit
 
 
 def test_nothing_is_wanted_beyond_the_end() -> None:
