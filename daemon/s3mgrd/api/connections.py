@@ -76,8 +76,9 @@ class ClientStream:
         return bytes(await self._stream.receive_some(max_bytes))
 
     async def send_eof(self) -> None:
-        """Say that nothing more will be sent."""
-        await self._stream.send_eof()
+        """Say that nothing more will be sent; not in the middle of what another task sends."""
+        async with self._sending:
+            await self._stream.send_eof()
 
     async def aclose(self) -> None:
         """Close the connection."""

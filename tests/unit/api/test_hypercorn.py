@@ -4,6 +4,7 @@ import importlib.metadata
 import inspect
 
 import trio
+import trio.testing
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.lifespan import Lifespan
@@ -92,6 +93,8 @@ async def test_two_tasks_may_send_and_each_is_sent_whole() -> None:
     async with trio.SocketStream(theirs) as client, trio.open_nursery() as nursery:
         nursery.start_soon(stream.send_all, first)
         nursery.start_soon(stream.send_all, second)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(stream.send_eof)
         while len(received) < len(first) + len(second):
             received += await client.receive_some(1 << 16)
     await stream.aclose()
