@@ -19,8 +19,8 @@ from pyfuse3 import EntryAttributes
 import s3mgrd.daemon
 from s3mgrd import __main__ as program
 from s3mgrd.cache.nodes import Listed, Node
-from s3mgrd.fs import express, operations
-from s3mgrd.fs.showing import Shower, absence, absence_reply
+from s3mgrd.fs.kernel import express, operations
+from s3mgrd.fs.kernel.showing import Shower, absence, absence_reply
 from s3mgrd.fs.volume import Volume
 from s3mgrd.worker import main as worker
 from s3mgrd.worker.spawn import DEFAULT_WARM, WorkerProcesses

@@ -1,7 +1,7 @@
 """Rows of inodes, read and written.
 
 A `Node` is a snapshot of one row: it does not follow later changes. Functions here are SQL and nothing else; what
-the columns mean stands in `s3mgrd.cache.schema`, what may change them in `s3mgrd.fs.namespace`.
+the columns mean stands in `s3mgrd.cache.schema`, what may change them in `s3mgrd.fs.learning.namespace`.
 
 Rows asked for by number are remembered until anything in mount.db changes: a walk asks for the same few directories
 with every name, and a statement costs 10 µs.

@@ -53,12 +53,12 @@ conflicts   Conflict copies: what an upload that another writer outran was to wr
             inode, and its row in staged stays with it; no other inode ever gets the number, which is the copy's id.
     path             Where it was to be when it lost, relative to the mount.
     reason           What the other had done: "replaced" the object, "removed" it, or made one where none may "exist";
-                     "recovered": mount.db was lost, and with it what the data was to become (fs/recovery.py).
+                     "recovered": mount.db was lost, and with it what the data was to become (fs/writing/recovery.py).
     winner_etag      What lay there then; NULL: nothing, or it could not be asked.
     missing          Bytes of the version it started from that nobody has any more; they read as zeros when it is restored.
     lost_ns          When it lost.
 uploads     A multipart upload begun for a staged file. grows 1: it was begun while the file was being written, in parts that
-            grow with their offset (fs/parts.py); only those in parts are of the content as it is.
+            grow with their offset (fs/writing/parts.py); only those in parts are of the content as it is.
     size             Of the content that is to be completed, which has not changed since; 0: it is still being written.
     metadata         Of one that grows: the attributes it was begun with, JSON. Of others: how the file was cut.
 parts       Parts that S3 has of an upload that grows. One whose bytes change is dropped before they do.
@@ -71,7 +71,7 @@ moves       A directory rename that S3 follows: copy everything below source to 
 moved       Keys below a move's source that are copied: the version copied and the version it became.
 writes      One row per request that may be changing a key now, written before it is sent and dropped by the transaction
             that takes note of its success. A row that is left tells of a request whose outcome nobody saw: the worker
-            died, or no answer came. Then what lies at the key may be ours though nothing else says so (fs/strays.py).
+            died, or no answer came. Then what lies at the key may be ours though nothing else says so (fs/following/strays.py).
     size, mtime      What was sent: size, and the metadata's mtime; mtime NULL: it was sent without, or copied.
     etag             Of what was copied; NULL: it was sent.
 calls       Changes made through the kernel that may not be answered yet: number is that of the repeat ring

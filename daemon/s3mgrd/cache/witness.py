@@ -24,7 +24,7 @@ INODES_BETWEEN: Final = 1 << 34
 """A database that replaces another gives inode numbers from so far above where that one's last opening began: no worker
 lives long enough to give as many."""
 MAX_FIRST_INODE: Final = 1 << 43
-"""File handles hold 44 bits of an inode number (fs/handles.py); beyond this the numbers begin anew. Hundreds of
+"""File handles hold 44 bits of an inode number (fs/kernel/handles.py); beyond this the numbers begin anew. Hundreds of
 databases were replaced by then while this directory stayed."""
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _WAL_HEADER: Final = struct.Struct(">8I")

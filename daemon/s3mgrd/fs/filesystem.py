@@ -10,33 +10,33 @@ import trio
 
 from s3mgrd.cache.nodes import ROOT, Inode, Kind, Marker, Node
 from s3mgrd.errors import Conflict, Corrupt
-from s3mgrd.fs import parking
-from s3mgrd.fs.archive import ArchiveGate
-from s3mgrd.fs.asking import Asker
-from s3mgrd.fs.attribute_changes import AttributeChanges
-from s3mgrd.fs.backlog import PAUSED
-from s3mgrd.fs.completing import Completer
-from s3mgrd.fs.conflicts import Conflicts, Notice
+from s3mgrd.fs.changing.archive import ArchiveGate
+from s3mgrd.fs.changing.attribute_changes import AttributeChanges
+from s3mgrd.fs.changing.conflicts import Conflicts, Notice
+from s3mgrd.fs.changing.tree import Tree
 from s3mgrd.fs.counters import Counters
 from s3mgrd.fs.durability import LocalDisk
+from s3mgrd.fs.following.move import Mover
+from s3mgrd.fs.following.objects import Objects
+from s3mgrd.fs.following.sync import Syncer
+from s3mgrd.fs.following.upload import Uploader
 from s3mgrd.fs.health import Health
-from s3mgrd.fs.listing import Lister
-from s3mgrd.fs.metadata import SAMPLED, USED, Metadata
-from s3mgrd.fs.move import Mover
-from s3mgrd.fs.namespace import Namespace
-from s3mgrd.fs.objects import Objects
-from s3mgrd.fs.pins import PINS, Pins
-from s3mgrd.fs.prefetch import Prefetcher
-from s3mgrd.fs.pruning import Pruner
-from s3mgrd.fs.reader import Reader
-from s3mgrd.fs.recovery import Recovery
-from s3mgrd.fs.stages import Stage, Stages
-from s3mgrd.fs.streaming import Streams
-from s3mgrd.fs.sync import Syncer
-from s3mgrd.fs.tree import Tree
-from s3mgrd.fs.upload import Uploader
+from s3mgrd.fs.learning.asking import Asker
+from s3mgrd.fs.learning.listing import Lister
+from s3mgrd.fs.learning.metadata import SAMPLED, USED, Metadata
+from s3mgrd.fs.learning.namespace import Namespace
+from s3mgrd.fs.learning.pruning import Pruner
+from s3mgrd.fs.reading.pins import PINS, Pins
+from s3mgrd.fs.reading.prefetch import Prefetcher
+from s3mgrd.fs.reading.reader import Reader
+from s3mgrd.fs.reading.warming import Warmer
 from s3mgrd.fs.volume import Volume
-from s3mgrd.fs.warming import Warmer
+from s3mgrd.fs.writing import parking
+from s3mgrd.fs.writing.backlog import PAUSED
+from s3mgrd.fs.writing.completing import Completer
+from s3mgrd.fs.writing.recovery import Recovery
+from s3mgrd.fs.writing.stages import Stage, Stages
+from s3mgrd.fs.writing.streaming import Streams
 from s3mgrd.s3.counting import Waiting
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Where the contents of renamed directories are in S3, and what else changes when they are on their way.
 
-The rules that `s3mgrd.fs.move` (which copies), the tree and the uploads share. A directory with `remote_prefix` has its
+The rules that `s3mgrd.fs.following.move` (which copies), the tree and the uploads share. A directory with `remote_prefix` has its
 contents there; its row in `moves` says where they are being copied to. Everything here is a step of the caller's
 transaction, without a checkpoint.
 

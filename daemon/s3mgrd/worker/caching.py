@@ -18,9 +18,9 @@ from s3mgr.schema import (
     WarmReport,
 )
 from s3mgrd.errors import Conflict
-from s3mgrd.fs import cached
 from s3mgrd.fs.filesystem import FileSystem
-from s3mgrd.fs.warming import Warming
+from s3mgrd.fs.inspecting import cached
+from s3mgrd.fs.reading.warming import Warming
 
 
 class Cacher(ABC):

@@ -1,4 +1,4 @@
-"""Has libfuse ask `s3mgrd.fs.express` before it asks pyfuse3.
+"""Has libfuse ask `s3mgrd.fs.kernel.express` before it asks pyfuse3.
 
 pyfuse3 gives libfuse a table of its handlers (``struct fuse_lowlevel_ops``) when it starts a session. `install` stands between
 the two: it puts a function of ours into the slot through which pyfuse3 calls ``fuse_session_new``, and there replaces some of the
@@ -18,7 +18,7 @@ from typing import Final
 
 import pyfuse3
 
-from s3mgrd.fs.express import Answer, Express
+from s3mgrd.fs.kernel.express import Answer, Express
 from s3mgrd.worker.slots import Unexpected, find_slot, write_slot
 
 log = logging.getLogger(__name__)

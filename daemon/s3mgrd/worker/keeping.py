@@ -13,10 +13,10 @@ from s3mgr.schema import (
     RestoreRequest,
     UploadQueue,
 )
-from s3mgrd.fs import inspection
 from s3mgrd.fs.filesystem import FileSystem
-from s3mgrd.fs.queue import QueueControl
-from s3mgrd.fs.restoring import Restorer
+from s3mgrd.fs.inspecting import inspection
+from s3mgrd.fs.inspecting.queue import QueueControl
+from s3mgrd.fs.inspecting.restoring import Restorer
 
 
 class Keeper(ABC):

@@ -40,13 +40,13 @@ from s3mgrd.errors import (
     S3mgrError,
     Unavailable,
 )
-from s3mgrd.fs import inspection
-from s3mgrd.fs.conflicts import Notice
+from s3mgrd.fs.changing.conflicts import Notice
 from s3mgrd.fs.filesystem import BUCKET, FileSystem, adopt_database
-from s3mgrd.fs.forgetting import Forgetter
-from s3mgrd.fs.known import Known
-from s3mgrd.fs.operations import Operations, ask_kernel_holds
-from s3mgrd.fs.sync import Left
+from s3mgrd.fs.following.sync import Left
+from s3mgrd.fs.inspecting import inspection
+from s3mgrd.fs.inspecting.known import Known
+from s3mgrd.fs.kernel.operations import Operations, ask_kernel_holds
+from s3mgrd.fs.learning.forgetting import Forgetter
 from s3mgrd.fs.volume import Settings, Volume
 from s3mgrd.fuse import abi, tuning
 from s3mgrd.journal.staging import StagingDirectory

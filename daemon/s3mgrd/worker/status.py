@@ -6,8 +6,8 @@ from typing import Literal
 from s3mgr.schema import ConditionSupport, FailedUpload, WarmProgress
 from s3mgrd.cache.damage import SetAside
 from s3mgrd.errors import BucketNotFound, CredentialsRejected, Denied, S3mgrError
-from s3mgrd.fs import inspection
 from s3mgrd.fs.filesystem import FileSystem
+from s3mgrd.fs.inspecting import inspection
 from s3mgrd.worker.protocol import StatusEvent
 
 

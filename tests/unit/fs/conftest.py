@@ -12,8 +12,8 @@ import trio
 from s3mgrd.cache.blocks import BlockCache
 from s3mgrd.cache.database import MountDatabase, open_database
 from s3mgrd.cache.nodes import ROOT, Inode, Listed, Node, NodeTable
+from s3mgrd.fs.changing.tree import Creator
 from s3mgrd.fs.filesystem import FileSystem, adopt_database
-from s3mgrd.fs.tree import Creator
 from s3mgrd.fs.volume import NS, Settings, Volume
 from s3mgrd.journal.staging import StagingDirectory
 from s3mgrd.journal.tables import Journal

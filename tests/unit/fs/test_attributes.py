@@ -10,8 +10,8 @@ import trio
 from s3mgrd.cache.nodes import Kind
 from s3mgrd.errors import Unavailable
 from s3mgrd.fs import attributes, descriptions, xattr_header
-from s3mgrd.fs.attribute_changes import AttributeChange
-from s3mgrd.fs.backlog import GATHER_S
+from s3mgrd.fs.changing.attribute_changes import AttributeChange
+from s3mgrd.fs.writing.backlog import GATHER_S
 from tests.unit.fs.conftest import START_NS, WHO, Lab, settings
 
 S = 1_000_000_000

@@ -15,7 +15,7 @@ import trio
 
 from s3mgrd.cache.nodes import Inode
 from s3mgrd.errors import PreconditionFailed
-from s3mgrd.fs.forgetting import Forgetter
+from s3mgrd.fs.learning.forgetting import Forgetter
 from tests.unit.fs.conftest import Lab
 
 TTL_S = 30.0

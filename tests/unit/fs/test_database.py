@@ -17,7 +17,7 @@ from s3mgrd.cache.nodes import Kind, NodeTable
 from s3mgrd.cache.schema import APPLICATION_ID, SCHEMA_VERSION
 from s3mgrd.cache.witness import INODES_BETWEEN
 from s3mgrd.errors import Corrupt
-from s3mgrd.fs.errnos import errno_of
+from s3mgrd.fs.kernel.errnos import errno_of
 from s3mgrd.worker.main import open_files
 from tests.unit.fs.conftest import crash_database
 

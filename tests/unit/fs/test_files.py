@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from s3mgrd.errors import BucketNotFound, PreconditionFailed, Unavailable
-from s3mgrd.fs.errnos import errno_of
+from s3mgrd.fs.kernel.errnos import errno_of
 from s3mgrd.s3.port import Written
 from tests.unit.fs.conftest import Lab
 

@@ -1,6 +1,6 @@
 """When a file was last changed: by write or by utimens, whichever came last, also to a worker that takes over."""
 
-from s3mgrd.fs.attribute_changes import AttributeChange
+from s3mgrd.fs.changing.attribute_changes import AttributeChange
 from tests.unit.fs.conftest import Lab, settings
 
 S = 1_000_000_000

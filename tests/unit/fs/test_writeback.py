@@ -6,8 +6,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from s3mgrd.cache.nodes import ROOT
 from s3mgrd.errors import Unavailable
-from s3mgrd.fs.backlog import MAX_BONUS_S, SMALL_BYTES, due_ns
 from s3mgrd.fs.volume import NS
+from s3mgrd.fs.writing.backlog import MAX_BONUS_S, SMALL_BYTES, due_ns
 from tests.unit.fs.conftest import WHO, Lab, settings
 
 MIB = 1 << 20

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from s3mgrd.errors import Unavailable
-from s3mgrd.fs.queue import QueueControl
+from s3mgrd.fs.inspecting.queue import QueueControl
 from s3mgrd.worker.status import status_of
 from tests.unit.fs.conftest import Lab, settings
 from tests.unit.fs.test_writeback import close

@@ -1,0 +1,1 @@
+"""Changes of names and attributes, made in mount.db at once."""

@@ -1,0 +1,354 @@
+"""Uploads: a staged file becomes an object, under the condition it began with. How its bytes go is `s3mgrd.fs.writing.sending`'s.
+
+An upload that was interrupted is taken up where S3 has it: the parts of a multipart upload are asked for, and a
+condition that fails because an earlier attempt of ours succeeded unnoticed is recognised by what it left.
+"""
+
+import hashlib
+import logging
+import mimetypes
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+import trio
+
+from s3mgrd.cache.nodes import Inode, Node
+from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, TooLarge, Unavailable
+from s3mgrd.fs import attributes, descriptions, relocation
+from s3mgrd.fs.changing.conflicts import Conflicts, Notice
+from s3mgrd.fs.following.strays import find_unseen
+from s3mgrd.fs.learning.metadata import Metadata
+from s3mgrd.fs.reading.reader import Reader
+from s3mgrd.fs.volume import NS, Volume
+from s3mgrd.fs.writing.sending import CopyUnsupported, Sender
+from s3mgrd.fs.writing.stages import Stage, Stages
+from s3mgrd.fs.writing.streaming import Stream, Streams
+from s3mgrd.journal.tables import DeleteRow, StagedRow
+from s3mgrd.s3.port import (
+    ALWAYS,
+    REPLACED,
+    Condition,
+    ObjectHead,
+    Written,
+)
+
+log = logging.getLogger(__name__)
+
+MIB: Final = 1 << 20
+FIRST_RETRY_S: Final = 5.0
+LAST_RETRY_S: Final = 300.0
+TOLERANCE_S: Final = 60
+"""A file that was uploaded while it was written has the time when that began, if its last write was no later than this."""
+
+
+class Uploader:
+    """Uploads staged files of one volume.
+
+    Args:
+        clear_key: awaited before a key is written: makes the objects that lie there, but belong elsewhere, go first.
+        preserve: awaited with the key locked: keeps what lies there for who still has it open under no name.
+        settled: awaited with a directory's inode: waits until no rename copies from where it is now.
+        conflicts: gets what loses against another writer.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        stages: Stages,
+        streams: Streams,
+        reader: Reader,
+        metadata: Metadata,
+        *,
+        clear_key: Callable[[str, Inode], Awaitable[None]],
+        preserve: Callable[[str], Awaitable[None]],
+        settled: Callable[[Inode], Awaitable[None]],
+        conflicts: Conflicts,
+    ) -> None:
+        self._volume = volume
+        self._stages = stages
+        self._streams = streams
+        self._sender = Sender(volume, reader, streams)
+        self._metadata = metadata
+        self._clear_key = clear_key
+        self._preserve = preserve
+        self._settled = settled
+        self._conflicts = conflicts
+        self.running: Final[set[Inode]] = set()
+        """Files whose upload is going on now, whoever asked for it."""
+
+    async def commit(self, inode: Inode, *, only_due: bool = False) -> bool:
+        """Upload a file if S3 lacks it, and (*only_due*) if nobody began to write it again; returns whether it had to be done.
+
+        Safe to cancel: the data stays staged and dirty.
+
+        Raises:
+            PreconditionFailed: another writer was first; the data is a conflict copy now.
+            S3mgrError, OSError: the upload failed; the data is kept, listed, and tried again.
+        """
+        notice: Notice | None = None
+        async with self._volume.locks.holding(("inode", inode)):
+            while True:
+                stage = self._stages.get(inode)
+                row = self._volume.journal.staged(inode)
+                if stage is not None and stage.is_lost:
+                    self._stages.note_copy(inode)
+                    raise PreconditionFailed("another writer was first; this is a conflict copy")
+                if stage is None or row is None or not stage.dirty:
+                    return False
+                if only_due and row.retry_ns is None:
+                    return False
+                if row.conflict:
+                    raise TooLarge(row.error or "S3 takes no such file")
+                try:
+                    self.running.add(inode)
+                    try:
+                        await self._commit(inode, stage)
+                    except PreconditionFailed as error:
+                        notice, lost = await self._conflicts.lose(inode, row), error
+                        if notice is None:
+                            continue  # removed or renamed meanwhile: there is another condition now, or none
+                except (S3mgrError, OSError) as error:
+                    self._note_failure(inode, row, error)
+                    raise
+                finally:
+                    self.running.discard(inode)
+                break
+        if notice is not None:
+            await self._conflicts.announce(notice)
+            raise lost
+        self._stages.tidy(inode)
+        return True
+
+    async def _commit(self, inode: Inode, stage: Stage) -> None:
+        volume = self._volume
+        while True:
+            node, row = volume.node(inode), volume.journal.staged(inode)
+            if node.is_detached or row is None:
+                return
+            await self._settled(node.parent)
+            await self._sender.complete(node, stage, row)
+            key = volume.wanted_key(volume.node(inode))
+            await self._clear_key(key, inode)
+            async with volume.locks.holding(("key", key)):
+                node, row = volume.node(inode), volume.journal.staged(inode)
+                if node.is_detached or row is None or volume.wanted_key(node) != key:
+                    continue  # renamed or removed while we waited
+                if any(
+                    other.id != inode and other.name is not None
+                    for other in volume.nodes.with_remote_key(key)
+                ):
+                    continue
+                try:
+                    await self._store(node, key, stage, row)
+                except CopyUnsupported:
+                    continue
+                return
+
+    async def _store(self, node: Node, key: str, stage: Stage, row: StagedRow) -> None:
+        """Write the object and take note; the caller holds the locks of the inode and of *key*."""
+        volume = self._volume
+        await self._preserve(key)
+        pending = volume.journal.pending_delete(key)
+        condition = Condition(
+            # A version that has yet to be moved here is not what lies here now: the rename decided who wins.
+            if_match=row.base_etag
+            if row.condition == "match" and volume.key_in_s3(node) == key
+            else None,
+            absent=row.condition == "absent",
+        )
+        if pending is not None and row.condition == "absent":
+            await self._make_way(key, pending)
+        unseen = await find_unseen(volume, key)
+        if unseen is not None and condition != ALWAYS:
+            # An earlier attempt of ours wrote that, and the content has changed since.
+            condition = Condition(if_match=unseen.etag)
+        stream = await self._streams.take(node.id, stage.file, key)
+        if stage.mtime_ns is not None:
+            volume.nodes.update(node.id, mtime_ns=self._mtime_ns(node, stage, stream))
+            self._stages.time_set(node.id)
+            node = volume.node(node.id)
+        like = await self._like(node, key, row)
+        own = self._metadata.own(node) if stream is None else stream.own
+        metadata = descriptions.merged(like.metadata, own)
+        if unseen is not None and self._is_this(unseen, node, key, stage, metadata):
+            self._take_note(node, key, stage, Written(unseen.etag, unseen.mtime_ns), own, like)
+            return
+        was_sent = any(
+            (write.size, write.mtime) == (stage.file.size, None)
+            for write in volume.journal.writes_of(key)
+        )
+        volume.journal.begin_write(key, size=stage.file.size, mtime=metadata.get("mtime"))
+        relocation.forget_copy(volume, key)
+        try:
+            written = await self._sender.send(
+                node, key, stage, row, metadata, like, condition, stream
+            )
+        except PreconditionFailed:
+            found = await self._find_ours(key, stage, metadata, was_sent=was_sent)
+            if found is None:
+                raise
+            written = found
+        self._take_note(node, key, stage, written, own, like)
+
+    def _mtime_ns(self, node: Node, stage: Stage, stream: Stream | None) -> int:
+        """Return the time of the last change to give a file.
+
+        That of an upload which began while the file was written is what S3 was told then: it cannot be told another
+        without copying the object. Where the writing went on for long, or somebody set a time, that is done.
+        """
+        mtime_ns = self._stages.mtime_ns(node)
+        if stream is None or stage.mtime_ns is None or "mtime" not in stream.own:
+            return mtime_ns
+        is_near = 0 <= mtime_ns - stream.mtime_ns <= TOLERANCE_S * NS
+        return stream.mtime_ns if is_near else mtime_ns
+
+    async def _make_way(self, key: str, pending: DeleteRow) -> None:
+        """Delete now what was removed here, and nothing else, so that the key is free."""
+        versions = {} if pending.etag is None else {key: pending.etag}
+        for failure in await self._volume.store.delete_many([key], if_match=versions):
+            if failure.code == REPLACED:
+                try:
+                    await self._volume.store.head(key)
+                except NotFound:
+                    return
+                raise PreconditionFailed(f"{key!r} exists already: somebody replaced it")
+            raise Unavailable(f"{key!r} cannot be replaced: {failure.code} {failure.message}")
+
+    def _take_note(
+        self,
+        sent: Node,
+        key: str,
+        stage: Stage,
+        written: Written,
+        own: Mapping[str, str],
+        like: ObjectHead,
+    ) -> None:
+        """Make the version that S3 acknowledged, with the metadata *own* and *like*'s, that of the inode."""
+        volume = self._volume
+        now_ns = volume.now_ns()
+        with volume.database.transaction():
+            node = volume.node(sent.id)
+            size = stage.file.size
+            is_changed = attributes.differ(own, self._metadata.own(node))
+            volume.journal.drop_deletes([key])
+            volume.journal.end_writes(key)
+            columns: dict[str, object] = {
+                "etag": written.etag,
+                "size": size,
+                "remote_mtime_ns": written.mtime_ns,
+                "attributes_known": 1,
+                "attributes_dirty": int(is_changed),
+                "seen_ns": now_ns,
+                "remote_key": None,
+            }
+            if node.is_detached:
+                volume.journal.add_delete(key, etag=written.etag, holder=node.id, now_ns=now_ns)
+                columns |= {"remote_key": key, "attributes_dirty": 0}
+            else:
+                before = volume.key_in_s3(node) if node.etag is not None else key
+                if before != key:
+                    relocation.remove_object(volume, before, etag=node.etag, holder=None)
+                columns["remote_key"] = relocation.remote_key(volume, node, key)
+                volume.changes.note(node.parent, node.name or "")
+            volume.nodes.update(node.id, **columns)
+            self._metadata.note_written(node.id, like)
+            volume.journal.put_staged(
+                node.id,
+                dirty=False,
+                base_etag=written.etag,
+                base_size=size,
+                condition="match",
+                now_ns=now_ns,
+            )
+            volume.journal.drop_upload(node.id)
+            volume.staging.describe(node.id, None)
+            becomes_base = bool(stage.file.parked) and not node.is_detached
+            if becomes_base or not stage.file.parked:
+                volume.journal.unpark(volume.journal.parked(node.id))
+        stage.dirty = False
+        self._stages.sent(sent.id)
+        stage.base_etag = written.etag
+        stage.file.rebase(size)
+        if becomes_base:  # what was parked is about to be deleted
+            stage.file.become_base()
+            stage.file.describe(None)
+
+    def _note_failure(self, inode: Inode, row: StagedRow, error: Exception) -> None:
+        delay_s = min(FIRST_RETRY_S * 2**row.tries, LAST_RETRY_S)
+        is_final = isinstance(error, TooLarge)
+        retry_ns = None if is_final else self._volume.now_ns() + int(delay_s * NS)
+        detail = error.detail if isinstance(error, S3mgrError) else str(error)
+        self._volume.journal.fail_staged(inode, detail, conflict=is_final, retry_ns=retry_ns)
+        self._stages.failed(inode, retry_ns)
+        node = self._volume.nodes.get(inode)
+        path = self._volume.path(node) if node is not None else f"inode {inode}"
+        log.warning("upload of %s failed and is kept: %s", path, detail)
+
+    # Sending
+
+    async def _like(self, node: Node, key: str, row: StagedRow) -> ObjectHead:
+        """Return what to send besides bytes and attributes: of a version that is modified all that others put there."""
+        if row.condition == "match" and node.etag is not None:
+            try:
+                return await self._metadata.head_of(node, self._volume.key_in_s3(node))
+            except (NotFound, PreconditionFailed):
+                pass  # the condition of the write itself judges that
+        content_type = mimetypes.guess_type(node.name or "")[0]
+        return ObjectHead(key, 0, "", 0, {}, content_type)
+
+    def _is_this(
+        self,
+        unseen: ObjectHead,
+        node: Node,
+        key: str,
+        stage: Stage,
+        metadata: Mapping[str, str],
+    ) -> bool:
+        """Whether a multipart upload that nobody saw succeed wrote exactly what is to be sent now."""
+        row = self._volume.journal.upload(node.id)  # gone when the content has changed since
+        return (
+            row is not None
+            and (row.key, row.size) == (key, stage.file.size)
+            and unseen.size == row.size
+            and _has_own(unseen, metadata)
+        )
+
+    async def _find_ours(
+        self, key: str, stage: Stage, metadata: Mapping[str, str], *, was_sent: bool
+    ) -> Written | None:
+        """Recognise an object that an attempt of ours wrote although nobody saw the answer.
+
+        That it has the same bytes proves nothing: two programs that make the same lock file write the same nothing into
+        it. *was_sent*: a request of ours, without attributes to know it by, may have written that many bytes.
+        """
+        try:
+            head = await self._volume.store.head(key)
+        except NotFound:
+            return None
+        if head.size != stage.file.size:
+            return None
+        # The times have nanoseconds: no other writer has all of these by chance.
+        is_ours = _has_own(head, metadata)
+        if not is_ours and was_sent and "-" not in head.etag and len(head.etag) == 32:
+            digest = await trio.to_thread.run_sync(_md5, stage.file.data_fd, head.size)
+            is_ours = digest == head.etag
+        return Written(head.etag, head.mtime_ns) if is_ours else None
+
+
+def _has_own(head: ObjectHead, metadata: Mapping[str, str]) -> bool:
+    """Whether an object has all attributes that we would give it, and there are any."""
+    own = {n: v for n, v in metadata.items() if n in attributes.OWN_NAMES}
+    return bool(own) and all(head.metadata.get(n) == v for n, v in own.items())
+
+
+def _md5(fd: int, size: int) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    position = 0
+    while position < size:
+        chunk = os.pread(fd, MIB, position)
+        if not chunk:
+            break
+        digest.update(chunk)
+        position += len(chunk)
+    return digest.hexdigest()

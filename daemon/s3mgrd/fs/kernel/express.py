@@ -1,0 +1,257 @@
+"""Requests that mount.db and memory answer at once: no task, no objects of pyfuse3, the reply as bytes.
+
+What most programs ask most of the time (a name that is known, attributes, a directory whose listing is fresh) takes a few
+statements. As a coroutine of `Operations` it costs as much again to get there and back. So `s3mgrd.worker.express` asks here
+first; None as an answer means that S3 has to be asked, or that something is wrong, and the same request then takes its usual way
+through `Operations`, which waits, logs and translates. Whatever is decided is decided by the same parts of the file system.
+
+Nothing here waits: each answer is made between two checkpoints.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from time import perf_counter
+from typing import Concatenate, Final, NamedTuple, ParamSpec
+
+from s3mgrd.cache.nodes import Inode, Kind
+from s3mgrd.fs.filesystem import FileSystem
+from s3mgrd.fs.kernel import replies
+from s3mgrd.fs.kernel.entry_caches import EntryCaches
+from s3mgrd.fs.kernel.handles import Handles, read_handle
+from s3mgrd.fs.kernel.showing import Shower, absence_reply
+from s3mgrd.fs.learning.namespace import ABSENT
+from s3mgrd.fs.names import decode_name
+
+log = logging.getLogger("s3mgrd.fs.kernel.operations")
+"""Who reads the log need not know which way a request took."""
+
+ENTRY_BYTES: Final = replies.DIRENT_PLUS.size + replies.ALIGNMENT
+"""The least that an entry takes in a reply."""
+MAX_ENDS: Final = 4096
+
+PREPARED: Final = 64
+"""Entries: a directory that has as many is not prepared as a whole."""
+PREPARED_NS: Final = 5_000_000
+"""What was prepared is as old as this at most: it says for how long the kernel may believe it."""
+
+P = ParamSpec("P")
+Answer = bytes | list[memoryview] | int | None
+"""The reply, or its pieces, good until the next answer; the errno; or that this is not for here."""
+_WRITING: Final = os.O_ACCMODE | os.O_TRUNC
+
+
+def _at_once(
+    handler: Callable[Concatenate["Express", P], Answer],
+) -> Callable[Concatenate["Express", P], Answer]:
+    """Count and log a handler, and leave what fails to `Operations`, which fails with the same and says so."""
+    name = handler.__name__
+
+    def answer(self: "Express", /, *args: P.args, **kwargs: P.kwargs) -> Answer:
+        begun = perf_counter()
+        try:
+            found = handler(self, *args, **kwargs)
+        except Exception:  # noqa: BLE001 - the wrapper of a FUSE operation, or rather its first half
+            return None
+        if found is not None:
+            ended = perf_counter()
+            number = found if isinstance(found, int) else 0
+            self.fs.counters.answered(name, begun, ended, failed=number != 0)
+            if log.isEnabledFor(logging.DEBUG):
+                result = errno.errorcode[number] if number else "ok"
+                log.debug("%s%r: %s, %.2f ms", name, args, result, (ended - begun) * 1e3)
+        return found
+
+    return answer
+
+
+class _Prepared(NamedTuple):
+    """Entries of a directory as they were at a time, each with its inode number."""
+
+    handle: int
+    changes: int
+    as_of_ns: int
+    entries: list[tuple[int, bytes]]
+
+
+class Express:
+    """Answers for one file system.
+
+    Args:
+        handles: of the mount, so that no two handles have the same number.
+    """
+
+    def __init__(self, fs: FileSystem, shower: Shower, handles: Handles) -> None:
+        self.fs = fs
+        self._volume = fs.volume
+        self._shower = shower
+        self._handles = handles
+        self._caches = EntryCaches(fs.volume.nodes, fs.lister.is_fresh)
+        self._ends: dict[int, tuple[int, int]] = {}
+        """By handle of a directory: the position behind which there was nothing, and `MountDatabase.changes` then."""
+        self._prepared: _Prepared | None = None
+
+    @_at_once
+    def lookup(self, parent: int, name: bytes) -> Answer:
+        """Find a name."""
+        directory, text = Inode(parent), decode_name(name)
+        namespace = self.fs.namespace
+        found = namespace.known(directory, text)
+        if found is None:
+            return None
+        self.fs.pruner.note_use(directory)
+        if found is not ABSENT:
+            return self._shower.entry_reply(found, namespace.valid_for_s(found))
+        valid_s = namespace.tell_absent(directory, text)
+        return absence_reply(valid_s) if valid_s else errno.ENOENT
+
+    @_at_once
+    def getattr(self, inode: int) -> Answer:
+        """Show attributes."""
+        node = self._volume.node(inode)
+        return self._shower.attributes_reply(node, self.fs.attributes_valid_for_s(node))
+
+    # Files that are read
+
+    @_at_once
+    def open(self, inode: int, flags: int) -> Answer:
+        """Open a file that is only read."""
+        if flags & _WRITING != os.O_RDONLY:
+            return None
+        node = self._volume.node(inode)
+        if node.kind != Kind.FILE or node.storage_class is not None:
+            return None
+        self.fs.prefetcher.opened(node)
+        handle = self._handles.make(node.id)
+        # What was opened so writes nothing, so nothing is to be done at close(2).
+        return replies.OPEN_OUT.pack(handle, replies.KEEP_CACHE | replies.NO_FLUSH, 0)
+
+    @_at_once
+    def read(self, handle: int, offset: int, size: int) -> Answer:
+        """Read what is in memory of a file that has no staged data."""
+        inode = read_handle(handle).inode
+        node = self._volume.node(inode)
+        if node.etag is None or self.fs.stages.get(inode) is not None:
+            return None
+        found = self.fs.reader.read_now(node, node.etag, node.size, offset, size, handle=handle)
+        if found is not None:
+            self.fs.counters.read_bytes += sum(map(len, found))
+        return found
+
+    @_at_once
+    def flush(self, handle: int) -> Answer:
+        """Do nothing at close(2) of what was only read, or is uploaded later and need not wait for room."""
+        inode, writes = read_handle(handle)
+        if writes:
+            self._volume.node(inode)  # fails where a lost mount.db took it
+            return 0 if self.fs.may_close_now() else None
+        return 0
+
+    @_at_once
+    def release(self, handle: int) -> Answer:
+        """Note that a handle is gone."""
+        inode, writes = read_handle(handle)
+        self.fs.reader.close(handle)
+        if writes:
+            self.fs.closed(inode)
+        return 0
+
+    @_at_once
+    def written(self, inode: int, mtime_ns: int, ctime_ns: int) -> Answer:
+        """Take the times that a kernel which gathers writes kept of a file."""
+        number = Inode(inode)
+        if not self.fs.stages.written_at(number, mtime_ns, ctime_ns):
+            return None  # somebody set them
+        return self.getattr(inode)
+
+    # Directories
+
+    @_at_once
+    def opendir(self, inode: int) -> Answer:
+        """Open a directory, and say what the kernel may keep of its entries."""
+        directory = self._volume.directory(inode)
+        self.fs.pruner.note_use(directory.id)
+        handle = self._handles.make(directory.id)
+        flags = self._caches.opened(directory, handle)
+        if flags & replies.KEEP_CACHE:
+            self.fs.lister.note_read(directory.id)  # nobody will ask for the entries
+        return replies.OPEN_OUT.pack(handle, flags, 0)
+
+    def interrupted(self, answer: bytes) -> None:
+        """Take back what *answer* to `opendir` says: who asked for it is gone."""
+        self.releasedir(replies.OPEN_OUT.unpack(answer)[0])
+
+    @_at_once
+    def prepare(self, answer: bytes) -> Answer:
+        """Make the beginning of the listing that whoever got *answer* to `opendir` is about to ask for.
+
+        The kernel and the program are at work meanwhile, on another processor. What is written to a staged file changes
+        no row, so directories that have any are left alone; staging a file does change one.
+        """
+        handle, flags, _ = replies.OPEN_OUT.unpack(answer)
+        directory = self._volume.directory(read_handle(handle).inode)
+        if flags & replies.KEEP_CACHE or not self.fs.lister.is_fresh(directory):
+            return None
+        entries = self.fs.namespace.entries_now(directory.id, 0, PREPARED)
+        stages = self.fs.stages
+        if len(entries) < PREPARED and not any(stages.get(node.id) for node, _ in entries):
+            pack = self._shower.listed_reply
+            self._prepared = _Prepared(
+                handle,
+                self._volume.database.changes,
+                self._volume.now_ns(),
+                [(node.id, pack(node, valid_s)) for node, valid_s in entries],
+            )
+        return None
+
+    @_at_once
+    def readdir(self, handle: int, position: int, size: int) -> Answer:
+        """Give entries, in the order of their inode numbers, which are also the positions."""
+        inode = read_handle(handle).inode
+        changes = self._volume.database.changes
+        if position and self._ends.get(handle) == (position, changes):
+            self.fs.lister.note_read(inode)  # what a walk does next, it does after the end
+            return replies.NOTHING
+        limit = size // ENTRY_BYTES + 1  # more than there is room for
+        entries = self.fs.namespace.known_entries(inode, position, limit)
+        if entries is None:
+            return None
+        self.fs.pruner.note_use(inode)
+        self.reading(handle, position)
+        pack = self._shower.listed_reply
+        parts: list[bytes] = []
+        given = self._take_prepared(handle, changes) if position == 0 else None
+        for number, part in given or ((node.id, pack(node, left)) for node, left in entries):
+            size -= len(part)
+            if size < 0:
+                break
+            parts.append(part)
+            position = number
+        else:
+            if len(self._ends) >= MAX_ENDS:
+                self._ends.clear()
+            self._ends[handle] = position, changes
+        return b"".join(parts)
+
+    def _take_prepared(self, handle: int, changes: int) -> list[tuple[int, bytes]] | None:
+        """Return all entries of a directory, with their inode numbers, if they were prepared for a handle a moment ago."""
+        found, self._prepared = self._prepared, None
+        if (
+            found is not None
+            and (found.handle, found.changes) == (handle, changes)
+            and 0 <= self._volume.now_ns() - found.as_of_ns < PREPARED_NS
+        ):
+            return found.entries
+        return None
+
+    def reading(self, handle: int, position: int) -> None:
+        """Note that entries from *position* on, as they are now, are given to a handle. No checkpoint until they are."""
+        self._caches.reading(self._volume.directory(read_handle(handle).inode), handle, position)
+
+    @_at_once
+    def releasedir(self, handle: int) -> Answer:
+        """Note that a directory's handle is gone."""
+        self._ends.pop(handle, None)
+        self._caches.released(handle)
+        return 0

@@ -1,0 +1,34 @@
+"""Answers to the kernel as bytes, the way it reads them: for `s3mgrd.fs.kernel.express`, which gives no objects to pyfuse3.
+
+Structures of ``linux/fuse.h`` (protocol 7.31 and later), in native byte order.
+"""
+
+import struct
+from typing import Final
+
+_ATTR: Final = "QQQqqqIIIIIIIIII"
+"""fuse_attr: ino, size, blocks, atime, mtime, ctime, their nanoseconds, mode, nlink, uid, gid, rdev, blksize, flags."""
+_ENTRY: Final = f"QQQQII{_ATTR}"
+"""fuse_entry_out: nodeid, generation, entry_valid, attr_valid, and their nanoseconds; then the attributes."""
+
+ENTRY_OUT: Final = struct.Struct(f"={_ENTRY}")
+ABSENCE_HEAD: Final = struct.Struct("=QQQQII")
+"""What of fuse_entry_out has a meaning where nodeid is 0."""
+ATTR_OUT: Final = struct.Struct(f"=QII{_ATTR}")
+"""fuse_attr_out: attr_valid, its nanoseconds, dummy; then the attributes."""
+OPEN_OUT: Final = struct.Struct("=QIi")
+"""fuse_open_out: fh, open_flags, backing_id."""
+DIRENT_PLUS: Final = struct.Struct(f"={_ENTRY}QQII")
+"""fuse_direntplus: the entry; then fuse_dirent: ino, off, namelen, type. The name follows, filled up to `ALIGNMENT`."""
+ALIGNMENT: Final = 8
+PADDING: Final = tuple(bytes(-length % ALIGNMENT) for length in range(ALIGNMENT))
+"""By the length of a name modulo `ALIGNMENT`."""
+
+KEEP_CACHE: Final = 1 << 1
+CACHE_DIR: Final = 1 << 3
+NO_FLUSH: Final = 1 << 5
+"""In open_flags: what the kernel has of the file or directory is still good; it may keep entries; it need not ask at
+close(2), which it does not heed while it gathers writes itself."""
+
+NOTHING: Final = b""
+"""The end of a directory."""

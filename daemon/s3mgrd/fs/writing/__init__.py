@@ -1,0 +1,1 @@
+"""Bytes that programs wrote, from the first write() to the requests that send them to S3."""

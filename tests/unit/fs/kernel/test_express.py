@@ -1,0 +1,349 @@
+"""Requests that mount.db answers without a task: the bytes that the kernel gets, and what is left to the usual way."""
+
+import errno
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from trio.testing import wait_all_tasks_blocked
+
+from s3mgrd.cache.blocks import open_block_cache
+from s3mgrd.cache.nodes import ROOT, Inode, Kind
+from s3mgrd.fs.kernel import replies
+from s3mgrd.fs.kernel.express import Express
+from s3mgrd.fs.kernel.handles import Handles
+from s3mgrd.fs.kernel.showing import Shower
+from s3mgrd.fs.volume import NS
+from tests.unit.fs.conftest import Lab
+
+ENTRY = struct.Struct("=4Q2I")
+ATTRIBUTES = struct.Struct("=3Q3q10I")
+DIRENT = struct.Struct("=2Q2I")
+PAGE = 4096
+
+
+def express_of(lab: Lab) -> Express:
+    return Express(lab.fs, Shower(lab.fs.volume, lab.fs.stages), Handles())
+
+
+def opened(express: Express, inode: int) -> int:
+    """Return the handle of a directory that a program opens."""
+    answer = express.opendir(inode)
+    assert isinstance(answer, bytes)
+    handle, _, padding = struct.unpack("=QIi", answer)
+    assert padding == 0
+    return int(handle)
+
+
+@dataclass
+class Shown:
+    """One entry as the kernel reads it."""
+
+    name: str
+    position: int
+    inode: int
+    valid_s: float
+    mode: int
+    size: int
+
+
+def entries(answer: object) -> Iterator[Shown]:
+    """Read a reply to READDIRPLUS as fs/fuse/readdir.c does."""
+    assert isinstance(answer, bytes)
+    at = 0
+    while at < len(answer):
+        node, generation, valid, attr_valid, nsec, attr_nsec = ENTRY.unpack_from(answer, at)
+        attributes = ATTRIBUTES.unpack_from(answer, at + ENTRY.size)
+        ino, position, length, kind = DIRENT.unpack_from(answer, at + ENTRY.size + ATTRIBUTES.size)
+        start = at + ENTRY.size + ATTRIBUTES.size + DIRENT.size
+        assert (node, generation) == (ino, 0)
+        assert (valid, nsec) == (attr_valid, attr_nsec)
+        assert attributes[0] == node
+        assert kind == stat.S_IFMT(attributes[9]) >> 12
+        name = answer[start : start + length].decode()
+        yield Shown(name, position, node, valid + nsec / NS, attributes[9], attributes[1])
+        at = start + length + -length % 8
+    assert at == len(answer)
+
+
+async def test_a_name_is_answered_once_it_is_known(lab: Lab) -> None:
+    """With what stat shows, and for as long as the name may be believed."""
+    await lab.store.put("d/a", b"12345", metadata={})
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        directory = await lab.get("d")
+        assert express.lookup(directory.id, b"a") is None
+        await fs.namespace.ensure_listed(directory.id)
+        lab.later(10)
+        answer = express.lookup(directory.id, b"a")
+        assert isinstance(answer, bytes)
+        node = await lab.get("d/a")
+        inode, _, valid, attr_valid, *_ = ENTRY.unpack_from(answer)
+        assert (inode, valid, attr_valid) == (node.id, 20, 20)
+        found = ATTRIBUTES.unpack_from(answer, ENTRY.size)
+        mtime = divmod(node.mtime_ns, NS)
+        assert found[:6] == (node.id, 5, 1, mtime[0], mtime[0], mtime[0])
+        assert found[6:9] == (mtime[1],) * 3
+        assert found[9:] == (stat.S_IFREG | 0o644, 1, 0, 0, 0, 4096, 0)
+        assert len(answer) == ENTRY.size + ATTRIBUTES.size
+        shown = express.getattr(node.id)
+        assert isinstance(shown, bytes)
+        assert shown[16:] == answer[ENTRY.size :]
+        lab.later(21)
+        assert express.lookup(directory.id, b"a") is None
+
+
+async def test_what_lies_in_the_stage_is_what_is_shown(lab: Lab) -> None:
+    """S3 has nothing of it yet."""
+    async with lab.mounted():
+        express = express_of(lab)
+        await lab.write("a", b"hello", close=False)
+        answer = express.lookup(ROOT, b"a")
+        assert isinstance(answer, bytes)
+        assert ATTRIBUTES.unpack_from(answer, ENTRY.size)[1] == 5
+
+
+async def test_a_name_that_is_not_there_is_answered_with_how_long_that_holds(lab: Lab) -> None:
+    """Or, where the kernel may not remember it, with ENOENT."""
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        await fs.namespace.ensure_listed(ROOT)
+        answer = express.lookup(ROOT, b"absent")
+        assert isinstance(answer, bytes)
+        assert ENTRY.unpack_from(answer)[:4] == (0, 0, 30, 0)
+        assert len(answer) == ENTRY.size + ATTRIBUTES.size
+        lab.settings.negative_ttl_s = 0
+        assert express.lookup(ROOT, b"absent") == errno.ENOENT
+
+
+async def test_a_directory_is_given_piece_by_piece_and_then_ends(lab: Lab) -> None:
+    """Each piece as large as there is room for, every name once, in the order of their positions."""
+    names = {f"{'n' * (i % 60)}{i}" for i in range(100)} | {"ü" * 100}
+    for name in names:
+        await lab.store.put(f"d/{name}", b"x" * 7, metadata={})
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        directory = (await lab.get("d")).id
+        handle = opened(express, directory)
+        assert express.readdir(handle, 0, PAGE) is None
+        await fs.namespace.ensure_listed(directory)
+        found: list[Shown] = []
+        while piece := list(
+            entries(express.readdir(handle, found[-1].position if found else 0, PAGE))
+        ):
+            found += piece
+        assert sorted(shown.name for shown in found) == sorted(names)
+        assert [shown.position for shown in found] == sorted(shown.inode for shown in found)
+        assert {shown.mode for shown in found} == {stat.S_IFREG | 0o644}
+        assert {shown.size for shown in found} == {7}
+        assert {shown.valid_s for shown in found} == {30.0}
+        assert express.releasedir(handle) == 0
+
+
+async def test_an_end_that_was_found_is_looked_for_again_once_anything_changed(lab: Lab) -> None:
+    """A name that came after the last piece was given is shown by the next."""
+    await lab.store.put("d/a", b"1", metadata={})
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        directory = (await lab.get("d")).id
+        await fs.namespace.ensure_listed(directory)
+        handle = opened(express, directory)
+        (first,) = entries(express.readdir(handle, 0, PAGE))
+        assert express.readdir(handle, first.position, PAGE) == b""
+        late = fs.volume.nodes.insert(directory, "late", Kind.FILE, 1, etag='"1"')
+        assert [
+            shown.inode for shown in entries(express.readdir(handle, first.position, PAGE))
+        ] == [late]
+
+
+async def test_a_listing_under_way_is_waited_for_by_the_usual_way(lab: Lab) -> None:
+    """Its entries come page by page."""
+    await lab.store.put("d/a", b"1", metadata={})
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        directory = await lab.get("d")
+        await fs.namespace.ensure_listed(directory.id)
+        handle = opened(express, directory.id)
+        lab.later(31)
+        listing = fs.lister.start(fs.volume.directory(directory.id))
+        assert express.readdir(handle, 0, PAGE) is None
+        await listing.finished()
+        assert [shown.name for shown in entries(express.readdir(handle, 0, PAGE))] == ["a"]
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"n" * 256])
+async def test_what_fails_is_left_to_the_handler_that_can_say_so(lab: Lab, name: bytes) -> None:
+    """An inode that nobody knows, a file where a directory is needed, a name that cannot be."""
+    await lab.store.put("a", b"1", metadata={})
+    async with lab.mounted():
+        express = express_of(lab)
+        file = (await lab.get("a")).id
+        assert express.lookup(ROOT, name) is None
+        assert express.lookup(file, b"b") is None
+        assert express.getattr(Inode(999)) is None
+        assert express.opendir(file) is None
+        assert express.readdir(999, 0, PAGE) is None
+
+
+async def test_what_was_answered_is_counted_once(lab: Lab) -> None:
+    """What goes the usual way is counted there."""
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        assert express.lookup(ROOT, b"absent") is None
+        await fs.namespace.ensure_listed(ROOT)
+        assert express.lookup(ROOT, b"absent") is not None
+        assert {name: c.count for name, c in fs.counters.calls.items()} == {"lookup": 1}
+
+
+@pytest.mark.parametrize("change", ["nothing", "insert", "stage", "write", "later", "other"])
+async def test_what_was_prepared_is_given_only_while_it_is_what_there_is(
+    lab: Lab, change: str
+) -> None:
+    """A directory that was opened a moment ago is about to be read."""
+    await lab.store.put("d/a", b"1", metadata={})
+    await lab.store.put("d/b", b"22", metadata={})
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        directory = (await lab.get("d")).id
+        await fs.namespace.ensure_listed(directory)
+        if change == "write":
+            await lab.write("d/a", b"hello", close=False)
+        answer = express.opendir(directory)
+        assert isinstance(answer, bytes)
+        express.prepare(answer)
+        assert (express._prepared is not None) == (change != "write")
+        handle = struct.unpack_from("=Q", answer)[0]
+        expected = {"a": (1, 30.0), "b": (2, 30.0)}
+        if change == "insert":
+            fs.volume.nodes.insert(directory, "c", Kind.FILE, 1, size=3, etag='"1"')
+            expected["c"] = (3, 30.0)
+        elif change == "stage":
+            await lab.write("d/a", b"hello", close=False)
+            expected["a"] = (5, 30.0)
+        elif change == "write":
+            stage = fs.stages.get((await lab.get("d/a")).id)
+            assert stage is not None
+            await fs.stages.write((await lab.get("d/a")).id, 5, b"!")
+            expected["a"] = (6, 30.0)
+        elif change == "later":
+            lab.later(10)
+            expected = {name: (size, 20.0) for name, (size, _) in expected.items()}
+        elif change == "other":
+            handle = opened(express, directory)
+        shown = entries(express.readdir(handle, 0, PAGE))
+        assert {s.name: (s.size, s.valid_s) for s in shown} == expected
+
+
+async def test_a_handle_that_nobody_got_is_forgotten(lab: Lab) -> None:
+    """Who opened the directory was killed before the reply: it reads nothing, so it spoils no cache."""
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        await fs.namespace.ensure_listed(ROOT)
+        answer = express.opendir(ROOT)
+        assert isinstance(answer, bytes)
+        express.interrupted(answer)
+        assert not express._caches._readers
+
+
+@pytest.fixture
+def cached(lab: Lab, tmp_path: Path) -> Iterator[Lab]:
+    """A lab with a block cache."""
+    lab.blocks = open_block_cache(tmp_path, owner="lab", limit_bytes=64 << 20)
+    assert lab.blocks is not None
+    yield lab
+    lab.blocks.close()
+
+
+def joined(answer: object) -> bytes:
+    """Return the bytes of an answer to a read."""
+    assert isinstance(answer, list)
+    return b"".join(answer)
+
+
+async def test_what_is_in_memory_is_read_without_waiting(cached: Lab) -> None:
+    """From what was read ahead, or the block cache; what is in neither must be asked for the usual way."""
+    body = bytes(range(256)) * 4096
+    cached.store.insert("a", body)
+    async with cached.mounted() as fs:
+        node = await cached.get("a")
+        express = express_of(cached)
+        answer = express.open(node.id, os.O_RDONLY)
+        assert isinstance(answer, bytes)
+        handle, flags, _ = replies.OPEN_OUT.unpack(answer)
+        assert flags == replies.KEEP_CACHE | replies.NO_FLUSH
+        assert express.read(handle, 0, 4096) is None
+        assert bytes(await fs.read(node.id, 0, 4096, handle=handle)) == body[:4096]
+        assert joined(express.read(handle, 100, 50)) == body[100:150]
+        await cached.read("a")
+        assert cached.blocks is not None
+        await cached.blocks.written()
+        await wait_all_tasks_blocked()
+        assert joined(express.read(handle, 500_000, 99)) == body[500_000:500_099]
+        assert express.read(handle, len(body), 10) == []
+        assert express.flush(handle) == 0
+        assert express.release(handle) == 0
+
+
+async def test_opens_that_may_write_and_errors_go_the_usual_way(lab: Lab) -> None:
+    lab.store.insert("a", b"x")
+    async with lab.mounted():
+        node = await lab.get("a")
+        express = express_of(lab)
+        for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC):
+            assert express.open(node.id, flags) is None
+        assert express.open(node.id + 1000, os.O_RDONLY) is None
+        assert express.open(ROOT, os.O_RDONLY) is None
+        assert express.read(node.id + 1000, 0, 1) is None
+        handle = Handles().make(node.id, writes=True)
+        assert express.flush(handle) is None
+        assert express.release(handle) == 0
+
+
+async def test_what_is_staged_is_not_read_from_what_s3_has(cached: Lab) -> None:
+    body = bytes(range(256)) * 4096
+    cached.store.insert("a", body)
+    async with cached.mounted() as fs:
+        node = await cached.get("a")
+        express = express_of(cached)
+        assert bytes(await fs.read(node.id, 0, 9, handle=node.id)) == body[:9]
+        assert joined(express.read(node.id, 0, 9)) == body[:9]
+        await fs.stages.write(node.id, 3, b"new")
+        assert express.read(node.id, 0, 9) is None
+        await fs.commit(node.id)
+        found = express.read(node.id, 0, 9)
+        assert found is None or joined(found) == body[:3] + b"new" + body[6:9]
+
+
+async def test_a_file_to_be_uploaded_later_is_closed_at_once(lab: Lab) -> None:
+    """Unless close() has to wait: for S3, or for room."""
+    lab.settings.write_mode = "writeback"
+    async with lab.mounted(sync=False) as fs:
+        express = express_of(lab)
+        node = await lab.write("a", b"hello", close=False)
+        fs.stages.opened(node.id)
+        handle = Handles().make(node.id, writes=True)
+        assert express.flush(handle) == 0
+        assert express.release(handle) == 0
+        assert fs.stages.backlog.files == 1
+        lab.settings.dirty_limit_bytes = 4
+        assert express.flush(handle) is None
+        lab.settings.write_mode = "close"
+        assert express.flush(handle) is None
+
+
+async def test_the_time_of_a_write_is_taken_from_the_kernel(lab: Lab) -> None:
+    async with lab.mounted(sync=False) as fs:
+        express = express_of(lab)
+        node = await lab.write("a", b"hello", close=False)
+        later_ns = lab.now_ns + 5
+        assert isinstance(express.written(node.id, later_ns, later_ns), bytes)
+        assert fs.stages.mtime_ns(fs.volume.node(node.id)) == later_ns
+        assert express.written(node.id, 7, later_ns) is None  # utimensat without an access time
+        await fs.commit(node.id)
+        assert isinstance(express.written(node.id, later_ns, later_ns + 9), bytes)
+        assert fs.volume.node(node.id).ctime_ns == later_ns + 9
+        assert not fs.volume.node(node.id).attributes_dirty

@@ -1,0 +1,106 @@
+"""What is read ahead: of readers that go forwards, backwards, in strides, and at random."""
+
+import pytest
+
+from s3mgrd.fs.reading.patterns import FIRST_WINDOW, MAX_WINDOW, MIB, Stream
+
+KIB = 1 << 10
+SIZE = 1 << 40
+
+
+def reads(stream: Stream, offsets: list[int], length: int, *, limit: int = 1 << 30) -> bool:
+    is_ordered = False
+    for offset in offsets:
+        is_ordered = stream.follow(offset, offset + length, limit=limit)
+    return is_ordered
+
+
+def ahead(stream: Stream, stop: int, size: int = SIZE) -> list[tuple[int, int]]:
+    return list(stream.ahead(stop, size))
+
+
+def test_a_reader_from_the_beginning_gets_a_window_that_doubles() -> None:
+    stream, windows = Stream(), []
+    for number in range(12):
+        assert stream.follow(number * MIB, (number + 1) * MIB, limit=1 << 30)
+        windows.append(stream.window)
+    assert windows[:4] == [FIRST_WINDOW, 2 * MIB, 4 * MIB, 8 * MIB]
+    assert windows[-1] == MAX_WINDOW
+
+
+def test_the_window_stays_within_the_memory_there_is() -> None:
+    stream = Stream()
+    reads(stream, [n * MIB for n in range(30)], MIB, limit=5 * MIB)
+    assert stream.window == 5 * MIB
+
+
+def test_parts_that_come_in_any_order_are_one_reader() -> None:
+    stream = Stream()
+    assert reads(stream, [0, 2 * MIB, MIB, 4 * MIB, 3 * MIB], MIB)
+    assert stream.window >= 4 * MIB
+
+
+@pytest.mark.parametrize("offset", [1, 100 * MIB])
+def test_a_first_read_elsewhere_is_random(offset: int) -> None:
+    stream = Stream()
+    assert not stream.follow(offset, offset + 4096, limit=1 << 30)
+    assert ahead(stream, offset + 4096) == []
+
+
+def test_a_jump_loses_the_window_and_order_gains_it_again() -> None:
+    stream = Stream()
+    reads(stream, [n * MIB for n in range(8)], MIB)
+    assert not stream.follow(900 * MIB, 901 * MIB, limit=1 << 30)
+    assert stream.window == 0
+    assert stream.follow(901 * MIB, 902 * MIB, limit=1 << 30)
+    assert stream.window == FIRST_WINDOW
+
+
+def test_random_reads_are_never_read_ahead_of() -> None:
+    stream = Stream()
+    for offset in [700, 33, 512, 90, 800, 244, 1000, 10]:
+        assert not stream.follow(offset * MIB, offset * MIB + 4096, limit=1 << 30)
+
+
+def test_ranges_ahead_meet_those_of_another_reader() -> None:
+    one, other = Stream(), Stream()
+    reads(one, [n * MIB for n in range(6)], MIB)
+    reads(other, [n * MIB for n in range(6)], MIB)
+    first = {stop for _, stop in ahead(one, 6 * MIB)}
+    second = {stop for _, stop in ahead(other, 6 * MIB + 12345)}
+    assert {stop for stop in second if stop <= max(first)} == first  # the other is ahead a bit
+
+
+def test_nothing_is_wanted_beyond_the_end() -> None:
+    stream = Stream()
+    reads(stream, [n * MIB for n in range(6)], MIB)
+    ranges = ahead(stream, 6 * MIB, 7 * MIB + 5)
+    assert ranges[-1][1] == 7 * MIB + 5
+    assert ahead(stream, 7 * MIB + 5, 7 * MIB + 5) == []
+
+
+def test_a_backward_reader_gets_what_lies_before() -> None:
+    stream = Stream()
+    assert reads(stream, [n * MIB for n in range(900, 890, -1)], MIB)
+    ranges = ahead(stream, 892 * MIB)
+    assert ranges[0][1] == 891 * MIB, "next to where it is"
+    assert all(stop <= 891 * MIB for _, stop in ranges)
+    assert sum(stop - start for start, stop in ranges) > 4 * MIB
+    assert reads(stream, [0], MIB) is not None
+    assert all(start >= 0 for start, _ in ahead(stream, MIB))
+
+
+def test_a_reader_in_equal_strides_gets_the_next_ones() -> None:
+    stream = Stream()
+    stride, length = 100 * MIB, 64 * KIB
+    assert reads(stream, [7 + n * stride for n in range(5)], length)
+    ranges = ahead(stream, 7 + 4 * stride + length)
+    assert ranges[0] == (7 + 5 * stride, 7 + 5 * stride + length)
+    assert all(start % stride == 7 and stop - start == length for start, stop in ranges)
+    assert len(ranges) > 4
+
+
+def test_strides_end_where_the_object_does() -> None:
+    stream = Stream()
+    reads(stream, [n * 100 * MIB for n in range(5)], 64 * KIB)
+    assert ahead(stream, 0, 450 * MIB) == []

@@ -1,0 +1,279 @@
+"""Reads: few requests, bounded memory, the block cache, and guesses that stop when they are wrong."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from s3mgrd.cache.blockindex import BLOCK_BYTES
+from s3mgrd.cache.blocks import open_block_cache
+from s3mgrd.errors import Unavailable
+from s3mgrd.fs.reading.prefetch import MAX_WINDOW
+from s3mgrd.fs.reading.reader import FILL_AFTER, FILL_FIRST, FILL_STEP, LINGER_S, MIB
+from tests.unit.fs.conftest import Lab, settings
+
+
+@pytest.fixture
+def cached(lab: Lab, tmp_path: Path) -> Iterator[Lab]:
+    """A lab with a block cache of 64 MiB."""
+    lab.blocks = open_block_cache(tmp_path, owner="lab", limit_bytes=64 * MIB)
+    assert lab.blocks is not None
+    yield lab
+    lab.blocks.close()
+
+
+def content(size: int, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(size)  # noqa: S311 - content, not a secret
+
+
+async def read_at(lab: Lab, path: str, offset: int, length: int, *, handle: int) -> bytes:
+    node = await lab.get(path)
+    try:
+        return bytes(await lab.fs.read(node.id, offset, length, handle=handle))
+    finally:
+        lab.fs.reader.close(handle)
+
+
+async def read_through(lab: Lab, path: str, *, step: int = MIB, handle: int = 1) -> bytes:
+    node, data = await lab.get(path), b""
+    while part := bytes(await lab.fs.read(node.id, len(data), step, handle=handle)):
+        data += part
+    lab.fs.reader.close(handle)
+    return data
+
+
+async def open_and_read(lab: Lab, path: str, *, handle: int = 1) -> bytes:
+    node = await lab.get(path)
+    lab.fs.prefetcher.opened(node)
+    return await read_at(lab, path, 0, node.size, handle=handle)
+
+
+async def test_a_sequential_reader_asks_for_every_byte_once(cached: Lab) -> None:
+    body = content(20 * MIB + 5)
+    cached.store.insert("big", body)
+    async with cached.mounted() as fs:
+        assert await read_through(cached, "big") == body
+        assert fs.volume.store.stats.received_bytes == len(body)
+        assert fs.reader.held_bytes <= cached.settings.memory_limit_bytes
+
+
+async def test_what_was_read_is_read_again_without_s3_even_after_a_restart(cached: Lab) -> None:
+    body = content(3 * MIB + 5)
+    cached.store.insert("big", body)
+    async with cached.mounted():
+        assert await read_through(cached, "big") == body
+        await wait_for_cache(cached, len(body))
+    cached.store.calls.clear()
+    async with cached.mounted("second"):
+        assert await read_through(cached, "big", step=300_000) == body
+        assert not cached.store.calls["get_range"]
+
+
+async def wait_for_cache(lab: Lab, size: int) -> None:
+    """Wait until what was read is on disk."""
+    assert lab.blocks is not None
+    for _ in range(1 + size // FILL_STEP):  # what is written lets the next step begin
+        await wait_all_tasks_blocked()
+        await lab.blocks.written()
+    assert lab.blocks.used_bytes >= size
+
+
+async def test_cached_data_is_read_while_s3_is_away(cached: Lab, autojump_clock: MockClock) -> None:
+    body = content(MIB)
+    cached.store.insert("a", body)
+    async with cached.mounted() as fs:
+        assert await read_through(cached, "a") == body
+        await wait_for_cache(cached, len(body))
+        await trio.sleep(LINGER_S + 1)
+        assert fs.reader.held_bytes == 0
+        cached.store.fail_next("get_range", Unavailable("down"), times=100)
+        assert await read_through(cached, "a") == body
+
+
+async def test_a_damaged_block_is_fetched_again(
+    cached: Lab, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    body = content(MIB)
+    cached.store.insert("a", body)
+    async with cached.mounted() as fs:
+        await read_through(cached, "a")
+        await wait_for_cache(cached, len(body))
+        await trio.sleep(LINGER_S + 1)
+        file = bytearray((tmp_path / "blocks.data").read_bytes())
+        file[3 * BLOCK_BYTES] ^= 1
+        (tmp_path / "blocks.data").write_bytes(file)
+        assert await read_through(cached, "a") == body
+        assert cached.blocks is not None
+        assert cached.blocks.corrupt_blocks == 1
+        assert fs.reader.misses
+
+
+async def test_a_changed_object_is_never_answered_from_the_cache_of_the_old(cached: Lab) -> None:
+    cached.store.insert("a", content(MIB))
+    async with cached.mounted():
+        await read_through(cached, "a")
+        cached.store.insert("a", content(MIB, 2))
+        cached.later(31)
+        assert await read_through(cached, "a") == content(MIB, 2)
+
+
+async def test_a_random_read_fetches_the_blocks_it_touches(cached: Lab) -> None:
+    body = content(8 * MIB)
+    cached.store.insert("a", body)
+    async with cached.mounted() as fs:
+        assert (
+            await read_at(cached, "a", 3 * MIB + 77, 4096, handle=1) == body[3 * MIB + 77 :][:4096]
+        )
+        assert fs.volume.store.stats.received_bytes == BLOCK_BYTES
+
+
+async def test_an_edited_file_is_completed_from_the_right_blocks(cached: Lab) -> None:
+    """What is staged ends inside a block: a piece of a block must not be kept as the whole."""
+    body = content(MIB + 777)
+    cached.store.insert("a", body)
+    async with cached.mounted() as fs:
+        node = await cached.get("a")
+        await fs.stages.write(node.id, 200_000, b"x")
+        expected = body[:200_000] + b"x" + body[200_001:]
+        assert bytes(await fs.read(node.id, 199_990, 20, handle=1)) == expected[199_990:200_010]
+        assert bytes(await fs.read(node.id, 0, 200_000, handle=2)) == body[:200_000]
+        await fs.commit(node.id)
+        assert cached.data("a") == expected
+        assert await read_through(cached, "a", handle=3) == expected
+
+
+async def test_an_object_read_at_random_again_and_again_is_fetched_whole(
+    cached: Lab, autojump_clock: MockClock
+) -> None:
+    body = content(8 * MIB)
+    cached.store.insert("a", body)
+    async with cached.mounted():
+        for number in range(FILL_AFTER + 4):
+            offset = number * 7919 * 41 % (7 * MIB)
+            assert await read_at(cached, "a", offset, 4096, handle=number) == body[offset:][:4096]
+        await wait_for_cache(cached, len(body))
+        await trio.sleep(LINGER_S + 1)
+        cached.store.calls.clear()
+        assert await read_at(cached, "a", 6 * MIB + 5, 100, handle=99) == body[6 * MIB + 5 :][:100]
+        assert not cached.store.calls["get_range"]
+
+
+async def test_what_is_fetched_in_vain_is_bounded_by_what_was_of_use(
+    cached: Lab, autojump_clock: MockClock
+) -> None:
+    """Reads that never find their bytes here get no more than the trial."""
+    cached.settings = settings(memory_limit_bytes=64 * MIB)
+    assert cached.blocks is not None
+    await cached.blocks.set_limit(400 * MIB)
+    cached.store.insert("a", bytes(90 * MIB))
+    reads = FILL_AFTER + 9
+    async with cached.mounted() as fs:
+        node = await cached.get("a")
+        await fs.read(node.id, 0, 1, handle=1000)  # and stays open
+        for number in range(reads):
+            await read_at(cached, "a", (89 - number) * MIB + 9, 100, handle=number)
+        await wait_for_cache(cached, FILL_FIRST + reads * BLOCK_BYTES)
+        received = fs.volume.store.stats.received_bytes
+        assert received <= FILL_FIRST + reads * BLOCK_BYTES + 2 * MIB  # read ahead of the first
+        found = fs.reader.read_now(node, node.etag or "", node.size, 9 * MIB + 9, 100, handle=1001)
+        assert found is not None
+        assert b"".join(found) == bytes(100)
+        await wait_for_cache(cached, 90 * MIB)
+
+
+async def test_memory_is_given_back_after_the_last_close(
+    lab: Lab, autojump_clock: MockClock
+) -> None:
+    lab.store.insert("a", content(4 * MIB))
+    async with lab.mounted() as fs:
+        await read_through(lab, "a")
+        assert fs.reader.held_bytes
+        await trio.sleep(LINGER_S + 1)
+        assert fs.reader.held_bytes == 0
+
+
+async def test_what_was_read_and_is_on_disk_is_not_held_in_memory(cached: Lab) -> None:
+    """The kernel has its pages; what was read ahead and is still wanted stays."""
+    cached.store.insert("a", content(4 * MIB))
+    async with cached.mounted() as fs:
+        await read_through(cached, "a")
+        await wait_all_tasks_blocked()
+        assert cached.blocks is not None
+        await cached.blocks.written()
+        await wait_all_tasks_blocked()
+        assert fs.reader.held_bytes == 0
+
+
+async def small_files(lab: Lab, count: int) -> list[str]:
+    names = [f"d/s{number:04d}" for number in range(count)]
+    for number, name in enumerate(names):
+        lab.store.insert(name, content(2000, number))
+    return names
+
+
+async def test_the_next_small_files_are_on_their_way(lab: Lab) -> None:
+    names = await small_files(lab, 100)
+    async with lab.mounted() as fs:
+        assert len(await lab.ls("d")) == 100
+        lab.store.calls.clear()
+        for name in names[:4]:
+            await open_and_read(lab, name)
+        await wait_all_tasks_blocked()
+        assert lab.store.calls["get_range"] > 8, "more than were asked for"
+        assert lab.store.calls["get_range"] <= 4 + MAX_WINDOW
+        misses = fs.reader.misses
+        for number, name in enumerate(names[4:], 4):
+            assert await open_and_read(lab, name) == content(2000, number)
+        assert fs.reader.misses == misses, "each was there or on its way"
+        assert lab.store.calls["get_range"] == 100, "and none was fetched twice"
+
+
+async def test_the_order_of_names_is_followed_where_inodes_come_otherwise(lab: Lab) -> None:
+    names = await small_files(lab, 60)
+    async with lab.mounted():
+        for name in reversed(names):  # asked for one by one, so numbered backwards
+            await lab.get(name)
+        await lab.ls("d")
+        lab.store.calls.clear()
+        for name in names[:5]:
+            await open_and_read(lab, name)
+        await wait_all_tasks_blocked()
+        assert lab.store.calls["get_range"] > 10
+
+
+async def test_files_opened_in_no_order_are_not_guessed(lab: Lab) -> None:
+    names = await small_files(lab, 60)
+    async with lab.mounted():
+        await lab.ls("d")
+        lab.store.calls.clear()
+        for number in [7, 40, 2, 55, 30, 16, 48, 21]:
+            await open_and_read(lab, names[number])
+        await wait_all_tasks_blocked()
+        assert lab.store.calls["get_range"] == 8
+
+
+async def test_guesses_that_are_not_wanted_come_to_an_end(lab: Lab) -> None:
+    """Somebody reads a few files in a row here and there: most of what is fetched ahead is for nothing."""
+    names = await small_files(lab, 2000)
+    async with lab.mounted():
+        await lab.ls("d")
+        lab.store.calls.clear()
+        for start in range(0, 2000, 50):
+            for name in names[start : start + 4]:
+                await open_and_read(lab, name)
+            await wait_all_tasks_blocked()
+        assert lab.store.calls["get_range"] < 4 * 40 + 8 * MAX_WINDOW
+
+
+async def test_guesses_keep_within_their_memory(lab: Lab) -> None:
+    for number in range(100):
+        lab.store.insert(f"d/s{number:04d}", bytes(900_000))
+    async with lab.mounted() as fs:
+        await lab.ls("d")
+        for number in range(6):
+            await open_and_read(lab, f"d/s{number:04d}")
+            await wait_all_tasks_blocked()
+            assert fs.reader.held_bytes <= lab.settings.memory_limit_bytes
