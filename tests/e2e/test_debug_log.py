@@ -62,7 +62,7 @@ def test_every_operation_and_every_call_is_logged(
     daemon.flush()
     lines = log_of(daemon)
     for operation in OPERATIONS:
-        assert lines_with(lines, rf"fs\.operations {operation}\(", ": ok" + TIME), operation
+        assert lines_with(lines, rf"fs\.kernel\.operations {operation}\(", ": ok" + TIME), operation
     assert lines_with(lines, r"lookup\(1, b'there'", ": ok")
     stats = daemon.api.mount_stats("m")
     for call in CALLS:
