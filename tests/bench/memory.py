@@ -108,7 +108,7 @@ class Measurement:
         worker, supervisor = self.daemon.worker_pid(mount), self.daemon.process.pid
         begun = time.monotonic()
         find = {"worker": lambda: worker, "supervisor": lambda: supervisor}
-        with peaks(find, tree_of=supervisor) as highest:
+        with peaks(find, tree_of=lambda: supervisor) as highest:
             yield
         took_s = time.monotonic() - begun
         self.figures.append(

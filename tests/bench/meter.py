@@ -50,13 +50,17 @@ def descendants(pid: int) -> list[int]:
 
 @contextmanager
 def peaks(
-    find: Mapping[str, Callable[[], int]], *, tree_of: int | None = None
+    find: Mapping[str, Callable[[], int]],
+    *,
+    tree_of: Callable[[], int] | None = None,
+    interval_s: float = SAMPLE_INTERVAL_S,
 ) -> Iterator[dict[str, int]]:
     """Sample processes while the context runs; yields the peaks by name, complete when it has ended.
 
     Args:
         find: by name, what returns the pid to look at now: a worker may be replaced.
-        tree_of: also sample what this process and all that descend from it take together, as "all".
+        tree_of: returns a process; also sample what it and all that descend from it take together, as "all".
+        interval_s: between two samples.
     """
     highest = dict.fromkeys(find, 0)
     if tree_of is not None:
@@ -68,8 +72,8 @@ def peaks(
             for name, pid in find.items():
                 highest[name] = max(highest[name], pss_bytes(pid()))
             if tree_of is not None:
-                highest["all"] = max(highest["all"], sum(map(pss_bytes, descendants(tree_of))))
-            if end.wait(SAMPLE_INTERVAL_S):
+                highest["all"] = max(highest["all"], sum(map(pss_bytes, descendants(tree_of()))))
+            if end.wait(interval_s):
                 return
 
     thread = threading.Thread(target=sample, name="memory samples", daemon=True)

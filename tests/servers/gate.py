@@ -64,15 +64,19 @@ class Gate:
                 self._open |= {client, server}
             try:
                 server.connect(self._target)
-                back = threading.Thread(target=_pump, args=(server, client), daemon=True)
-                back.start()
-                _pump(client, server)
-                back.join()
+                self._carry(client, server)
             except OSError:
                 return
             finally:
                 with self._lock:
                     self._open -= {client, server}
+
+    def _carry(self, client: socket.socket, server: socket.socket) -> None:
+        """Pass on what one connection brings, both ways, until either side is through."""
+        back = threading.Thread(target=_pump, args=(server, client), daemon=True)
+        back.start()
+        _pump(client, server)
+        back.join()
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
