@@ -71,6 +71,7 @@ def test_handlers_are_where_the_header_of_libfuse_has_them(tmp_path: Path) -> No
         "getattr": express._GETATTR,
         "open": express._OPEN,
         "read": express._READ,
+        "write_buf": express._WRITE_BUF,
         "flush": express._FLUSH,
         "release": express._RELEASE,
         "opendir": express._OPENDIR,
@@ -87,6 +88,13 @@ def test_handlers_are_where_the_header_of_libfuse_has_them(tmp_path: Path) -> No
         f"_Static_assert(offsetof(struct fuse_file_info, fh) == {express._FH_OFFSET}, "
         '"fh is elsewhere");\n'
     )
+    for name, place in (("count", 0), ("idx", 8), ("off", 16), ("buf[0].size", 24),
+                        ("buf[0].flags", 32), ("buf[0].mem", 40)):  # fmt: skip
+        checks += (
+            f"_Static_assert(offsetof(struct fuse_bufvec, {name}) == {place}, "
+            f'"{name} is elsewhere");\n'
+        )
+    assert express._BUFFERS.size == 48
     source.write_text(
         "#define FUSE_USE_VERSION 32\n#include <stddef.h>\n#include <fuse3/fuse_lowlevel.h>\n"
         + checks

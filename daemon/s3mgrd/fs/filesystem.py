@@ -190,6 +190,16 @@ class FileSystem:
                 parts.append(file.read(piece.start, piece.stop))
         return parts
 
+    def write_now(self, inode: Inode, offset: int, data: memoryview) -> int | None:
+        """Write to a file as `write`, if nothing has to be waited for; None: something has. Raises OSError: `write` may do better."""
+        if (
+            self.volume.locks.is_held(("inode", inode))
+            or not self.stages.may_write_now(inode, len(data))
+            or self.streams.is_full
+        ):
+            return None
+        return self.stages.write_now(inode, offset, data)
+
     async def write(self, inode: Inode, offset: int, data: bytes) -> int:
         """Write to a file, once there is room for it on the disk. Raises OSError; S3mgrError: no room, and why S3 gives none."""
         notice: Notice | None = None

@@ -13,12 +13,14 @@ as expected (`s3mgrd.worker.slots`), nothing is touched: all requests go to pyfu
 import ctypes
 import errno
 import logging
+import struct
 from collections.abc import Callable
 from typing import Final
 
 import pyfuse3
 
 from s3mgrd.fs.kernel.express import Answer, Express
+from s3mgrd.worker import receiving
 from s3mgrd.worker.slots import Unexpected, find_slot, write_slot
 
 log = logging.getLogger(__name__)
@@ -36,10 +38,14 @@ _FLUSH: Final = 17
 _RELEASE: Final = 18
 _OPENDIR: Final = 20
 _RELEASEDIR: Final = 22
+_WRITE_BUF: Final = 36
 _READDIRPLUS: Final = 41
 _POINTER_BYTES: Final = 8
 # struct fuse_file_info: int flags (of open); 32 bits; 64 bits of padding less 32; uint64_t fh.
 _FH_OFFSET: Final = 16
+# struct fuse_bufvec: size_t count, idx, off; then of the first struct fuse_buf: size_t size; enum flags; void *mem.
+_BUFFERS = struct.Struct("=QQQQi4xQ")
+_IS_FD: Final = 1 << 1
 
 # PYFUNCTYPE: both directions keep the interpreter's lock, as pyfuse3's own calls do.
 _Session = ctypes.PYFUNCTYPE(
@@ -54,6 +60,9 @@ _Lookup = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_cha
 _OfInode = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p)
 _Read = ctypes.PYFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_int64, ctypes.c_void_p
+)
+_Write = ctypes.PYFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p
 )
 _Readdir = ctypes.PYFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_int64, ctypes.c_void_p
@@ -121,6 +130,7 @@ class _Lane:
         theirs_setattr = _Setattr(entry(_SETATTR).value)
         theirs_open = _OfInode(entry(_OPEN).value)
         theirs_read = _Read(entry(_READ).value)
+        theirs_write = _Write(entry(_WRITE_BUF).value)
         theirs_flush = _OfInode(entry(_FLUSH).value)
         theirs_release = _OfInode(entry(_RELEASE).value)
         theirs_opendir = _OfInode(entry(_OPENDIR).value)
@@ -152,6 +162,12 @@ class _Lane:
             if not reply(request, express.read(_handle(info), offset, size)):
                 theirs_read(request, inode, size, offset, info)
 
+        def write(request: int, inode: int, buffers: int, offset: int, info: int) -> None:
+            data = _received(buffers)
+            answer = None if data is None else express.write(_handle(info), offset, data)
+            if not reply(request, answer):
+                theirs_write(request, inode, buffers, offset, info)
+
         def flush(request: int, inode: int, info: int) -> None:
             if not reply(request, express.flush(_handle(info))):
                 theirs_flush(request, inode, info)
@@ -181,6 +197,7 @@ class _Lane:
             (_SETATTR, _Setattr(setattr_)),
             (_OPEN, _OfInode(open_)),
             (_READ, _Read(read)),
+            (_WRITE_BUF, _Write(write)),
             (_FLUSH, _OfInode(flush)),
             (_RELEASE, _OfInode(release)),
             (_OPENDIR, _OfInode(opendir)),
@@ -191,7 +208,7 @@ class _Lane:
             entry(place).value = _pointer(ours)
         self._handlers += theirs_lookup, theirs_getattr, theirs_opendir, theirs_releasedir
         self._handlers += theirs_setattr, theirs_open, theirs_read, theirs_flush, theirs_release
-        self._handlers.append(theirs_readdir)
+        self._handlers += theirs_write, theirs_readdir
 
     def _reply(
         self, request: int, answer: Answer, interrupted: Callable[[bytes], None] | None = None
@@ -231,6 +248,16 @@ def _vector(pieces: list[memoryview]) -> ctypes.Array[_Piece]:
 def _time(timespec: int) -> int:
     seconds, ns = ctypes.c_int64.from_address(timespec), ctypes.c_int64.from_address(timespec + 8)
     return seconds.value * 1_000_000_000 + ns.value
+
+
+def _received(buffers: int) -> memoryview | None:
+    """Return what a program writes, where it was received; None: libfuse has it elsewhere."""
+    count, index, done, size, flags, memory = _BUFFERS.unpack(
+        ctypes.string_at(buffers, _BUFFERS.size)
+    )
+    if (count, index, done) != (1, 0, 0) or flags & _IS_FD:
+        return None
+    return receiving.lent(memory, size)
 
 
 def _handle(info: int) -> int:

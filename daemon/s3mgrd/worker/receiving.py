@@ -7,8 +7,9 @@ with the kernel's writeback cache many large writes come at once, each into anot
 for S3 keeps its buffer for as long.
 
 Nothing needs the buffer once libfuse has handed the request over: pyfuse3 copies data and names before it starts the
-coroutine. So `install` puts functions of ours into the slots through which pyfuse3 receives and hands over, which lend
-the one buffer to each request in between. Where a slot is not as expected (`s3mgrd.worker.slots`), nothing is touched.
+coroutine, and what is answered without one (`s3mgrd.worker.express`) is written to the disk right from where it was received.
+So `install` puts functions of ours into the slots through which pyfuse3 receives and hands over, which lend the one buffer
+to each request in between. Where a slot is not as expected (`s3mgrd.worker.slots`), nothing is touched.
 
 Concurrency: pyfuse3 receives and hands over without a checkpoint in between, in one thread.
 """
@@ -37,7 +38,7 @@ _MEMORY_OFFSET: Final = 16
 _Receive = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _HandOver = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 
-_kept: list[object] = []
+_kept: "list[_Lender]" = []
 """What replaced pointers point to; it must never be collected."""
 
 
@@ -51,6 +52,15 @@ def install() -> bool:
         log.warning("libfuse cannot be told where to receive requests: %s", exc)
         return False
     return True
+
+
+def lent(address: int, size: int) -> memoryview | None:
+    """Return received bytes where they lie, good until the request has been handed over; None: they lie elsewhere."""
+    for lender in _kept:
+        start = address - lender.address
+        if 0 <= start <= BUFFER_BYTES - size:
+            return lender.view[start : start + size]
+    return None
 
 
 def warm(size: int) -> mmap.mmap:
@@ -72,13 +82,14 @@ class _Lender:
         if [ctypes.c_uint64.from_address(slot).value for slot in slots] != addresses:
             raise Unexpected("the slots of receiving hold something else")
         receive, hand_over = _Receive(addresses[0]), _HandOver(addresses[1])
-        self._buffer = warm(BUFFER_BYTES)
-        memory = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
+        buffer = warm(BUFFER_BYTES)
+        self.view: Final = memoryview(buffer)
+        self.address: Final = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
         pointer = ctypes.c_uint64.from_address
 
         def ours_receive(session: int, buf: int) -> int:
             place = pointer(buf + _MEMORY_OFFSET)
-            place.value = memory
+            place.value = self.address
             received: int = receive(session, buf)
             if received <= 0:
                 place.value = 0  # the task frees what is there when it ends

@@ -18,6 +18,8 @@ ATTR_OUT: Final = struct.Struct(f"=QII{_ATTR}")
 """fuse_attr_out: attr_valid, its nanoseconds, dummy; then the attributes."""
 OPEN_OUT: Final = struct.Struct("=QIi")
 """fuse_open_out: fh, open_flags, backing_id."""
+WRITE_OUT: Final = struct.Struct("=II")
+"""fuse_write_out: size, padding."""
 DIRENT_PLUS: Final = struct.Struct(f"={_ENTRY}QQII")
 """fuse_direntplus: the entry; then fuse_dirent: ino, off, namelen, type. The name follows, filled up to `ALIGNMENT`."""
 ALIGNMENT: Final = 8

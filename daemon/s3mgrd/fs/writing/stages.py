@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable
+from time import perf_counter
 from typing import Final
 
 import trio
@@ -28,7 +29,11 @@ from s3mgrd.s3.counting import Waiting
 log = logging.getLogger(__name__)
 
 THREAD_BYTES: Final = 32 << 10
-"""Writes from this size on go to a thread: a disk that is slow to take them must not stop the loop."""
+"""Writes from this size on go to a thread while the disk is slow to take them: that must not stop the loop."""
+SLOW_S: Final = 0.02
+"""A write that took so long says that the disk is slow; the kernel takes 1 MiB into memory in less than one ms."""
+SLOW_FOR_S: Final = 10.0
+"""For how long that is believed. Changing threads costs as much as the write itself."""
 
 
 class Stage:
@@ -88,6 +93,8 @@ class Stages:
         self._kernel_holds = kernel_holds
         self._stages: dict[Inode, Stage] = {}
         self._writers: dict[Inode, int] = {}
+        self._slow_until = 0.0
+        """When the disk is given large writes without a thread again."""
         self.backlog: Final = Backlog()
         self.lacking: Final = Lacking()
 
@@ -333,21 +340,46 @@ class Stages:
 
     async def write(self, inode: Inode, offset: int, data: bytes) -> int:
         """Write to a file's stage. Raises OSError (ENOSPC …): nothing is acknowledged then."""
+        if self._takes_at_once(len(data)):
+            return self.write_now(inode, offset, data)
+        stage = self._begin_write(inode, offset, len(data))
+        with Waiting(for_disk=True):
+            await trio.to_thread.run_sync(stage.file.put, offset, data)
+        return self._end_write(inode, stage, offset, len(data))
+
+    def write_now(self, inode: Inode, offset: int, data: bytes | memoryview) -> int:
+        """Write as `write`, and wait for the disk here, which must be one that takes data at once."""
+        stage = self._begin_write(inode, offset, len(data))
+        begun = perf_counter()
+        stage.file.put(offset, data)
+        if perf_counter() - begun > SLOW_S:
+            self._slow_until = trio.current_time() + SLOW_FOR_S
+        return self._end_write(inode, stage, offset, len(data))
+
+    def may_write_now(self, inode: Inode, size: int) -> bool:
+        """Whether `write_now` may be called for an inode whose lock nobody holds."""
+        # What another version replaced is perhaps about to become a conflict copy.
+        stage = self._stages.get(inode)
+        return self._takes_at_once(size) and (
+            stage is not None or not self._volume.node(inode).is_detached
+        )
+
+    def _takes_at_once(self, size: int) -> bool:
+        return size < THREAD_BYTES or trio.current_time() >= self._slow_until
+
+    def _begin_write(self, inode: Inode, offset: int, size: int) -> Stage:
         stage = self._for_change(inode)
-        stop = offset + len(data)
-        self._streams.changing(inode, min(offset, stage.file.size), stop)
-        if len(data) < THREAD_BYTES:
-            stage.file.put(offset, data)
-        else:
-            with Waiting(for_disk=True):
-                await trio.to_thread.run_sync(stage.file.put, offset, data)
-        stage.file.record(offset, len(data))
+        self._streams.changing(inode, min(offset, stage.file.size), offset + size)
+        return stage
+
+    def _end_write(self, inode: Inode, stage: Stage, offset: int, size: int) -> int:
+        stage.file.record(offset, size)
         if not self._volume.kernel_keeps_times:
             stage.mtime_ns = self._volume.now_ns()
         if stage.dirty:
             sends = not self.backlog.is_paused
-            self._streams.wrote(inode, stage.file, offset, stop, sends=sends)
-        return len(data)
+            self._streams.wrote(inode, stage.file, offset, offset + size, sends=sends)
+        return size
 
     def truncate(self, inode: Inode, size: int, mtime_ns: int | None = None) -> None:
         """Set a file's size, at *mtime_ns* or now; 0 makes whatever S3 has irrelevant."""

@@ -228,7 +228,9 @@ class Streams:
         self._count()
         return self._staged - self._parking > share * self._limit
 
-    def _is_full(self) -> bool:
+    @property
+    def is_full(self) -> bool:
+        """Whether writers have to wait for room."""
         if self._staged <= self._limit or not self._may_park:
             return False
         self._count()
@@ -240,7 +242,7 @@ class Streams:
         Raises:
             S3mgrError: nothing could be parked, and with write_mode=writeback it is not that S3 is away.
         """
-        while self._is_full():
+        while self.is_full:
             if not self._relieve() and not self._flying:
                 error = self._error
                 if error is None:
@@ -256,8 +258,10 @@ class Streams:
     async def free(self) -> bool:
         """Park something, however much room there should be, and wait for it; whether that gave the disk anything back."""
         staged = sum(s.file.extents.total() for s in self._streams.values())
-        if not self._parking and not self._park_next(urgent=True):
-            return False
+        while not self._parking and not self._park_next(urgent=True):
+            if not any(s.flying for s in self._streams.values() if not s.is_taken):
+                return False
+            await self._progress.wait()  # what is being sent can be parked afterwards
         while self._parking:
             await self._progress.wait()
         return sum(s.file.extents.total() for s in self._streams.values()) < staged

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import stat
 import struct
 from collections.abc import Iterator
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from trio.testing import wait_all_tasks_blocked
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from s3mgrd.cache.blocks import open_block_cache
 from s3mgrd.cache.nodes import ROOT, Inode, Kind
@@ -18,6 +20,8 @@ from s3mgrd.fs.kernel.express import Express
 from s3mgrd.fs.kernel.handles import Handles
 from s3mgrd.fs.kernel.showing import Shower
 from s3mgrd.fs.volume import NS
+from s3mgrd.fs.writing import stages
+from s3mgrd.fs.writing.streaming import Streams
 from tests.unit.fs.conftest import Lab
 
 ENTRY = struct.Struct("=4Q2I")
@@ -316,6 +320,73 @@ async def test_what_is_staged_is_not_read_from_what_s3_has(cached: Lab) -> None:
         await fs.commit(node.id)
         found = express.read(node.id, 0, 9)
         assert found is None or joined(found) == body[:3] + b"new" + body[6:9]
+
+
+def taken(answer: object) -> int | None:
+    """Return how many bytes a reply to WRITE says were taken."""
+    if answer is None:
+        return None
+    assert isinstance(answer, bytes)
+    size, padding = struct.unpack("=II", answer)
+    assert padding == 0
+    return int(size)
+
+
+async def test_a_write_is_taken_at_once_and_sent_as_any_other(lab: Lab) -> None:
+    """What is given is the buffer that the next request comes in: nothing keeps it."""
+    async with lab.mounted() as fs:
+        node = await lab.write("a", b"", close=False)
+        express, handle = express_of(lab), Handles().make(node.id, writes=True)
+        buffer = bytearray(random.Random(1).randbytes(1 << 20))  # noqa: S311 - content, not a secret
+        body = bytes(buffer) + b"tail"
+        assert taken(express.write(handle, 0, memoryview(buffer))) == 1 << 20
+        buffer[:4] = b"tail"
+        assert taken(express.write(handle, 1 << 20, memoryview(buffer)[:4])) == 4
+        buffer[:] = bytes(1 << 20)
+        assert await lab.read_inode(node.id) == body
+        assert fs.counters.written_bytes == len(body)
+        await fs.commit(node.id)
+        assert lab.data("a") == body
+
+
+async def test_a_write_that_has_to_wait_goes_the_usual_way(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For whoever holds the file, for room, for a conflict copy, or because it fails: nothing is written then."""
+    async with lab.mounted() as fs:
+        node = await lab.write("a", b"hello", close=False)
+        express, handle = express_of(lab), Handles().make(node.id, writes=True)
+        data = memoryview(b"J")
+        async with fs.volume.locks.holding(("inode", node.id)):
+            assert express.write(handle, 0, data) is None
+        with monkeypatch.context() as patched:
+            patched.setattr(Streams, "is_full", True)
+            assert express.write(handle, 0, data) is None
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwrite", lambda *_: 1 // 0)
+            assert express.write(handle, 0, data) is None
+        assert express.write(Handles().make(Inode(4711), writes=True), 0, data) is None
+        assert await lab.read_inode(node.id) == b"hello"
+        await fs.commit(node.id)
+        fs.volume.detach(fs.volume.node(node.id))
+        assert fs.stages.get(node.id) is None
+        assert express.write(handle, 0, data) is None
+
+
+async def test_a_slow_disk_is_given_large_writes_by_a_thread_for_a_while(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    async with lab.mounted():
+        node = await lab.write("a", b"", close=False)
+        express, handle = express_of(lab), Handles().make(node.id, writes=True)
+        large, small = memoryview(bytes(64 << 10)), memoryview(b"small")
+        with monkeypatch.context() as patched:
+            patched.setattr(stages, "SLOW_S", 0.0)
+            assert taken(express.write(handle, 0, large)) == len(large)
+        assert express.write(handle, 0, large) is None
+        assert taken(express.write(handle, 0, small)) == len(small)
+        await trio.sleep(stages.SLOW_FOR_S)
+        assert taken(express.write(handle, 0, large)) == len(large)
 
 
 async def test_a_file_to_be_uploaded_later_is_closed_at_once(lab: Lab) -> None:
