@@ -128,6 +128,25 @@ def test_a_program_that_reads_while_a_name_goes_spoils_nothing(site: Site) -> No
     assert site.is_kept()
 
 
+def test_a_directory_that_was_empty_shows_what_somebody_put_there(site: Site) -> None:
+    """The kernel would believe an empty listing for as long as nobody here changes it, whatever it is told to drop."""
+    site.put("empty/")
+    empty = site.directory.parent / "empty"
+    site.daemon.run("invalidate", "kept")
+    assert site.ls(empty) == site.ls(empty) == []
+    site.put("empty/new")
+    site.daemon.run("invalidate", "kept", "empty")
+    assert site.ls(empty) == ["new"]
+    site.remove("empty/new")
+    site.daemon.run("invalidate", "kept", "empty")
+    assert site.ls(empty) == site.ls(empty) == []
+    site.put("empty/newer")
+    killed = site.daemon.kill_worker("kept")
+    site.daemon.wait_replaced(killed, "kept")
+    site.daemon.run("invalidate", "kept", "empty")
+    assert site.ls(empty) == ["newer"]
+
+
 def test_a_mount_that_trusts_nothing_keeps_nothing(daemon: Daemon, ministack: Endpoint) -> None:
     """Each listing asks S3."""
     site = Site(daemon, ministack, "asking", 0)

@@ -218,7 +218,7 @@ class Express:
 
     @_at_once
     def readdir(self, handle: int, position: int, size: int) -> Answer:
-        """Give entries, in the order of their inode numbers, which are also the positions."""
+        """Give the two dots, then entries in the order of their inode numbers, which are also the positions."""
         inode = read_handle(handle).inode
         changes = self._volume.database.changes
         if position and self._ends.get(handle) == (position, changes):
@@ -232,7 +232,12 @@ class Express:
         self.reading(handle, position)
         pack = self._shower.listed_reply
         parts: list[bytes] = []
-        given = self._take_prepared(handle, changes) if position == 0 else None
+        given = None
+        if position == 0:
+            given = self._take_prepared(handle, changes)
+            parts.append(replies.dots(inode, self._volume.node(inode).parent or inode))
+            size -= len(parts[0])
+            position = replies.DOTS_POSITION
         for number, part in given or ((node.id, pack(node, left)) for node, left in entries):
             size -= len(part)
             if size < 0:

@@ -548,13 +548,15 @@ class Operations(pyfuse3.Operations):
     async def readdir(
         self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken
     ) -> None:
-        """Give entries, in the order of their inode numbers, which are also the positions."""
+        """Give the two dots, then entries in the order of their inode numbers, which are also the positions."""
         inode = read_handle(fh).inode
         namespace, fill, reply = self.fs.namespace, self._shower.fill, pyfuse3.readdir_reply
         shown = blank()
         entries = await namespace.entries(inode, start_id, READDIR_ROWS)
         self.fs.pruner.note_use(inode)
         self.express.reading(fh, start_id)
+        if start_id == 0:
+            self._shower.give_dots(token, self.fs.volume.node(inode))
         while entries:
             for node, valid_s in entries:
                 fill(shown, node, valid_s)

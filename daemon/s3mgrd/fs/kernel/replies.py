@@ -6,6 +6,8 @@ Structures of ``linux/fuse.h`` (protocol 7.31 and later), in native byte order.
 import struct
 from typing import Final
 
+_DIRECTORY: Final = 4
+"""DT_DIR."""
 _ATTR: Final = "QQQqqqIIIIIIIIII"
 """fuse_attr: ino, size, blocks, atime, mtime, ctime, their nanoseconds, mode, nlink, uid, gid, rdev, blksize, flags."""
 _ENTRY: Final = f"QQQQII{_ATTR}"
@@ -26,6 +28,14 @@ ALIGNMENT: Final = 8
 PADDING: Final = tuple(bytes(-length % ALIGNMENT) for length in range(ALIGNMENT))
 """By the length of a name modulo `ALIGNMENT`."""
 
+DIRENT: Final = struct.Struct("=QQII")
+"""fuse_dirent alone."""
+NO_ENTRY: Final = bytes(ENTRY_OUT.size)
+"""Before a fuse_dirent: it leads to nothing that the kernel should look at."""
+DOTS_POSITION: Final = 1
+"""Behind "." and "..", which are given together; no entry has this number, the root's."""
+DOTS: Final = b".", b".."
+
 KEEP_CACHE: Final = 1 << 1
 CACHE_DIR: Final = 1 << 3
 NO_FLUSH: Final = 1 << 5
@@ -34,3 +44,19 @@ close(2), which it does not heed while it gathers writes itself."""
 
 NOTHING: Final = b""
 """The end of a directory."""
+
+
+def dots(inode: int, parent: int) -> bytes:
+    """Return the first two entries of a directory, which keep it from being empty for the kernel.
+
+    An empty directory whose entries the kernel may keep (`CACHE_DIR`) would stay empty: its cache has no page, and the lack of
+    a page is how the kernel finds that it was told to drop what it had.
+    """
+    numbers = inode, parent
+    return b"".join(
+        NO_ENTRY
+        + DIRENT.pack(number, DOTS_POSITION, len(name), _DIRECTORY)
+        + name
+        + PADDING[len(name)]
+        for number, name in zip(numbers, DOTS, strict=True)
+    )

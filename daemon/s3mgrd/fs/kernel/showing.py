@@ -79,6 +79,15 @@ class Shower:
         )  # fmt: skip
         return head + name + replies.PADDING[length % replies.ALIGNMENT]
 
+    def give_dots(self, token: pyfuse3.ReaddirToken, directory: Node) -> None:
+        """Give pyfuse3 the first two entries of a directory; see `replies.dots`."""
+        shown = self.entry(directory, 0)
+        for name, inode in zip(
+            replies.DOTS, (directory.id, directory.parent or directory.id), strict=True
+        ):
+            shown.st_ino = InodeT(inode)
+            pyfuse3.readdir_reply(token, name, shown, replies.DOTS_POSITION)
+
     def _attributes(self, node: Node | Listed) -> tuple[int, ...]:
         """Return the fields of the kernel's fuse_attr."""
         mode, nlink, uid, gid, size, mtime_ns, atime_ns, ctime_ns = self._shown(node)

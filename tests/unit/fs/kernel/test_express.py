@@ -56,7 +56,7 @@ class Shown:
 
 
 def entries(answer: object) -> Iterator[Shown]:
-    """Read a reply to READDIRPLUS as fs/fuse/readdir.c does."""
+    """Read a reply to READDIRPLUS as fs/fuse/readdir.c does, without the two dots."""
     assert isinstance(answer, bytes)
     at = 0
     while at < len(answer):
@@ -64,6 +64,11 @@ def entries(answer: object) -> Iterator[Shown]:
         attributes = ATTRIBUTES.unpack_from(answer, at + ENTRY.size)
         ino, position, length, kind = DIRENT.unpack_from(answer, at + ENTRY.size + ATTRIBUTES.size)
         start = at + ENTRY.size + ATTRIBUTES.size + DIRENT.size
+        if not node:  # which the kernel passes on without a look at the rest
+            assert answer[start : start + length] == (b".", b"..")[length - 1]
+            assert (position, kind) == (1, stat.S_IFDIR >> 12)
+            at = start + 8
+            continue
         assert (node, generation) == (ino, 0)
         assert (valid, nsec) == (attr_valid, attr_nsec)
         assert attributes[0] == node
@@ -162,6 +167,25 @@ async def test_an_end_that_was_found_is_looked_for_again_once_anything_changed(l
         assert [
             shown.inode for shown in entries(express.readdir(handle, first.position, PAGE))
         ] == [late]
+
+
+async def test_an_empty_directory_has_two_dots_and_then_ends(lab: Lab) -> None:
+    """Nothing at all would be kept by the kernel for good."""
+    await lab.store.put("d/", b"", metadata={})
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        directory = (await lab.get("d")).id
+        await fs.namespace.ensure_listed(directory)
+        handle = opened(express, directory)
+        answer = express.readdir(handle, 0, PAGE)
+        assert isinstance(answer, bytes)
+        numbers = [
+            DIRENT.unpack_from(answer, at + ENTRY.size + ATTRIBUTES.size)[0]
+            for at in (0, len(answer) // 2)
+        ]
+        assert numbers == [directory, ROOT]
+        assert list(entries(answer)) == []
+        assert express.readdir(handle, 1, PAGE) == b""
 
 
 async def test_a_listing_under_way_is_waited_for_by_the_usual_way(lab: Lab) -> None:
