@@ -71,7 +71,7 @@ from s3mgrd.s3.retry import CallFailed
 from s3mgrd.s3.settings import CredentialProvider, StoreSettings, is_aws
 from s3mgrd.s3.tags import Tags
 from s3mgrd.s3.tls import shared_context
-from s3mgrd.s3.uploads import TRIAL, find_out_about_checksums, list_uploads
+from s3mgrd.s3.uploads import TRIAL, find_out_about_checksums, list_parts, list_uploads
 from s3mgrd.s3.versions import find_version
 
 log = logging.getLogger("s3mgrd.s3")
@@ -84,6 +84,8 @@ BUCKET_SEEN_S: Final = 60.0
 """How long an answer about the bucket lets us believe that a 404 is about the key."""
 VERIFY_BYTES: Final = 64 << 10
 """Largest body that is sent a second time to find out whether the store evaluates conditions."""
+TRIAL_BYTES: Final = 64 << 20
+"""Largest upload that is completed in a way which tells the same, though a strange store may forget an upload that it refused."""
 GONE_AFTER_S: Final = 1.0
 FILE_THREADS: Final = 4
 HEAD_WITHOUT_REASON: Final = (400, 401, 403)
@@ -437,21 +439,12 @@ class S3Store:
 
     async def list_parts(self, key: str, upload_id: str) -> Sequence[Part]:
         """See the port."""
-        parts: list[Part] = []
-        marker: int | None = None
-        while True:
-            answer = await self._call(
-                "ListParts", {"UploadId": upload_id, "PartNumberMarker": marker}, key=key
-            )
-            parts += [
-                Part(
-                    int(p["PartNumber"]), etag_of(p["ETag"]), int(p["Size"]), decode(p.get(MEMBER))
-                )
-                for p in answer.get("Parts", [])
-            ]
-            if not answer.get("IsTruncated"):
-                return parts
-            marker = int(answer["NextPartNumberMarker"])
+        try:
+            parts = await list_parts(self._calls, key, upload_id)
+        except CallFailed as failure:
+            raise failure.error from failure
+        self._saw_bucket()
+        return parts
 
     async def complete_multipart(
         self, key: str, upload_id: str, parts: Sequence[Part], *, condition: Condition = ALWAYS
@@ -466,8 +459,14 @@ class S3Store:
         async def send(check: Check) -> Answer:
             return await self._complete(key, upload_id, {**params, **check})
 
+        conditions = self._conditions
+        is_trial = sum(p.size for p in parts) <= TRIAL_BYTES
         try:
-            answer = await self._conditions.run(COMPLETE, key, condition, send)
+            answer = None
+            if is_trial and conditions.support[COMPLETE] == "unknown":
+                answer = await conditions.try_completing(key, condition, send)
+            if answer is None:
+                answer = await conditions.run(COMPLETE, key, condition, send)
         except CallFailed as failure:
             etag = multipart_etag(parts)
             if etag and may_be_ours(failure) and await self._holds(key, etag, None):

@@ -181,6 +181,32 @@ class ConditionalWrites:
             else:
                 self.note_unsupported(kind)
 
+    async def try_completing(
+        self, key: str, condition: Condition, write: Callable[[Check], Awaitable[T]]
+    ) -> T | None:
+        """Complete an upload under a condition that never holds, to learn whether it counts: a HEAD less each time, if it does.
+
+        Returns what *write* did where the store does not evaluate it: no more is lost than without it. None: it was refused.
+
+        Raises:
+            PreconditionFailed: *condition* does not hold.
+            CallFailed: *write* failed for another reason.
+        """
+        if condition != ALWAYS:
+            await self._check(key, condition)
+        try:
+            result = await write({"IfMatch": quoted(NO_ETAG)})
+        except CallFailed as failure:
+            if isinstance(failure.error, PreconditionFailed) or failure.code == "NoSuchKey":
+                self.support[COMPLETE] = "supported"
+            elif isinstance(failure.error, Unsupported):
+                self.note_unsupported(COMPLETE)
+            else:
+                raise
+            return None
+        self.note_unsupported(COMPLETE)
+        return result
+
     def note_unsupported(self, kind: str) -> None:
         """Note that the store does not evaluate conditions of a kind, and say what that means."""
         self.support[kind] = "unsupported"

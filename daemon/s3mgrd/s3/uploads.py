@@ -6,10 +6,10 @@ from typing import Final
 from s3mgrd.s3.answers import Answer
 from s3mgrd.s3.body import UploadBody
 from s3mgrd.s3.calls import Calls
-from s3mgrd.s3.checksums import MEMBER, crc64nvme, encode
+from s3mgrd.s3.checksums import MEMBER, crc64nvme, decode, encode
 from s3mgrd.s3.http import Exchange
-from s3mgrd.s3.listing import UploadsPage, parse_uploads_page
-from s3mgrd.s3.port import PendingUpload
+from s3mgrd.s3.listing import UploadsPage, etag_of, parse_uploads_page
+from s3mgrd.s3.port import Part, PendingUpload
 
 TRIAL: Final = b"s3mgr"
 """What is sent with a wrong checksum to find out whether the store verifies checksums."""
@@ -25,6 +25,22 @@ async def find_out_about_checksums(
         await calls.call("UploadPart", wrong, key=key, body=trial, deadline_s=0)
 
     await calls.checksums.find_out(send_wrong)
+
+
+async def list_parts(calls: Calls, key: str, upload_id: str) -> list[Part]:
+    """List the parts that S3 has of an upload. Raises `CallFailed`."""
+    parts: list[Part] = []
+    marker: int | None = None
+    while True:
+        params = {"UploadId": upload_id, "PartNumberMarker": marker}
+        answer = await calls.call("ListParts", params, key=key)
+        parts += [
+            Part(int(p["PartNumber"]), etag_of(p["ETag"]), int(p["Size"]), decode(p.get(MEMBER)))
+            for p in answer.get("Parts", [])
+        ]
+        if not answer.get("IsTruncated"):
+            return parts
+        marker = int(answer["NextPartNumberMarker"])
 
 
 async def list_uploads(calls: Calls, prefix: str) -> Sequence[PendingUpload]:

@@ -9,6 +9,8 @@ from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.journal.staging import StagedFile
 
 FETCH_BYTES: Final = 2 << 20
+LEAST_FETCH_BYTES: Final = 512 << 10
+"""Few bytes are fetched in smaller pieces, as many at a time as may be: a connection gives so much a second."""
 
 ReadBase = Callable[[int, int], Awaitable[bytes | memoryview]]
 
@@ -25,6 +27,8 @@ async def fill(
         Exception: what *read* raises.
     """
     limiter = trio.CapacityLimiter(at_once)
+    share = sum(last - first for first, last in ranges) // at_once
+    length = min(max(share, LEAST_FETCH_BYTES), FETCH_BYTES)
 
     async def fetch(start: int, stop: int) -> None:
         try:
@@ -38,8 +42,8 @@ async def fill(
     try:
         async with side_by_side() as nursery:
             for first, last in ranges:
-                for start in range(first, last, FETCH_BYTES):
+                for start in range(first, last, length):
                     await limiter.acquire_on_behalf_of(start)
-                    nursery.start_soon(fetch, start, min(start + FETCH_BYTES, last))
+                    nursery.start_soon(fetch, start, min(start + length, last))
     finally:
         file.set_mtime_ns(changed_ns)
