@@ -9,15 +9,16 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from tests.conformance import expected, report, results
 from tests.conformance.peers import RIVALS, Peer, S3mgr
-from tests.conformance.results import TOOLS, Case, Outcome, Run
-from tests.conformance.tools import RUNNERS, Toolbox, versions
+from tests.conformance.results import TOOLS, Case, Ending, Outcome, Run
+from tests.conformance.tools import RUNNERS, Toolbox, version
 from tests.servers.endpoint import Endpoint
 from tests.servers.ministack import run_ministack
 from tests.servers.radosgw import run_radosgw
@@ -25,6 +26,7 @@ from tests.servers.radosgw import run_radosgw
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 CACHE: Final = CHECKOUT / ".cache" / "conformance"
 PAGE: Final = CHECKOUT / "docs" / "conformance.md"
+RESULTS: Final = CHECKOUT / "docs" / "conformance.json"
 SERVERS: Final = ("ministack", "radosgw")
 AFTER: Final = "everything reached S3, and nothing unforeseen in the logs"
 
@@ -43,52 +45,67 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dbench_s=args.dbench_seconds,
         limit_s=args.limit_minutes * 60,
     )
-    box.scratch.mkdir(parents=True, exist_ok=True)
-    lock = os.open(box.scratch, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"another run uses {box.scratch}", file=sys.stderr)
-        return 2
-    kept = results.load(args.json)
-    kept = results.Results(dict(versions(box)), kept.runs)
-    surprises: list[str] = []
     expectations = expected.load()
-    for server in args.server or SERVERS:
+    surprises: list[str] = []
+    if not args.render:
+        box.scratch.mkdir(parents=True, exist_ok=True)
+        lock = os.open(box.scratch, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another run uses {box.scratch}", file=sys.stderr)
+            return 2
+        for run in _runs(peers, args.server or SERVERS, args.tool or TOOLS, box):
+            # Read again each time: a run of another tool may have ended meanwhile.
+            results.save(args.json, results.load(args.json).replaced(run))
+            if run.peer == report.OWN:
+                surprises += [f"{run.server}: {s}" for s in expectations.surprises(run)]
+    if args.json == RESULTS:
+        PAGE.write_text(report.render(results.load(RESULTS), expectations))
+    for surprise in surprises:
+        print(f"unexpected: {surprise}")
+    return 1 if surprises else 0
+
+
+def _runs(
+    peers: Sequence[Peer], servers: Sequence[str], tools: Sequence[str], box: Toolbox
+) -> Iterator[Run]:
+    for server in servers:
         with (
             tempfile.TemporaryDirectory(prefix="s3mgr-s3-") as directory,
             _serve(server, Path(directory)) as endpoint,
         ):
             for peer in peers:
-                for tool in args.tool or TOOLS:
-                    run = _run(peer, endpoint, tool, box)
-                    kept = kept.replaced(run)
-                    results.save(args.json, kept)
-                    if peer.name == report.OWN:
-                        surprises += [f"{server}: {s}" for s in expectations.surprises(run)]
-    if args.write_page:
-        PAGE.write_text(report.render(kept, expectations))
-    for surprise in surprises:
-        print(f"unexpected: {surprise}")
-    return 1 if surprises else 0
+                for tool in tools:
+                    yield _run(peer, endpoint, tool, box)
 
 
 def _run(peer: Peer, endpoint: Endpoint, tool: str, box: Toolbox) -> Run:
     print(f"== {tool} on {peer.name} over {endpoint.kind}", flush=True)
     began = time.monotonic()
     cases: list[Case] = []
+    ended: Ending | None
     try:
         with peer.mounted(endpoint) as site:
-            cases, died = RUNNERS[tool](box, site)
+            cases, ended = RUNNERS[tool](box, site)
             if wrong := site.after():
                 cases = [*cases, Case(AFTER, Outcome.FAILED, "; ".join(wrong[:5]))]
     except (RuntimeError, AssertionError, OSError) as error:
         if peer.name == report.OWN:
             raise
-        died = f"{error}"
-    run = Run(peer.name, endpoint.kind, tool, peer.version(), time.monotonic() - began, cases, died)
-    counts = ", ".join(f"{run.count(outcome)} {outcome}" for outcome in Outcome)
-    print(f"   {counts} in {run.seconds:.0f} s{f'; died {died}' if died else ''}", flush=True)
+        ended = Ending(f"{error}")
+    run = Run(
+        *(peer.name, endpoint.kind, tool, peer.version(), version(box, tool)),
+        kernel=os.uname().release.partition("-")[0],
+        day=datetime.now(UTC).date().isoformat(),
+        seconds=round(time.monotonic() - began),
+        ended=ended,
+    ).with_cases(cases)
+    print(
+        "   {} passed, {} failed, {} skipped in {} s".format(*run.counts, run.seconds)
+        + (f"; ended {ended.reason}" if ended else ""),
+        flush=True,
+    )
     return run
 
 
@@ -115,15 +132,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fsx-operations", type=int, default=1_000_000, metavar="N")
     parser.add_argument("--stress-seconds", type=int, default=5, metavar="S", help="each stressor")
     parser.add_argument("--dbench-seconds", type=int, default=30, metavar="S")
-    parser.add_argument("--limit-minutes", type=float, default=120, metavar="M", help="each tool")
     parser.add_argument(
-        "--json", type=Path, default=CACHE / "results.json", help="results, kept between runs"
+        "--limit-minutes",
+        type=float,
+        default=120,
+        metavar="M",
+        help="for pjdfstest, and for each fsx",
     )
     parser.add_argument(
-        "--no-page",
-        dest="write_page",
-        action="store_false",
-        help="leave docs/conformance.md as it is",
+        "--json",
+        type=Path,
+        default=RESULTS,
+        metavar="FILE",
+        help="keep the results there, and leave docs/conformance.json and the page as they are",
+    )
+    parser.add_argument(
+        "--render", action="store_true", help="run nothing; write the page from what is kept"
     )
     return parser
 

@@ -36,14 +36,14 @@ class Expectations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def surprises(self, run: Run) -> list[str]:
         """Say everything about *run* that was not expected; empty: it went as the rules say."""
-        found = [f"{run.tool} died: {run.died}"] if run.died else []
+        found = [f"{run.tool} ended {run.ended.reason}"] if run.ended else []
         for case in run.cases:
             rule = self.find(run.tool, case)
             wanted = rule.outcome if rule else Outcome.PASSED
             if case.outcome != wanted:
                 detail = f": {case.detail}" if case.detail else ""
                 found.append(f"{run.tool} {case.name} {case.outcome}, not {wanted}{detail}")
-        if not run.died:
+        if not run.ended:
             found += [
                 f"{run.tool} has no case {pattern}, of which {FILE.name} speaks"
                 for rule in self.rule

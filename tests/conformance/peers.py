@@ -6,22 +6,29 @@ Rivals are what is found on PATH. Each is mounted by its documented options for 
 import os
 import re
 import shutil
+import signal
 import subprocess
+import tempfile
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from s3mgr import __version__
 from s3mgrd.fuse import syscalls
+from s3mgrd.fuse.mountinfo import read_mountinfo
 from tests.e2e.lab import Lab, wait_for
 from tests.servers.endpoint import Endpoint
 from tests.servers.plugin import make_bucket
 
 MOUNT_LIMIT_S: Final = 30.0
-STOP_LIMIT_S: Final = 300.0
+FLUSH_LIMIT_S: Final = 300.0
+RIVAL_STOP_LIMIT_S: Final = 120.0
 PROBE_LIMIT_S: Final = 20.0
+KILL_LIMIT_S: Final = 10.0
 PART_MIB: Final = 64
 """Of all mounts that can be told: MiniStack puts parts together in time that grows with the square of their number."""
 OPTIONS: Final = (
@@ -30,6 +37,15 @@ OPTIONS: Final = (
     *("-o", "retry_deadline_s=900", "-o", "read_timeout_s=300"),
 )
 """Of s3mgr's mounts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a program ended. Attributes: `status`: None, it was killed `hung_s` after its start; `output`: of both streams."""
+
+    status: int | None
+    output: str
+    hung_s: int = 0
 
 
 class Peer(ABC):
@@ -48,26 +64,69 @@ class Peer(ABC):
 
 
 class Site:
-    """One mounted bucket."""
+    """One mounted bucket. It may hang at any time: whatever looks at it is another process, which `run` can end."""
 
     def __init__(self, root: Path) -> None:
         self.root: Final = root
 
-    def trouble(self) -> str:
-        """Say why nothing can be done here any more; empty: all is well. Asked of another process, for it may hang."""
-        try:
-            done = subprocess.run(
-                ["stat", "--file-system", "--format=%T", self.root],
-                capture_output=True,
-                text=True,
-                timeout=PROBE_LIMIT_S,
-                check=False,
+    def run(
+        self,
+        command: Sequence[str | Path],
+        limit_s: float,
+        *,
+        environ: Mapping[str, str] | None = None,
+        log: Path | None = None,
+    ) -> Done:
+        """Run a program that works here, in a process group of its own of which nothing is left.
+
+        What waits for an answer of a file system that hangs cannot be killed: then the mount is aborted, too.
+        *log* keeps what was printed.
+        """
+        began = time.monotonic()
+        with log.open("w+b") if log else tempfile.TemporaryFile() as output:
+            process = subprocess.Popen(
+                ["nice", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "LC_ALL": "C.UTF-8", **(environ or {})},
+                start_new_session=True,
             )
+            status: int | None = None
+            try:
+                status = process.wait(limit_s)
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                self._end(process)
+            output.seek(0)
+            text = output.read().decode(errors="replace")
+        return Done(status, text, 0 if status is not None else round(time.monotonic() - began))
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        try:
+            process.wait(KILL_LIMIT_S)
         except subprocess.TimeoutExpired:
-            return "the mount does not answer any more"
-        if done.returncode:
-            return done.stderr.strip().rpartition(": ")[2]
-        return "" if "fuse" in done.stdout else "nothing is mounted any more"
+            self.abort()
+            process.wait(KILL_LIMIT_S)
+
+    def abort(self) -> None:
+        """Have the kernel refuse every request to the mount, also those that wait."""
+        for entry in read_mountinfo():
+            if entry.mountpoint == str(self.root) and entry.fs_type.startswith("fuse"):
+                with suppress(OSError):
+                    syscalls.abort_connection(entry.connection)
+
+    def trouble(self) -> str:
+        """Say why nothing can be done here any more; empty: all is well."""
+        done = self.run(["stat", "--file-system", "--format=%T", self.root], PROBE_LIMIT_S)
+        if done.status is None:
+            return f"the mount does not answer within {PROBE_LIMIT_S:g} s"
+        if done.status:
+            return done.output.strip().rpartition(": ")[2]
+        return "" if "fuse" in done.output else "nothing is mounted any more"
 
     def after(self) -> list[str]:
         """Say what is wrong once a tool is through."""
@@ -100,7 +159,7 @@ class _OwnSite(Site):
 
     def after(self) -> list[str]:
         """Everything must reach S3, by one worker, without an error that nobody foresaw."""
-        flushed = self._daemon.run("flush", "m", check=False, limit_s=STOP_LIMIT_S)
+        flushed = self._daemon.run("flush", "m", check=False, limit_s=FLUSH_LIMIT_S)
         wrong = [] if flushed.returncode == 0 else [f"s3mgr flush: {flushed.stderr.strip()}"]
         if self._daemon.show().status.state != "mounted":
             wrong.append(f"the mount is {self._daemon.show().status.state}")
@@ -152,7 +211,7 @@ class Rival(Peer):
         try:
             wait_for(
                 f"{self.name} mounts",
-                lambda: os.path.ismount(root) or process.poll() is not None,
+                lambda: _is_mounted(root) or process.poll() is not None,
                 limit_s=MOUNT_LIMIT_S,
             )
             if process.poll() is not None:
@@ -163,7 +222,7 @@ class Rival(Peer):
             with suppress(OSError):
                 syscalls.unmount(str(root), lazy=True)
             try:
-                process.wait(STOP_LIMIT_S)
+                process.wait(RIVAL_STOP_LIMIT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -178,6 +237,10 @@ class Rival(Peer):
             "AWS_REGION": endpoint.region,
             "AWS_EC2_METADATA_DISABLED": "true",
         }
+
+
+def _is_mounted(root: Path) -> bool:
+    return any(entry.mountpoint == str(root) for entry in read_mountinfo())
 
 
 class S3fs(Rival):

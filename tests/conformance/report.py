@@ -1,72 +1,85 @@
-"""Writes docs/conformance.md out of results: counts side by side, and for s3mgr every case that does not pass, with its reason."""
+"""Writes docs/conformance.md out of results: counts side by side, every case that does not pass with the reason, and when it was seen."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from tests.conformance.expected import Expectations
-from tests.conformance.results import TOOLS, Outcome, Results, Run
+from tests.conformance.results import TOOLS, Results, Run
 
 OWN: Final = "s3mgr"
 HEAD: Final = """\
 # Conformance
 
-Written by `./packaging/conformance`; do not edit. Test suites of others, run as root on real mounts with
-`attributes=full`, on two S3 servers, and the same way on other S3 file systems where they are installed:
+Written by `./packaging/conformance` from [conformance.json](conformance.json), which has every case; do not edit. Test
+suites of others, run as root on real mounts with `attributes=full`, on two S3 servers, and the same way on other S3 file
+systems:
 
 - **pjdfstest**: what POSIX says of each call that changes names, attributes and sizes.
-- **fsx**: random operations on one file, every byte compared: with mappings; with O_DIRECT; and with msync, fsync and
-  reopening all the time.
+- **fsx**: random operations on one file, every byte compared: with mappings (*mmap*); with O_DIRECT (*direct*); and with
+  msync, fsync and reopening all the time (*synced*).
 - **stress-ng**: its stressors of files and directories, one after another, each with `--verify`.
 - **dbench**: the load of a file server.
 
 What s3mgr is expected not to pass stands in `tests/conformance/expected.toml` with its reason. Anything else that
-fails, and anything there that passes, makes the command fail.
+fails, and anything there that passes, makes the command fail. A step that does not end in time is killed and has *hung*;
+where the mount does not answer after it, or died, what would have come next was not run.
 """
 
 
 def render(results: Results, expectations: Expectations) -> str:
     """Return the page."""
-    versions = ", ".join(f"{name} {version}" for name, version in results.platform.items())
-    parts = [HEAD, f"Run with {versions}.\n", "## Side by side\n", _table(results.runs)]
-    parts += _deaths(results.runs)
-    parts += ["## s3mgr\n", *_own(results.runs, expectations)]
-    rivals = [run for run in results.runs if run.peer != OWN]
+    runs = results.runs
+    parts = [HEAD, "## Side by side\n", _table(runs), *_endings(runs)]
+    parts += ["## s3mgr\n", *_own(runs, expectations)]
+    rivals = [run for run in runs if run.peer != OWN]
     if rivals:
         parts += ["## What the others do not pass\n", *_others(rivals)]
+    parts += ["## When, and with what\n", _days(runs)]
     return "\n".join(parts).rstrip() + "\n"
 
 
 def _table(runs: Sequence[Run]) -> str:
-    peers = {run.peer: run.version for run in runs}
-    columns = sorted(peers, key=lambda peer: (peer != OWN, peer))
-    lines = [
-        "| passed / failed / skipped | " + " | ".join(f"{p} {peers[p]}" for p in columns) + " |",
-        "|---|" + "---|" * len(columns),
+    columns = sorted({run.peer for run in runs}, key=lambda peer: (peer != OWN, peer))
+    heads = [f"{peer} {_span(r.version for r in runs if r.peer == peer)}" for peer in columns]
+    rows = [
+        (
+            f"{tool}, {server}",
+            *(_cell(runs, (peer, server, tool)) for peer in columns),
+        )
+        for tool in TOOLS
+        for server in sorted({run.server for run in runs if run.tool == tool})
     ]
-    for tool in TOOLS:
-        for server in sorted({run.server for run in runs if run.tool == tool}):
-            found = {r.peer: r for r in runs if (r.tool, r.server) == (tool, server)}
-            cells = " | ".join(_cell(found.get(peer)) for peer in columns)
-            lines.append(f"| {tool}, {server} | {cells} |")
-    return "\n".join(lines) + "\n"
+    days = [_span(r.day for r in runs if r.peer == peer) for peer in columns]
+    return _markdown(("passed / failed / skipped", *heads), [*rows, ("seen", *days)])
 
 
-def _cell(run: Run | None) -> str:
+def _span(values: Iterator[str]) -> str:
+    found = sorted(set(values))
+    return found[0] if len(found) == 1 else f"{found[0]} to {found[-1]}"
+
+
+def _cell(runs: Sequence[Run], kind: tuple[str, str, str]) -> str:
+    run = next((run for run in runs if run.kind == kind), None)
     if run is None:
         return "not run"
-    counts = " / ".join(
-        str(run.count(outcome)) for outcome in (Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED)
-    )
-    return f"{counts}, **died**" if run.died else counts
+    counts = " / ".join(str(count) for count in run.counts)
+    return f"{counts}, **{_word(run)}**" if run.ended else counts
 
 
-def _deaths(runs: Sequence[Run]) -> Iterator[str]:
-    dead = [run for run in runs if run.died]
-    if dead:
-        yield "Died on the way:\n"
-        for run in sorted(dead, key=lambda r: (r.peer, r.tool, r.server)):
-            yield f"- {run.peer}, {run.tool}, {run.server}: {run.died}"
-        yield ""
+def _word(run: Run) -> str:
+    assert run.ended
+    return f"hung after {run.ended.hung_s:,} s" if run.ended.hung_s else "died"
+
+
+def _endings(runs: Sequence[Run]) -> Iterator[str]:
+    ended = [
+        f"- {run.peer}, {run.tool}, {run.server}: {_word(run)}, {run.ended.reason}"
+        for run in runs
+        if run.ended
+    ]
+    if ended:
+        yield "Ended on the way:\n"
+        yield "\n".join(ended) + "\n"
 
 
 def _own(runs: Sequence[Run], expectations: Expectations) -> Iterator[str]:
@@ -77,42 +90,66 @@ def _own(runs: Sequence[Run], expectations: Expectations) -> Iterator[str]:
         )
         if names:
             yield f"{len(names)} of {rule.tool}, {rule.outcome}. {rule.reason}\n"
-            yield _details(names)
+            yield _details(dict.fromkeys(names, ""))
     loads = [
-        f"{run.tool} over {run.server}: {'; '.join(case.name for case in run.cases)}"
-        for run in sorted(own, key=lambda run: (run.tool, run.server))
-        if run.tool in ("fsx", "dbench")
+        f"- {run.tool} over {run.server}: {'; '.join(case.name for case in run.cases)}"
+        for run in sorted(own, key=lambda run: (TOOLS.index(run.tool), run.server))
+        if run.tool.startswith("fsx") or run.tool == "dbench"
     ]
     if loads:
         yield "How much was run:\n"
-        yield from (f"- {load}" for load in loads)
-        yield ""
-    surprises = [(run, text) for run in own for text in expectations.surprises(run)]
+        yield "\n".join(loads) + "\n"
+    surprises = [f"- {run.server}: {text}" for run in own for text in expectations.surprises(run)]
     if surprises:
         yield "**Not expected:**\n"
-        for run, text in surprises:
-            yield f"- {run.server}: {text}"
-        yield ""
+        yield "\n".join(surprises) + "\n"
 
 
 def _others(runs: Sequence[Run]) -> Iterator[str]:
     for peer in sorted({run.peer for run in runs}):
         yield f"### {peer}\n"
         for tool in TOOLS:
-            names = sorted(
-                {
-                    case.name
-                    for run in runs
-                    if (run.peer, run.tool) == (peer, tool)
-                    for case in run.cases
-                    if case.outcome == Outcome.FAILED
-                }
-            )
-            if names:
-                yield f"{len(names)} of {tool}\n"
-                yield _details(names)
+            failed: dict[str, str] = {}
+            for run in runs:
+                if (run.peer, run.tool) == (peer, tool):
+                    failed = {**run.failed, **failed}
+            if failed:
+                yield f"{len(failed)} of {tool}\n"
+                yield _details(failed)
 
 
-def _details(names: Sequence[str]) -> str:
-    listed = "\n".join(f"- `{name}`" for name in names)
+def _details(cases: Mapping[str, str]) -> str:
+    listed = "\n".join(
+        f"- `{name}`" + (f": {_plain(cases[name])}" if cases[name] else "")
+        for name in sorted(cases)
+    )
     return f"<details><summary>which</summary>\n\n{listed}\n\n</details>\n"
+
+
+def _plain(text: str) -> str:
+    """Keep Markdown from reading a tool's words."""
+    return "".join(f"\\{c}" if c in "\\`*_<>[]|~" else c for c in text)
+
+
+def _days(runs: Sequence[Run]) -> str:
+    return _markdown(
+        ("file system", "tool", "server", "Linux", "day", "took"),
+        [
+            (
+                f"{run.peer} {run.version}",
+                f"{run.tool} {run.tool_version}",
+                run.server,
+                run.kernel,
+                run.day,
+                f"{run.seconds:,} s",
+            )
+            for run in sorted(
+                runs, key=lambda r: (r.peer != OWN, r.peer, TOOLS.index(r.tool), r.server)
+            )
+        ],
+    )
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

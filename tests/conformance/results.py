@@ -1,13 +1,17 @@
-"""What a run of a tool says: cases with outcomes, kept as JSON between runs."""
+"""What a run of a tool says: cases with outcomes, kept as JSON between runs.
 
+What the page says lies in `docs/conformance.json`. A run replaces the last one of its kind there and nothing else, so
+the page can be made of runs of different days; each says when it was and with what.
+"""
+
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-Tool = str
-TOOLS: Final = ("pjdfstest", "fsx", "stress-ng", "dbench")
+TOOLS: Final = ("pjdfstest", "fsx-mmap", "fsx-direct", "fsx-synced", "stress-ng", "dbench")
 
 
 class Outcome(StrEnum):
@@ -18,7 +22,7 @@ class Outcome(StrEnum):
     SKIPPED = "skipped"
 
 
-class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Case(msgspec.Struct, frozen=True):
     """One test of a tool: its name, how it ended, and what the tool said to that."""
 
     name: str
@@ -26,38 +30,87 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     detail: str = ""
 
 
-class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Ending(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Why a run ended before its end, because of the file system or the tool.
+
+    Attributes:
+        reason: where it was and what happened, in words.
+        hung_s: so many seconds after the start of its step it had not ended, and was killed; 0: it died by itself.
+    """
+
+    reason: str
+    hung_s: int = 0
+
+
+class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One tool, run on one file system over one server.
 
     Attributes:
-        died: where the run ended before its end because the file system or the tool did; empty: it did not.
         version: of the file system.
+        tool_version: of the tool.
+        kernel: release of Linux.
+        day: when it ended, ``YYYY-MM-DD`` in UTC.
+        ended: why before the end; None: it went through.
+        passed: names of the cases that passed.
+        skipped: those that the tool left out, with its reason.
+        failed: those that failed, with what the tool said.
     """
 
     peer: str
     server: str
-    tool: Tool
+    tool: str
     version: str
-    seconds: float
-    cases: list[Case]
-    died: str = ""
+    tool_version: str
+    kernel: str
+    day: str
+    seconds: int
+    ended: Ending | None = None
+    passed: list[str] = []
+    skipped: dict[str, str] = {}
+    failed: dict[str, str] = {}
 
-    def count(self, outcome: Outcome) -> int:
-        """Count the cases that ended like that."""
-        return sum(case.outcome == outcome for case in self.cases)
+    @property
+    def kind(self) -> tuple[str, str, str]:
+        """What only the latest run of is kept."""
+        return self.peer, self.server, self.tool
+
+    @property
+    def cases(self) -> list[Case]:
+        """Every case."""
+        return [
+            *(Case(name, Outcome.PASSED) for name in self.passed),
+            *(Case(name, Outcome.FAILED, detail) for name, detail in self.failed.items()),
+            *(Case(name, Outcome.SKIPPED, detail) for name, detail in self.skipped.items()),
+        ]
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """How many passed, failed and were skipped."""
+        return len(self.passed), len(self.failed), len(self.skipped)
+
+    def with_cases(self, cases: Sequence[Case]) -> "Run":
+        """Return this run with *cases* as all it has."""
+
+        def told(outcome: Outcome) -> dict[str, str]:
+            return {case.name: case.detail for case in cases if case.outcome == outcome}
+
+        return msgspec.structs.replace(
+            self,
+            passed=list(told(Outcome.PASSED)),
+            skipped=told(Outcome.SKIPPED),
+            failed=told(Outcome.FAILED),
+        )
 
 
 class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All runs that are known, the latest of each kind, and what they ran on and with."""
+    """All runs that are known: the latest of each kind, in the order of their kinds."""
 
-    platform: dict[str, str] = {}
     runs: list[Run] = []
 
     def replaced(self, run: Run) -> "Results":
         """Return these results with *run* instead of the last one of its kind."""
-        kind = (run.peer, run.server, run.tool)
-        others = [r for r in self.runs if (r.peer, r.server, r.tool) != kind]
-        return Results(self.platform, [*others, run])
+        others = [r for r in self.runs if r.kind != run.kind]
+        return Results(sorted([*others, run], key=lambda r: r.kind))
 
 
 def load(path: Path) -> Results:
@@ -70,4 +123,4 @@ def load(path: Path) -> Results:
 def save(path: Path, results: Results) -> None:
     """Write results."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")

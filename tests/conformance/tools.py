@@ -1,21 +1,21 @@
 """Runs one tool on one mounted directory and returns its cases.
 
-Every tool runs as root, niced, under a limit of time; one that does not end in time is killed, and the run has died.
+Every step runs as root, niced, under a limit of time. What does not end in time is killed and has failed; the run
+goes on with the next step if the mount still answers, and has ended there if not.
 """
 
 import os
-import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from tests.conformance.parsing import parse_pjdfstest, shorten, stress_outcome
-from tests.conformance.peers import Site
-from tests.conformance.results import Case, Outcome
+from tests.conformance.peers import Done, Site
+from tests.conformance.results import TOOLS, Case, Ending, Outcome
 
 MOUNT_AGAIN: Final = """\
 #!/bin/sh
@@ -63,8 +63,12 @@ FSX_MAPPED: Final = "mapread = 10\nmapwrite = 10\ninvalidate = 1\n"
 FSX_UNMAPPED: Final = "mapread = 0\nmapwrite = 0\ninvalidate = 0\n"
 FSX_RARELY: Final = "close_open = 0.2\nfsync = 0.1\nfdatasync = 0.1\n"
 FSX_OFTEN: Final = "close_open = 1\nfsync = 1\nfdatasync = 1\n"
-FSX_SYNCED_SHARE: Final = 50
-"""Every msync, fsync and close is an upload: the case that is full of them has so many times fewer operations."""
+FSX_KINDS: Final[Mapping[str, tuple[str, int]]] = {
+    "fsx-mmap": (FSX_COMMON.format(nosync="true") + FSX_MAPPED + FSX_RARELY, 1),
+    "fsx-direct": (FSX_COMMON.format(nosync="true") + FSX_UNMAPPED + FSX_RARELY, 1),
+    "fsx-synced": (FSX_COMMON.format(nosync="false") + FSX_MAPPED + FSX_OFTEN, 50),
+}
+"""Configuration, and by how much fewer operations it has than wanted: each msync, fsync and close is an upload."""
 
 STRESSORS: Final = (
     "access",
@@ -109,9 +113,25 @@ STRESSORS: Final = (
 )
 """stress-ng's stressors of files and directories; not those of other file systems, of chattr and of /proc, and not getdent,
 which walks the whole machine and every mount on it."""
+STRESS_SIZES: Final = (
+    *(
+        "--hdd-bytes",
+        "64m",
+        "--iomix-bytes",
+        "16m",
+        "--fallocate-bytes",
+        "16m",
+        "--seek-size",
+        "16m",
+    ),
+    *("--readahead-bytes", "16m", "--revio-bytes", "16m", "--sync-file-bytes", "16m"),
+    *("--copy-file-bytes", "128m"),
+)
 
-
-KILL_LIMIT_S: Final = 10.0
+STEP_GRACE_S: Final = 60.0
+"""A load that was given S seconds has hung when it has not ended after twice as long and this."""
+OTHER_LIMIT_S: Final = 30.0
+"""For a program that does next to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +141,7 @@ class Toolbox:
     Attributes:
         programs: the directory that cargo installed into.
         scratch: for configurations and what tools leave.
+        limit_s: for a tool that is given an amount of work: pjdfstest, fsx.
     """
 
     programs: Path
@@ -131,13 +152,11 @@ class Toolbox:
     limit_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Done:
-    status: int | None
-    output: str
+Ran = tuple[list[Case], Ending | None]
+"""The cases of a run, and why it ended before its end."""
 
 
-def run_pjdfstest(box: Toolbox, site: Site) -> tuple[list[Case], str]:
+def run_pjdfstest(box: Toolbox, site: Site) -> Ran:
     """Run the whole suite, then the tests that remount by themselves.
 
     A test that fails leaves files open in pjdfstest, and what has files open for writing is not mounted read-only.
@@ -152,154 +171,122 @@ def run_pjdfstest(box: Toolbox, site: Site) -> tuple[list[Case], str]:
         config = box.scratch / "pjdfstest.toml"
         config.write_text(PJDFSTEST_CONFIG.format(remount=remount))
         with tempfile.TemporaryDirectory(dir="/tmp", prefix="s3mgr-other-") as other:
-            done = _run(
-                box,
+            done = site.run(
                 [box.programs / "pjdfstest", "-c", config, "-p", site.root, "-s", other, *names],
-                environ,
+                box.limit_s,
+                environ=environ,
+                log=box.scratch / "pjdfstest.log",
             )
         cases, wrong = parse_pjdfstest(done.output)
         found |= {case.name: case for case in cases}
-        if done.status is None:
-            wrong = "it did not end"
-        if wrong:
+        if done.status is None or wrong:
             where = f"after {cases[-1].name}" if cases else "before its first test"
-            return list(
-                found.values()
-            ), f"{where}, {len(found)} tests in: {site.trouble() or wrong}"
-    return list(found.values()), ""
+            ending = _ending(site, f"{where}, {len(found)} tests in", done, wrong)
+            return list(found.values()), ending
+    return list(found.values()), None
 
 
-def run_fsx(box: Toolbox, site: Site) -> tuple[list[Case], str]:
-    """Run random operations on one file: mapped, direct, and synced all the time."""
-    shim = box.scratch / "direct.so"
-    source = Path(__file__).with_name("direct.c")
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", shim, source], check=True)
-    fast, slow = FSX_COMMON.format(nosync="true"), FSX_COMMON.format(nosync="false")
-    kinds: dict[str, tuple[str, int, Mapping[str, str]]] = {
-        "mmap": (fast + FSX_MAPPED + FSX_RARELY, box.fsx_operations, {}),
-        "direct": (
-            fast + FSX_UNMAPPED + FSX_RARELY,
-            box.fsx_operations,
-            {"LD_PRELOAD": str(shim), "DIRECT_FILE": str(site.root / "fsx-direct")},
-        ),
-        "synced": (slow + FSX_MAPPED + FSX_OFTEN, box.fsx_operations // FSX_SYNCED_SHARE, {}),
-    }
-    cases: list[Case] = []
-    for kind, (config, operations, environ) in kinds.items():
-        (box.scratch / f"fsx-{kind}.toml").write_text(config)
-        done = _run(
-            box,
-            [
-                *(box.programs / "fsx", "-N", str(operations), "-S", str(FSX_SEED)),
-                *("-f", box.scratch / f"fsx-{kind}.toml", "-P", box.scratch),
-                site.root / f"fsx-{kind}",
-            ],
-            environ,
-        )
-        name = f"{kind}, {operations:,} operations"
-        if done.status == 0:
-            cases.append(Case(name, Outcome.PASSED))
-            continue
-        lines = [line for line in done.output.splitlines() if line.strip()]
-        errors = [line for line in lines if "ERROR" in line] or lines[-3:]
-        cases.append(Case(name, Outcome.FAILED, shorten(" ".join(errors[:2]))))
-        if trouble := site.trouble() or ("it did not end" if done.status is None else ""):
-            return cases, f"in {name}: {trouble}"
-    return cases, ""
+def run_fsx(kind: str, box: Toolbox, site: Site) -> Ran:
+    """Run random operations of one kind on one file."""
+    config, share = FSX_KINDS[kind]
+    file = site.root / "fsx"
+    environ = {}
+    if kind == "fsx-direct":
+        shim = box.scratch / "direct.so"
+        source = Path(__file__).with_name("direct.c")
+        subprocess.run(["gcc", "-shared", "-fPIC", "-o", shim, source], check=True)
+        environ = {"LD_PRELOAD": str(shim), "DIRECT_FILE": str(file)}
+    (box.scratch / f"{kind}.toml").write_text(config)
+    operations = box.fsx_operations // share
+    done = site.run(
+        [
+            *(box.programs / "fsx", "-N", str(operations), "-S", str(FSX_SEED)),
+            *("-f", box.scratch / f"{kind}.toml", "-P", box.scratch, file),
+        ],
+        box.limit_s,
+        environ=environ,
+        log=box.scratch / f"{kind}.log",
+    )
+    name = f"{operations:,} operations"
+    if done.status == 0:
+        return [Case(name, Outcome.PASSED)], None
+    lines = [line for line in done.output.splitlines() if line.strip()]
+    errors = [line for line in lines if "ERROR" in line] or lines[-3:]
+    cases = [Case(name, Outcome.FAILED, shorten(_hung(done) or " ".join(errors[:2])))]
+    return cases, _ending(site, "on the way", done, _hung(done))
 
 
-def run_stress(box: Toolbox, site: Site) -> tuple[list[Case], str]:
+def run_stress(box: Toolbox, site: Site) -> Ran:
     """Run every stressor by itself, with what it can verify verified."""
     cases: list[Case] = []
     for stressor in STRESSORS:
         directory = site.root / f"stress-{stressor}"
-        try:
-            directory.mkdir()
-        except OSError as error:
-            return cases, f"before {stressor}: {site.trouble() or error.strerror}"
-        done = _run(
-            box,
+        made = site.run(["mkdir", directory], OTHER_LIMIT_S)
+        if made.status != 0:
+            return cases, _ending(site, f"before {stressor}", made, made.output.strip())
+        done = site.run(
             [
                 *("stress-ng", f"--{stressor}", "1", "--timeout", str(box.stress_s)),
-                *(
-                    "--temp-path",
-                    directory,
-                    "--verify",
-                    "--hdd-bytes",
-                    "64m",
-                    "--iomix-bytes",
-                    "16m",
-                ),
-                *("--fallocate-bytes", "16m", "--seek-size", "16m", "--readahead-bytes", "16m"),
-                *("--revio-bytes", "16m", "--sync-file-bytes", "16m", "--copy-file-bytes", "128m"),
+                *("--temp-path", directory, "--verify", *STRESS_SIZES),
             ],
+            2 * box.stress_s + STEP_GRACE_S,
+            log=box.scratch / "stress-ng.log",
         )
         if done.status is None:
-            cases.append(Case(stressor, Outcome.FAILED, "it did not end"))
+            cases.append(Case(stressor, Outcome.FAILED, _hung(done)))
         else:
             cases.append(Case(stressor, *stress_outcome(done.status, done.output)))
-        if trouble := site.trouble():
-            return cases, f"in {stressor}: {trouble}"
-    return cases, ""
+        if ending := _ending(site, f"in {stressor}", done):
+            return cases, ending
+    return cases, None
 
 
-def run_dbench(box: Toolbox, site: Site) -> tuple[list[Case], str]:
+def run_dbench(box: Toolbox, site: Site) -> Ran:
     """Run a file server's load, with two clients."""
     loadfile = "/usr/share/dbench/client.txt"
-    done = _run(box, ["dbench", "-t", str(box.dbench_s), "-D", site.root, "-c", loadfile, "2"])
+    done = site.run(
+        ["dbench", "-t", str(box.dbench_s), "-D", site.root, "-c", loadfile, "2"],
+        2 * box.dbench_s + STEP_GRACE_S,
+        log=box.scratch / "dbench.log",
+    )
     name = f"2 clients, {box.dbench_s} s"
     if done.status == 0 and "Throughput" in done.output:
-        return [Case(name, Outcome.PASSED)], ""
+        return [Case(name, Outcome.PASSED)], None
     lines = [line for line in done.output.splitlines() if "fail" in line.lower()]
-    case = Case(name, Outcome.FAILED, shorten(" ".join(lines[:2]) or f"status {done.status}"))
-    return [case], site.trouble() or ("it did not end" if done.status is None else "")
+    detail = _hung(done) or " ".join(lines[:2]) or f"status {done.status}"
+    return [Case(name, Outcome.FAILED, shorten(detail))], _ending(
+        site, "on the way", done, _hung(done)
+    )
 
 
-RUNNERS: Final[Mapping[str, Callable[[Toolbox, Site], tuple[list[Case], str]]]] = {
+RUNNERS: Final[Mapping[str, Callable[[Toolbox, Site], Ran]]] = {
     "pjdfstest": run_pjdfstest,
-    "fsx": run_fsx,
+    **{kind: partial(run_fsx, kind) for kind in FSX_KINDS},
     "stress-ng": run_stress,
     "dbench": run_dbench,
 }
+assert tuple(RUNNERS) == TOOLS
 
 
-def versions(box: Toolbox) -> Iterator[tuple[str, str]]:
-    """Yield the tools' versions and the kernel's."""
-    yield "Linux", os.uname().release.partition("-")[0]
-    for name in ("pjdfstest", "fsx"):
-        yield name, _run(box, [box.programs / name, "--version"]).output.split()[-1]
-    for name in ("stress-ng", "dbench"):
-        done = _run(box, ["dpkg-query", "-W", "-f", "${Version}", name])
-        yield name, done.output.partition("-")[0]
+def version(box: Toolbox, tool: str) -> str:
+    """Return a tool's version."""
+    if tool in ("stress-ng", "dbench"):
+        command: list[str | Path] = ["dpkg-query", "-W", "-f", "${Version}", tool]
+    else:
+        command = [box.programs / tool.partition("-")[0], "--version"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=OTHER_LIMIT_S, check=True
+    )
+    return done.stdout.split()[-1].partition("-")[0]
 
 
-def _run(
-    box: Toolbox, command: list[str | os.PathLike[str]], environ: Mapping[str, str] | None = None
-) -> _Done:
-    """Run a tool in a process group of its own, of which nothing is left; status None: it was killed at the limit.
+def _hung(done: Done) -> str:
+    return f"hung after {done.hung_s:,} s" if done.status is None else ""
 
-    What it printed last lies in the scratch directory.
-    """
-    with (box.scratch / f"{Path(command[0]).name}.log").open("w+b") as output:
-        process = subprocess.Popen(
-            ["nice", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "LC_ALL": "C.UTF-8", **(environ or {})},
-            start_new_session=True,
-        )
-        status: int | None = None
-        try:
-            status = process.wait(box.limit_s)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            with suppress(
-                subprocess.TimeoutExpired
-            ):  # one that waits for a dead mount ends with it
-                process.wait(KILL_LIMIT_S)
-        output.seek(0)
-        return _Done(status, output.read().decode(errors="replace"))
+
+def _ending(site: Site, where: str, done: Done, wrong: str = "") -> Ending | None:
+    """Say why a run ends here; None: the mount answers and nothing is *wrong*, so that it can go on."""
+    trouble = site.trouble() or wrong
+    if not trouble:
+        return None
+    return Ending(f"{where}: {trouble}", done.hung_s)
