@@ -28,15 +28,17 @@ CACHE: Final = CHECKOUT / ".cache" / "conformance"
 PAGE: Final = CHECKOUT / "docs" / "conformance.md"
 RESULTS: Final = CHECKOUT / "docs" / "conformance.json"
 SERVERS: Final = ("ministack", "radosgw")
+PEERS: Final[dict[str, Peer]] = {peer.name: peer for peer in (S3mgr(), *RIVALS)}
 AFTER: Final = "everything reached S3, and nothing unforeseen in the logs"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; returns the exit status."""
     args = _parser().parse_args(arguments)
-    peers: list[Peer] = [] if args.rivals == "only" else [S3mgr()]
-    if args.rivals:
-        peers += [rival for rival in RIVALS if rival.version()]
+    peers = _peers(args.peer, rivals=args.rivals)
+    if missing := [peer.name for peer in peers if not peer.version()]:
+        print(f"not on PATH: {', '.join(missing)}", file=sys.stderr)
+        return 2
     box = Toolbox(
         programs=CACHE / "bin",
         scratch=CACHE / "scratch",
@@ -65,6 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for surprise in surprises:
         print(f"unexpected: {surprise}")
     return 1 if surprises else 0
+
+
+def _peers(names: Sequence[str] | None, *, rivals: bool) -> list[Peer]:
+    if names:
+        return [PEERS[name] for name in names]
+    return [PEERS[report.OWN], *(rival for rival in RIVALS if rivals and rival.version())]
 
 
 def _runs(
@@ -120,10 +128,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--rivals",
-        nargs="?",
-        const="too",
-        choices=("too", "only"),
-        help="run s3fs, geesefs and rclone the same way, where they are on PATH",
+        action="store_true",
+        help="and those of s3fs, geesefs and rclone that are on PATH",
+    )
+    parser.add_argument(
+        "--peer", action="append", choices=list(PEERS), help="only this file system (repeatable)"
     )
     parser.add_argument(
         "--server", action="append", choices=SERVERS, help="only over this one (repeatable)"

@@ -7,6 +7,8 @@ from tests.conformance.expected import Expectations
 from tests.conformance.results import TOOLS, Results, Run
 
 OWN: Final = "s3mgr"
+COUNTED: Final = ("pjdfstest", "stress-ng")
+"""Tools with many cases; the others have one, whose name says how much was done."""
 HEAD: Final = """\
 # Conformance
 
@@ -62,8 +64,11 @@ def _cell(runs: Sequence[Run], kind: tuple[str, str, str]) -> str:
     run = next((run for run in runs if run.kind == kind), None)
     if run is None:
         return "not run"
-    counts = " / ".join(str(count) for count in run.counts)
-    return f"{counts}, **{_word(run)}**" if run.ended else counts
+    if run.tool in COUNTED:
+        text = " / ".join(str(count) for count in run.counts)
+    else:
+        text = ", ".join(f"{case.name} {case.outcome}" for case in run.cases)
+    return f"{text}, **{_word(run)}**".removeprefix(", ") if run.ended else text
 
 
 def _word(run: Run) -> str:
@@ -91,14 +96,6 @@ def _own(runs: Sequence[Run], expectations: Expectations) -> Iterator[str]:
         if names:
             yield f"{len(names)} of {rule.tool}, {rule.outcome}. {rule.reason}\n"
             yield _details(dict.fromkeys(names, ""))
-    loads = [
-        f"- {run.tool} over {run.server}: {'; '.join(case.name for case in run.cases)}"
-        for run in sorted(own, key=lambda run: (TOOLS.index(run.tool), run.server))
-        if run.tool.startswith("fsx") or run.tool == "dbench"
-    ]
-    if loads:
-        yield "How much was run:\n"
-        yield "\n".join(loads) + "\n"
     surprises = [f"- {run.server}: {text}" for run in own for text in expectations.surprises(run)]
     if surprises:
         yield "**Not expected:**\n"

@@ -1,11 +1,14 @@
 """How the reports of other people's tools are read, and how a run is judged: a report that is cut short is never a success."""
 
+from pathlib import Path
+
 import pytest
 
-from tests.conformance import expected, report
+from tests.conformance import expected, report, results
+from tests.conformance.__main__ import PAGE, RESULTS
 from tests.conformance.expected import Expectations, Rule
 from tests.conformance.parsing import parse_pjdfstest, shorten, stress_outcome
-from tests.conformance.results import Case, Outcome, Results, Run
+from tests.conformance.results import TOOLS, Case, Ending, Outcome, Results, Run
 
 REPORT = """\
 \x1b[34mchmod::change_perm::fifo\x1b[0m                         \x1b[32mok\x1b[0m
@@ -75,8 +78,16 @@ RULES = Expectations(
 )
 
 
-def _run(*cases: Case, tool: str = "pjdfstest", died: str = "") -> Run:
-    return Run("s3mgr", "ministack", tool, "1", 1.0, list(cases), died)
+def _run(
+    *cases: Case,
+    peer: str = "s3mgr",
+    server: str = "ministack",
+    tool: str = "pjdfstest",
+    version: str = "1",
+    day: str = "2026-01-31",
+    ended: Ending | None = None,
+) -> Run:
+    return Run(peer, server, tool, version, "7", "6.1", day, 60, ended).with_cases(cases)
 
 
 FAILED_LINK = Case("link::one", Outcome.FAILED, "EPERM")
@@ -91,7 +102,7 @@ FAILED_LINK = Case("link::one", Outcome.FAILED, "EPERM")
         (_run(FAILED_LINK, Case("open::a", Outcome.FAILED, "EIO")), "open::a failed"),
         (_run(FAILED_LINK, Case("open::a", Outcome.SKIPPED)), "open::a skipped"),
         (_run(FAILED_LINK, Case("link::two", Outcome.PASSED)), "link::two passed, not failed"),
-        (_run(FAILED_LINK, died="after link::one"), "died"),
+        (_run(FAILED_LINK, ended=Ending("after link::one")), "ended after link::one"),
         (_run(Case("open::a", Outcome.PASSED)), "no case link::*"),
     ],
 )
@@ -111,18 +122,55 @@ def test_every_rule_of_this_checkout_has_a_reason_and_cases() -> None:
         assert rule.cases
 
 
-def test_the_page_shows_all_side_by_side_and_says_who_died() -> None:
-    rival = Run(
-        "s3fs", "ministack", "pjdfstest", "1.9", 1.0, [Case("open::a", Outcome.FAILED)], "after x"
+def test_the_page_shows_all_side_by_side_and_says_who_hung_and_who_died() -> None:
+    open_a = Case("open::a", Outcome.FAILED, "no <such> thing")
+    page = report.render(
+        Results(
+            [
+                _run(FAILED_LINK),
+                _run(open_a, peer="s3fs", version="1.9", ended=Ending("after x: gone")),
+                _run(tool="dbench", peer="s3fs", version="1.9", ended=Ending("in seek", 65)),
+                _run(
+                    Case("9 operations", Outcome.FAILED),
+                    tool="fsx-mmap",
+                    peer="s3fs",
+                    version="1.9",
+                    ended=Ending("on the way: gone"),
+                ),
+                _run(peer="s3fs", version="2.0", server="radosgw", day="2026-02-01"),
+            ]
+        ),
+        RULES,
     )
-    page = report.render(Results({"Linux": "6.18"}, [_run(FAILED_LINK), rival]), RULES)
-    assert "| passed / failed / skipped | s3mgr 1 | s3fs 1.9 |" in page
+    assert "| passed / failed / skipped | s3mgr 1 | s3fs 1.9 to 2.0 |" in page
     assert "| pjdfstest, ministack | 0 / 1 / 0 | 0 / 1 / 0, **died** |" in page
-    assert "- s3fs, pjdfstest, ministack: after x" in page
+    assert "| dbench, ministack | not run | **hung after 65 s** |" in page
+    assert "| fsx-mmap, ministack | not run | 9 operations failed, **died** |" in page
+    assert "| seen | 2026-01-31 | 2026-01-31 to 2026-02-01 |" in page
+    assert "- s3fs, pjdfstest, ministack: died, after x: gone" in page
+    assert "- `open::a`: no \\<such\\> thing" in page
     assert "1 of pjdfstest, failed. no links" in page
+    assert "| s3fs 2.0 | pjdfstest 7 | radosgw | 6.1 | 2026-02-01 | 60 s |" in page
     assert "Not expected" not in page
 
 
-def test_a_run_takes_the_place_of_the_last_one_of_its_kind() -> None:
-    results = Results(runs=[_run(FAILED_LINK), _run(tool="fsx")]).replaced(_run())
-    assert [(run.tool, len(run.cases)) for run in results.runs] == [("fsx", 0), ("pjdfstest", 0)]
+def test_the_page_says_what_was_not_expected() -> None:
+    page = report.render(Results([_run(FAILED_LINK, Case("open::a", Outcome.FAILED))]), RULES)
+    assert "**Not expected:**\n\n- ministack: pjdfstest open::a failed, not passed" in page
+
+
+def test_the_checked_in_page_is_what_its_results_say_and_nothing_in_them_was_unexpected() -> None:
+    kept = results.load(RESULTS)
+    expectations = expected.load()
+    assert report.render(kept, expectations) == PAGE.read_text()
+    own = [run for run in kept.runs if run.peer == report.OWN]
+    assert {run.tool for run in own} == set(TOOLS)
+    assert [s for run in own for s in expectations.surprises(run)] == []
+
+
+def test_a_run_takes_the_place_of_the_last_one_of_its_kind_and_of_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    fsx = _run(tool="fsx-mmap", ended=Ending("on the way", 9))
+    for run in (_run(FAILED_LINK), fsx, _run(Case("open::a", Outcome.SKIPPED, "why"))):
+        results.save(path, results.load(path).replaced(run))
+    assert results.load(path).runs == [fsx, _run(Case("open::a", Outcome.SKIPPED, "why"))]
