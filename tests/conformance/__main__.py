@@ -144,9 +144,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--limit-minutes",
         type=float,
-        default=120,
+        default=30,
         metavar="M",
-        help="for pjdfstest, and for each fsx",
+        help="for pjdfstest, and for each 100,000 operations of fsx",
     )
     parser.add_argument(
         "--json",

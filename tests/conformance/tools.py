@@ -45,6 +45,8 @@ REMOUNTING: Final = "erofs"
 """Part of the names of the tests that remount."""
 
 FSX_SEED: Final = 20_260_731
+FSX_ROUND: Final = 100_000
+"""Operations with one seed. fsx 0.3.2 never unmaps what it read through a mapping, and the kernel allows 65,530 of them."""
 FSX_COMMON: Final = """\
 flen = 262144
 nomsyncafterwrite = {nosync}
@@ -141,7 +143,7 @@ class Toolbox:
     Attributes:
         programs: the directory that cargo installed into.
         scratch: for configurations and what tools leave.
-        limit_s: for a tool that is given an amount of work: pjdfstest, fsx.
+        limit_s: for pjdfstest, and for what fsx does with one seed.
     """
 
     programs: Path
@@ -198,22 +200,25 @@ def run_fsx(kind: str, box: Toolbox, site: Site) -> Ran:
         environ = {"LD_PRELOAD": str(shim), "DIRECT_FILE": str(file)}
     (box.scratch / f"{kind}.toml").write_text(config)
     operations = box.fsx_operations // share
-    done = site.run(
-        [
-            *(box.programs / "fsx", "-N", str(operations), "-S", str(FSX_SEED)),
-            *("-f", box.scratch / f"{kind}.toml", "-P", box.scratch, file),
-        ],
-        box.limit_s,
-        environ=environ,
-        log=box.scratch / f"{kind}.log",
-    )
     name = f"{operations:,} operations"
-    if done.status == 0:
-        return [Case(name, Outcome.PASSED)], None
-    lines = [line for line in done.output.splitlines() if line.strip()]
-    errors = [line for line in lines if "ERROR" in line] or lines[-3:]
-    cases = [Case(name, Outcome.FAILED, shorten(_hung(done) or " ".join(errors[:2])))]
-    return cases, _ending(site, "on the way", done, _hung(done))
+    for number, begun in enumerate(range(0, operations, FSX_ROUND)):
+        seed = FSX_SEED + number
+        done = site.run(
+            [
+                *(box.programs / "fsx", "-N", str(min(FSX_ROUND, operations - begun))),
+                *("-S", str(seed), "-f", box.scratch / f"{kind}.toml", "-P", box.scratch, file),
+            ],
+            box.limit_s,
+            environ=environ,
+            log=box.scratch / f"{kind}.log",
+        )
+        if done.status != 0:
+            lines = [line for line in done.output.splitlines() if line.strip()]
+            errors = [line for line in lines if "ERROR" in line] or lines[-3:]
+            detail = f"seed {seed}: {_hung(done) or ' '.join(errors[:2])}"
+            ending = _ending(site, f"with seed {seed}", done, _hung(done))
+            return [Case(name, Outcome.FAILED, shorten(detail))], ending
+    return [Case(name, Outcome.PASSED)], None
 
 
 def run_stress(box: Toolbox, site: Site) -> Ran:
