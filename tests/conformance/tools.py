@@ -51,6 +51,7 @@ FSX_COMMON: Final = """\
 flen = 262144
 nomsyncafterwrite = {nosync}
 [opsize]
+min = 1
 max = 65536
 [weights]
 read = 10
