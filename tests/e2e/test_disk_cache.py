@@ -3,60 +3,21 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from s3mgr.schema import MountStats
-from tests.e2e.lab import Daemon, Lab, run, wait_for
+from tests.e2e.gated import GatedSite, gated_site, read_uncached
+from tests.e2e.lab import Lab, run, wait_for
 from tests.e2e.wire import ask
 from tests.servers.endpoint import Endpoint
-from tests.servers.gate import Gate, gate_before
-from tests.servers.plugin import make_bucket, remove_bucket
 
 MIB = 1 << 20
 
 
-@dataclass(frozen=True)
-class Site:
-    """A daemon, a bucket behind a gate, and its client."""
-
-    daemon: Daemon
-    client: Any
-    bucket: str
-    gate: Gate
-
-    def put(self, key: str, body: bytes) -> bytes:
-        """Write as somebody else does."""
-        self.client.put_object(Bucket=self.bucket, Key=key, Body=body)
-        return body
-
-    def mount(self, name: str, *options: str) -> Path:
-        """Mount what is below the prefix NAME/."""
-        return self.daemon.mount(self.gate.endpoint, f"{self.bucket}/{name}", name, *options)
-
-    def stats(self, name: str) -> MountStats:
-        return self.daemon.api.mount_stats(name)
-
-    def gets(self, name: str) -> int:
-        """How many objects, or parts of objects, the worker asked S3 for."""
-        return sum(found.count for found in self.stats(name).s3 if found.name == "GetObject")
-
-
 @pytest.fixture(scope="module")
-def site(module_lab: Lab, ministack: Endpoint) -> Iterator[Site]:
-    client = ministack.boto3()
-    bucket = make_bucket(client)
-    daemon = module_lab.daemon()
-    try:
-        with gate_before(ministack) as gate:
-            yield Site(daemon, client, bucket, gate)
-            daemon.run("unmount", "--all", check=False)
-    finally:
-        remove_bucket(client, bucket)
-        client.close()
+def site(module_lab: Lab, ministack: Endpoint) -> Iterator[GatedSite]:
+    with gated_site(module_lab, ministack) as made:
+        yield made
 
 
 @pytest.fixture
@@ -65,19 +26,7 @@ def s3_endpoint(ministack: Endpoint) -> Endpoint:
     return ministack
 
 
-def read(path: Path) -> bytes:
-    """Read a file past what the kernel keeps of it."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    try:
-        parts: list[bytes] = []
-        while part := os.pread(fd, MIB, sum(map(len, parts))):
-            parts.append(part)
-        return b"".join(parts)
-    finally:
-        os.close(fd)
-
-
-def test_what_was_warmed_is_read_without_asking_s3_also_by_the_next_worker(site: Site) -> None:
+def test_what_was_warmed_is_read_without_asking_s3_also_by_the_next_worker(site: GatedSite) -> None:
     bodies = {f"d/{n}/f{n}": site.put(f"warm/d/{n}/f{n}", os.urandom(n * 70_000)) for n in range(6)}
     mount = site.mount("warm")
     done = site.daemon.run("cache", "warm", "warm", "d", str(mount / "d/5"))
@@ -86,7 +35,7 @@ def test_what_was_warmed_is_read_without_asking_s3_also_by_the_next_worker(site:
     assert sum(map(len, bodies.values())) <= used
     site.daemon.run("restart", "warm")
     for path, body in bodies.items():
-        assert read(mount / path) == body
+        assert read_uncached(mount / path) == body
     assert site.gets("warm") == 0
     assert site.stats("warm").disk_cache.hit_bytes == sum(map(len, bodies.values()))
     files = json.loads(site.daemon.run("cache", "files", "warm", "--by", "hits", "--json").stdout)
@@ -99,10 +48,10 @@ def test_what_was_warmed_is_read_without_asking_s3_also_by_the_next_worker(site:
     assert (missing.returncode, "there is no 'absent'" in missing.stderr) == (4, True)
 
 
-def test_what_cannot_fit_is_refused_before_anything_is_fetched(site: Site) -> None:
+def test_what_cannot_fit_is_refused_before_anything_is_fetched(site: GatedSite) -> None:
     for number in range(5):
         site.put(f"small/{number}", os.urandom(MIB))
-    site.mount("small", "-o", "cache_size_bytes=4M")
+    site.mount("small", "cache_size_bytes=4M")
     refused = site.daemon.run("cache", "warm", "small", ".", check=False)
     assert refused.returncode == 6
     assert "5 files with 5242880 bytes do not fit" in refused.stderr
@@ -113,16 +62,16 @@ def test_what_cannot_fit_is_refused_before_anything_is_fetched(site: Site) -> No
     site.daemon.run("cache", "warm", "small", "3", "4")
 
 
-def test_a_pin_keeps_its_files_and_follows_their_versions_across_workers(site: Site) -> None:
+def test_a_pin_keeps_its_files_and_follows_their_versions_across_workers(site: GatedSite) -> None:
     """The new version is fetched without anybody reading it, and the old one makes room."""
     old = site.put("pin/p/file", os.urandom(MIB))
     site.put("pin/scan", os.urandom(24 * MIB))
-    mount = site.mount("pin", "-o", "cache_size_bytes=8M")
+    mount = site.mount("pin", "cache_size_bytes=8M")
     site.daemon.run("cache", "pin", "pin", "p")
     site.daemon.run("restart", "pin")
-    read(mount / "scan")
+    read_uncached(mount / "scan")
     before = site.gets("pin")
-    assert read(mount / "p/file") == old
+    assert read_uncached(mount / "p/file") == old
     assert site.gets("pin") == before
 
     new = site.put("pin/p/file", os.urandom(2 * MIB))
@@ -136,7 +85,7 @@ def test_a_pin_keeps_its_files_and_follows_their_versions_across_workers(site: S
 
     wait_for("the new versions are pinned, and no other is", followed)
     before = site.gets("pin")
-    assert (read(mount / "p/file"), read(mount / "p/later")) == (new, later)
+    assert (read_uncached(mount / "p/file"), read_uncached(mount / "p/later")) == (new, later)
     assert site.gets("pin") == before
 
     evicted = site.daemon.run("cache", "evict", "pin", ".")
@@ -146,7 +95,7 @@ def test_a_pin_keeps_its_files_and_follows_their_versions_across_workers(site: S
     assert site.daemon.run("cache", "pins", "pin").stdout == ""
 
 
-def test_a_flipped_byte_is_fetched_again_counted_and_logged(site: Site) -> None:
+def test_a_flipped_byte_is_fetched_again_counted_and_logged(site: GatedSite) -> None:
     body = site.put("flip/file", os.urandom(MIB))
     mount = site.mount("flip")
     site.daemon.run("cache", "warm", "flip", "file")
@@ -157,31 +106,34 @@ def test_a_flipped_byte_is_fetched_again_counted_and_logged(site: Site) -> None:
         byte = file.read(1)[0]
         file.seek(300_000)
         file.write(bytes([byte ^ 0x40]))
-    assert read(mount / "file") == body
+    assert read_uncached(mount / "file") == body
     assert site.stats("flip").disk_cache.corrupt_blocks == 1
     assert site.gets("flip") > 0
     assert "was damaged" in site.daemon.run("logs", "flip").stdout
     site.daemon.run("restart", "flip")
-    assert read(mount / "file") == body
-    assert (site.gets("flip"), site.stats("flip").disk_cache.corrupt_blocks) == (0, 0)
+    assert read_uncached(mount / "file") == body
+    assert (site.gets("flip"), site.stats("flip").disk_cache.corrupt_blocks) == (
+        0,
+        0,
+    )
 
 
-def test_a_large_scan_does_not_empty_the_cache(site: Site) -> None:
+def test_a_large_scan_does_not_empty_the_cache(site: GatedSite) -> None:
     hot = site.put("scan/hot", os.urandom(2 * MIB))
     site.put("scan/large", os.urandom(48 * MIB))
-    mount = site.mount("scan", "-o", "cache_size_bytes=16M")
+    mount = site.mount("scan", "cache_size_bytes=16M")
     for _ in range(2):
-        assert read(mount / "hot") == hot
+        assert read_uncached(mount / "hot") == hot
         site.daemon.run("restart", "scan")
-    read(mount / "large")
+    read_uncached(mount / "large")
     assert site.stats("scan").disk_cache.evicted_blocks > 100
     assert site.stats("scan").disk_cache.used_bytes <= 16 * MIB
     site.daemon.run("restart", "scan")
-    assert read(mount / "hot") == hot
+    assert read_uncached(mount / "hot") == hot
     assert site.gets("scan") == 0
 
 
-def test_warming_goes_on_after_the_death_of_its_worker(site: Site) -> None:
+def test_warming_goes_on_after_the_death_of_its_worker(site: GatedSite) -> None:
     bodies = {f"f{n}": site.put(f"death/f{n}", os.urandom(MIB)) for n in range(3)}
     mount = site.mount("death")
     assert sorted(os.listdir(mount)) == sorted(bodies)
@@ -200,7 +152,7 @@ def test_warming_goes_on_after_the_death_of_its_worker(site: Site) -> None:
 
     wait_for("the cache is warm", is_done)
     before = site.gets("death")
-    assert {name: read(mount / name) for name in bodies} == bodies
+    assert {name: read_uncached(mount / name) for name in bodies} == bodies
     assert site.gets("death") == before
 
 
@@ -228,7 +180,7 @@ def test_a_full_disk_only_means_that_reads_go_on_without_the_cache(
             lambda: 0 < daemon.api.mount_stats("m").disk_cache.used_bytes <= 6 * MIB,
         )
         (directory / "filler").write_bytes(b"\0" * (15 * MIB))
-        assert {name: read(mount / name) for name in bodies} == bodies
+        assert {name: read_uncached(mount / name) for name in bodies} == bodies
         refused = daemon.run("cache", "warm", "m", ".", check=False)
         assert refused.returncode == 6
         assert "the disk leaves it" in refused.stderr

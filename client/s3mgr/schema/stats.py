@@ -19,39 +19,39 @@ class LatencyBucket(Struct, frozen=True, kw_only=True):
     count: int
 
 
-class OperationCount(Struct, frozen=True, kw_only=True):
-    """Calls of one kind that programs made: how many, how many failed, how long they took in all.
-
-    `s3_s` and `disk_s` are the parts of `seconds` in which they waited for S3 and for the local disk; the rest is the worker's
-    own work and its queue. Calls run side by side, so sums may grow faster than the clock.
-    """
+class CallCount(Struct, frozen=True, kw_only=True):
+    """Calls of one kind: how many, how many failed, how long they took in all."""
 
     name: str
     count: int
     errors: int
     seconds: float
-    s3_s: float = 0.0
-    disk_s: float = 0.0
     latency: list[LatencyBucket] = field(default_factory=list)
 
 
-class RequestCount(Struct, frozen=True, kw_only=True):
+class OperationCount(CallCount, frozen=True, kw_only=True):
+    """Calls of one kind that programs made.
+
+    `s3_s` and `disk_s` are the parts of `seconds` in which they waited for S3 and for the local disk; the rest is the worker's
+    own work and its queue. Calls run side by side, so sums may grow faster than the clock.
+    """
+
+    s3_s: float = 0.0
+    disk_s: float = 0.0
+
+
+class RequestCount(CallCount, frozen=True, kw_only=True):
     """Requests of one kind that S3 was sent, each attempt for itself.
 
     `first_s` is the part of `seconds` until the answer began, `queued_s` the time before, for a place among the requests that
     may run at the same time (`concurrency`).
     """
 
-    name: str
-    count: int
-    errors: int
-    seconds: float
     retries: int = 0
     first_s: float = 0.0
     queued_s: float = 0.0
     received_bytes: int = 0
     sent_bytes: int = 0
-    latency: list[LatencyBucket] = field(default_factory=list)
 
 
 class DiskCacheStats(Struct, frozen=True, kw_only=True):
@@ -114,7 +114,7 @@ class MountStats(Struct, frozen=True, kw_only=True):
     conflicts_lost: int = 0
 
 
-Named = OperationCount | RequestCount | LatencyBucket
+Named = CallCount | LatencyBucket
 
 GAUGES: Final = frozenset(
     {

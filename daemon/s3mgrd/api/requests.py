@@ -56,6 +56,21 @@ class PageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 100
 
 
+class TreeQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which page of what lies below a path. A route adds its `limit`."""
+
+    path: Annotated[
+        str,
+        Meta(
+            max_length=4096, description="A directory of the mount, or a file; empty for its root."
+        ),
+    ] = ""
+    cursor: Annotated[
+        Annotated[str, Meta(max_length=8192)] | None,
+        Meta(description="`cursor` of the page before."),
+    ] = None
+
+
 @dataclass(frozen=True, slots=True)
 class Environment:
     """What all requests share.

@@ -2,26 +2,16 @@
 
 from typing import Annotated, Final
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from s3mgr.schema import ArchivedList, ProblemType, RestoreReport, RestoreRequest
-from s3mgrd.api.requests import Call, NoQuery
+from s3mgrd.api.requests import Call, NoQuery, TreeQuery
 from s3mgrd.api.routes import STORE_PROBLEMS, Answer, AnyRoute, Reply, Route
 
 
-class ArchivedQuery(Struct, frozen=True, forbid_unknown_fields=True):
+class ArchivedQuery(TreeQuery, frozen=True, forbid_unknown_fields=True):
     """Which page of the archived objects, and of which path."""
 
-    path: Annotated[
-        str,
-        Meta(
-            max_length=4096, description="A directory of the mount, or a file; empty for its root."
-        ),
-    ] = ""
-    cursor: Annotated[
-        Annotated[str, Meta(max_length=2048)] | None,
-        Meta(description="`cursor` of the page before."),
-    ] = None
     limit: Annotated[int, Meta(ge=1, le=100, description="Most objects.")] = 100
 
 

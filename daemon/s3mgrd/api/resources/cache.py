@@ -1,5 +1,6 @@
 """The block cache of one mount: bring files there, give them up, have them stay, and see what is in it."""
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
@@ -92,54 +93,45 @@ async def cached_files(call: Call[FilesQuery, None]) -> Reply:
     return Reply(200, found)
 
 
-_PROBLEMS: Final = (*WORKER_PROBLEMS, ProblemType.CONFLICT, ProblemType.BUCKET_UNREACHABLE)
-_WARM_PROBLEMS: Final = (
-    *STORE_PROBLEMS,
-    ProblemType.CONFLICT,
-    ProblemType.CREDENTIALS_REJECTED,
-    ProblemType.DRAINING,
-)
-_DONE: Final = Answer(200, "All of it is in the cache.", Operation)
+def _bringing(
+    verb: str, handler: Callable[[Call[WarmQuery, CachePaths]], Awaitable[Reply]]
+) -> AnyRoute:
+    return Route(
+        "POST",
+        f"/v1/mounts/{{name}}/cache/{verb}",
+        handler,
+        query=WarmQuery,
+        body=CachePaths,
+        answers=(Answer(200, "All of it is in the cache.", Operation), ACCEPTED),
+        problems=(
+            *STORE_PROBLEMS,
+            ProblemType.CONFLICT,
+            ProblemType.CREDENTIALS_REJECTED,
+            ProblemType.DRAINING,
+        ),
+        request_headers=("Prefer",),
+    )
+
+
+def _taking_back(
+    verb: str, handler: Callable[[Call[NoQuery, CachePaths]], Awaitable[Reply]], answer: Answer
+) -> AnyRoute:
+    return Route(
+        "POST",
+        f"/v1/mounts/{{name}}/cache/{verb}",
+        handler,
+        query=NoQuery,
+        body=CachePaths,
+        answers=(answer,),
+        problems=(*WORKER_PROBLEMS, ProblemType.CONFLICT, ProblemType.BUCKET_UNREACHABLE),
+    )
+
 
 ROUTES: Final[tuple[AnyRoute, ...]] = (
-    Route(
-        "POST",
-        "/v1/mounts/{name}/cache/warm",
-        warm_cache,
-        query=WarmQuery,
-        body=CachePaths,
-        answers=(_DONE, ACCEPTED),
-        problems=_WARM_PROBLEMS,
-        request_headers=("Prefer",),
-    ),
-    Route(
-        "POST",
-        "/v1/mounts/{name}/cache/pin",
-        pin_cache,
-        query=WarmQuery,
-        body=CachePaths,
-        answers=(_DONE, ACCEPTED),
-        problems=_WARM_PROBLEMS,
-        request_headers=("Prefer",),
-    ),
-    Route(
-        "POST",
-        "/v1/mounts/{name}/cache/unpin",
-        unpin_cache,
-        query=NoQuery,
-        body=CachePaths,
-        answers=(Answer(200, "What was unpinned.", UnpinReport),),
-        problems=_PROBLEMS,
-    ),
-    Route(
-        "POST",
-        "/v1/mounts/{name}/cache/evict",
-        evict_cache,
-        query=NoQuery,
-        body=CachePaths,
-        answers=(Answer(200, "What was given up.", EvictReport),),
-        problems=_PROBLEMS,
-    ),
+    _bringing("warm", warm_cache),
+    _bringing("pin", pin_cache),
+    _taking_back("unpin", unpin_cache, Answer(200, "What was unpinned.", UnpinReport)),
+    _taking_back("evict", evict_cache, Answer(200, "What was given up.", EvictReport)),
     Route(
         "GET",
         "/v1/mounts/{name}/cache/pins",

@@ -5,23 +5,13 @@ from typing import Annotated, Final
 from msgspec import Meta, Struct
 
 from s3mgr.schema import CacheReport, LogTail, MountStats, ProblemType
-from s3mgrd.api.requests import Call, NoQuery
+from s3mgrd.api.requests import Call, NoQuery, TreeQuery
 from s3mgrd.api.routes import WORKER_PROBLEMS, Answer, AnyRoute, Reply, Route
 
 
-class CacheQuery(Struct, frozen=True, forbid_unknown_fields=True):
+class CacheQuery(TreeQuery, frozen=True, forbid_unknown_fields=True):
     """Which page of the cache's entries."""
 
-    path: Annotated[
-        str,
-        Meta(
-            max_length=4096, description="A directory of the mount, or a file; empty for its root."
-        ),
-    ] = ""
-    cursor: Annotated[
-        Annotated[str, Meta(max_length=8192)] | None,
-        Meta(description="`cursor` of the page before."),
-    ] = None
     limit: Annotated[
         int, Meta(ge=0, le=1000, description="Most entries; 0 gives the totals only.")
     ] = 100
