@@ -16,6 +16,11 @@ _PJD_OUTCOMES: Final = {
     "FAILED": Outcome.FAILED,
     "skipped": Outcome.SKIPPED,
 }
+_DIFFERS: Final = (
+    (re.compile(r"/tmp/\S*?/mnt/\S*?(?=[/'\" ,:)]|$)"), "MOUNT"),
+    (re.compile(r"tmp-stress-ng-[\w-]+"), "DIRECTORY"),
+    (re.compile(r"process \[\d+\]"), "process"),
+)
 _STRESS_NOISE = re.compile(r"^stress-ng: \w+: +\[\d+\] ")
 
 
@@ -75,10 +80,14 @@ def stress_outcome(status: int, output: str) -> tuple[Outcome, str]:
         return Outcome.PASSED, ""
     if status in (3, 4) and not complaints:  # EXIT_NO_RESOURCE, EXIT_NOT_IMPLEMENTED
         return Outcome.SKIPPED, shorten(" ".join(skips) or f"status {status}")
-    return Outcome.FAILED, shorten(" ".join(complaints) or f"status {status}: {lines[-1:]}")
+    # Each once; and that the process ended is no news where it says why.
+    said = list(dict.fromkeys(complaints))
+    reasons = [line for line in said if not line.startswith("process [")] or said
+    return Outcome.FAILED, shorten("; ".join(reasons) or f"status {status}: {lines[-1:]}")
 
 
 def shorten(text: str) -> str:
-    """Cut a tool's words to what fits a table, without the names of directories that differ from run to run."""
-    text = re.sub(r"/tmp/\S*?/mnt/\S*?(?=[/'\" ,:)]|$)", "MOUNT", text)
+    """Cut a tool's words to what fits a table, without names and numbers that differ from run to run."""
+    for pattern, word in _DIFFERS:
+        text = pattern.sub(word, text)
     return text if len(text) <= MAX_DETAIL else text[: MAX_DETAIL - 1] + "…"

@@ -292,7 +292,9 @@ def _hung(done: Done) -> str:
 
 def _ending(site: Site, where: str, done: Done, wrong: str = "") -> Ending | None:
     """Say why a run ends here; None: the mount answers and nothing is *wrong*, so that it can go on."""
-    trouble = site.trouble() or wrong
-    if not trouble:
+    trouble = site.trouble()
+    if trouble and done.hung_s:  # aborted, maybe, to end what waited
+        trouble = "the mount does not answer any more"
+    if not (trouble or wrong):
         return None
-    return Ending(f"{where}: {trouble}", done.hung_s)
+    return Ending(f"{where}: {trouble or wrong}", done.hung_s)

@@ -69,8 +69,24 @@ def test_stress_ng_tells_by_status_and_words(status: int, output: str, outcome: 
     assert stress_outcome(status, output)[0] == outcome
 
 
-def test_directories_that_differ_from_run_to_run_are_left_out() -> None:
-    assert shorten("open /tmp/s3mgr-e2e-abc/d/mnt/m/x failed") == "open MOUNT/x failed"
+def test_each_complaint_of_stress_ng_is_kept_once() -> None:
+    output = "".join(
+        f"stress-ng: fail:  [1] {words}\n"
+        for words in (
+            "seek: wrong data",
+            "seek: wrong data",
+            "seek: short",
+            "process [7] (seek) ended",
+        )
+    )
+    assert stress_outcome(2, output) == (Outcome.FAILED, "seek: wrong data; seek: short")
+    only = "stress-ng: error: [1] process [7] (seek) terminated\n"
+    assert stress_outcome(2, only) == (Outcome.FAILED, "process (seek) terminated")
+
+
+def test_what_differs_from_run_to_run_is_left_out() -> None:
+    text = "open /tmp/s3mgr-e2e-abc/d/mnt/m/x/tmp-stress-ng-mknod-728-0/y failed"
+    assert shorten(text) == "open MOUNT/x/DIRECTORY/y failed"
 
 
 RULES = Expectations(
