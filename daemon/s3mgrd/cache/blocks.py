@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 import trio
 from xxhash import xxh3_64_intdigest
 
+from s3mgrd.buffers import lend
 from s3mgrd.cache.blockindex import (
     BLOCK_BYTES,
     PINNED,
@@ -196,14 +197,14 @@ class BlockCache:
             return None
         self._index.used(found.blocks)
         begin = found.blocks[0].number * BLOCK_BYTES
-        return memoryview(data)[start - begin : stop - begin]
+        return data[start - begin : stop - begin]
 
-    def _read(self, found: Found) -> tuple[bytearray, Block | None]:
+    def _read(self, found: Found) -> tuple[memoryview, Block | None]:
         """Read the blocks into one buffer; returns it, and the first one that does not verify."""
-        data = bytearray(sum(block.size for block in found.blocks))
-        view, position = memoryview(data), 0
+        data = lend(sum(block.size for block in found.blocks))
+        position = 0
         for block in found.blocks:
-            part = view[position : position + block.size]
+            part = data[position : position + block.size]
             read = os.preadv(self._fd, [part], block.slot * BLOCK_BYTES)
             if read != block.size or _checksum(part, found.version, block.number) != block.checksum:
                 return data, block

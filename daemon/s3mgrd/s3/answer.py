@@ -8,6 +8,7 @@ from typing import Final
 
 import trio
 
+from s3mgrd.buffers import lend
 from s3mgrd.s3.connections import TURN_BYTES, Connection
 
 MAX_HEAD_BYTES: Final = 256 << 10
@@ -79,7 +80,7 @@ class AnswerReader:
             self._is_kept = False
         self._is_read = self.length == 0
 
-    async def read(self, limit: int) -> bytes | bytearray:
+    async def read(self, limit: int) -> bytes | memoryview:
         """Read the body, of at most *limit* bytes, into one buffer that nobody else refers to.
 
         Raises:
@@ -87,7 +88,7 @@ class AnswerReader:
             WaitedTooLong, OSError, NotHttp, ClosedEarly: as they say.
         """
         if self._is_chunked:
-            data: bytes | bytearray = await self._read_chunks(limit)
+            data: bytes | memoryview = await self._read_chunks(limit)
         elif self.length is None:
             data = await self._read_until_closed(limit)
         elif self.length > limit:
@@ -96,13 +97,12 @@ class AnswerReader:
             data, self._buffer = self._buffer[: self.length], self._buffer[self.length :]
             self.received = self.length
         else:
-            data = await self._read_into(bytearray(self.length))
+            data = await self._read_into(lend(self.length))
         self._is_read = True
         return data
 
-    async def _read_into(self, data: bytearray) -> bytearray:
-        """Fill *data*; the kernel writes into it, and there is no copy in between."""
-        view = memoryview(data)
+    async def _read_into(self, view: memoryview) -> memoryview:
+        """Fill *view*; the kernel writes into it, and there is no copy in between."""
         self.received = len(self._buffer)
         view[: self.received] = self._buffer
         self._buffer = b""
@@ -116,7 +116,7 @@ class AnswerReader:
             if turn >= TURN_BYTES:
                 turn = 0
                 await trio.lowlevel.checkpoint()
-        return data
+        return view
 
     async def _read_until_closed(self, limit: int) -> bytes:
         pieces = [self._buffer]

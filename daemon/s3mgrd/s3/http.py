@@ -193,7 +193,7 @@ class Exchange:
         self.body = bytes(await self.read_data(MAX_ANSWER_BYTES))
         return self.body
 
-    async def read_data(self, limit: int) -> bytes | bytearray:
+    async def read_data(self, limit: int) -> bytes | memoryview:
         """Read an object's data, at most *limit* bytes; see `AnswerReader.read`."""
         return b"" if self._reader is None else await self._reader.read(limit)
 

@@ -114,10 +114,10 @@ class Reading:
         if len(data) != length:
             raise ShortBody(f"{len(data)} bytes arrived instead of {length}")
         await self._verify(answer, data, is_whole=length == size, etag=head.etag)
-        return RangeRead(memoryview(data) if isinstance(data, bytearray) else data, head)
+        return RangeRead(data, head)
 
     async def _verify(
-        self, answer: Answer, data: bytes | bytearray, *, is_whole: bool, etag: str
+        self, answer: Answer, data: bytes | memoryview, *, is_whole: bool, etag: str
     ) -> None:
         """Compare the bytes with the checksum that S3 says, if it says one of them."""
         expected = expected_of(answer)

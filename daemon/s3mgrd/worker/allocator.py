@@ -3,8 +3,8 @@
 glibc keeps what was freed for the next who asks. It also learns: after the first large buffer was freed, buffers of up to
 32 MiB come from heaps that only shrink at their ends, and each thread may have a heap of its own. A worker's buffers
 live and die in no order, so that kept three times of what it held (327 MiB where 128 were allowed). Here every buffer of an
-object's bytes is a mapping of its own, gone when it is freed, and heaps are few; which costs no measurable time
-(`python -m tests.bench.memory`).
+object's bytes is a mapping of its own, gone when it is freed, and heaps are few (`python -m tests.bench.memory`). What is
+wanted again and again is lent instead: `s3mgrd.buffers`.
 """
 
 import ctypes
@@ -32,9 +32,3 @@ def keep_little() -> None:
     for parameter, value in _PARAMETERS.items():
         if not _libc.mallopt(parameter, value):
             log.info("the C library does not know the parameter %d", parameter)
-
-
-def give_back() -> None:
-    """Give back all that is free now, in between what is used too; takes milliseconds."""
-    if hasattr(_libc, "malloc_trim"):
-        _libc.malloc_trim(0)

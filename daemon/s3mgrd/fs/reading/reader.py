@@ -25,6 +25,7 @@ from typing import Final
 
 import trio
 
+from s3mgrd import buffers
 from s3mgrd.cache.blockindex import BLOCK_BYTES
 from s3mgrd.cache.blocks import BlockCache
 from s3mgrd.cache.nodes import Inode, Node
@@ -244,6 +245,8 @@ class Reader:
             if self._idle.get(key) == due:
                 del self._idle[key]
                 self._drop_version(key)
+        if not self._versions:
+            buffers.trim()
 
     # Reading ahead
 
