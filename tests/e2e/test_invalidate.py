@@ -113,6 +113,23 @@ def test_a_path_that_was_not_there_may_be_named_before_it_is_known(site: Site) -
     assert deep.read_text() == "x"
 
 
+@pytest.mark.parametrize("path", ["told/new", "told", ""])
+def test_a_name_that_a_dead_worker_told_to_be_absent_is_found(site: Site, path: str) -> None:
+    """The kernel asks nobody about it for an hour; that a new worker has taken over changes nothing in that."""
+    site.put("told/there", "x")
+    site.invalidate()
+    name = site.mount / "told" / "new"
+    assert not name.exists()
+    killed = site.daemon.kill_worker("m")
+    site.daemon.wait_replaced(killed, "m")
+    site.put("told/new", "x")
+    assert not name.exists()
+    site.invalidate(*filter(None, [path]))
+    assert name.read_text() == "x"
+    site.remove("told/new")
+    site.invalidate()
+
+
 def test_attributes_and_kinds_that_others_changed_are_seen(site: Site) -> None:
     mode = {"mode": str(0o100600), "mtime": "1000000000"}
     site.put("attributes/file", "same", **mode)

@@ -20,6 +20,7 @@ from s3mgrd.cache.blocks import BlockCache
 from s3mgrd.cache.database import MountDatabase
 from s3mgrd.cache.extras import Extras
 from s3mgrd.cache.nodes import ROOT, STALE_NS, Inode, Kind, Listed, Marker, Node, NodeTable
+from s3mgrd.fs.absence import ToldAbsent
 from s3mgrd.fs.coverage import Coverage
 from s3mgrd.journal.moves import MoveTable
 from s3mgrd.journal.staging import StagingDirectory
@@ -205,6 +206,8 @@ class Volume:
     """Whether the kernel goes on showing the size and the times that it has of an inode, whatever it is told."""
     moving: dict[int, trio.Event] = field(default_factory=dict)
     """Directories whose rename S3 has yet to follow, by inode; set when it has, or when it is planned anew."""
+    told_absent: ToldAbsent = field(default_factory=ToldAbsent)
+    """Names that the kernel believes are not there."""
     extras: Extras = field(init=False)
 
     def __post_init__(self) -> None:

@@ -40,6 +40,7 @@ from s3mgrd.errors import (
     S3mgrError,
     Unavailable,
 )
+from s3mgrd.fs.absence import ToldAbsent
 from s3mgrd.fs.changing.conflicts import Notice
 from s3mgrd.fs.filesystem import BUCKET, FileSystem, adopt_database
 from s3mgrd.fs.following.sync import Left
@@ -91,6 +92,7 @@ class Files:
 
     database: MountDatabase
     staging: StagingDirectory
+    told_absent: ToldAbsent
     damaged: SetAside | None
 
 
@@ -109,7 +111,7 @@ def open_files(mount_dir: Path) -> Files:
         damaged = SetAside(None, "it is gone, and staged data is there")
     staging.mkdir(mode=0o700, exist_ok=True)
     fd = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    return Files(database, StagingDirectory(fd), damaged)
+    return Files(database, StagingDirectory(fd), ToldAbsent.open(mount_dir), damaged)
 
 
 def open_blocks(database: MountDatabase, cache_dir: Path) -> BlockCache | None:
@@ -152,10 +154,9 @@ class _Forward(logging.Handler):
         self._server = server
 
     def emit(self, record: logging.LogRecord) -> None:
-        level = "WARNING" if record.levelno < logging.ERROR else "ERROR"
         self._server.emit(
             LogEvent(
-                level="WARNING" if level == "WARNING" else "ERROR",
+                level="WARNING" if record.levelno < logging.ERROR else "ERROR",
                 message=logs.redact(record.getMessage())[:4096],
             )
         )
@@ -261,7 +262,9 @@ class MountWorker(Keeper, Cacher):
                     files.staging,
                     _settings(message),
                     self._blocks,
+                    told_absent=files.told_absent,
                 )
+                files.told_absent.adopt(message.connection_id)
                 if self._blocks is not None:
                     self._blocks.free_share = message.spec.options.cache_free_share
                     await self._blocks.set_limit(message.spec.options.cache_size_bytes)
@@ -307,6 +310,7 @@ class MountWorker(Keeper, Cacher):
             self._fs = self._known = None
             if self._stopping.is_set():
                 files.staging.close()
+                files.told_absent.close()
                 files.database.close()
                 if self._blocks is not None:
                     self._blocks.close()

@@ -30,7 +30,6 @@ SMALL_DIRECTORY: Final = 1000
 BURST: Final = 8
 """Names asked for one by one in one directory within `BURST_NS`; more, and the directory is listed."""
 BURST_NS: Final = 5 * NS
-MAX_ABSENT: Final = 65_536
 
 
 class Absent(Enum):
@@ -57,8 +56,6 @@ class Namespace:
         self._lister = lister
         self._metadata = metadata
         self._asker = asker
-        self._told_absent: dict[tuple[Inode, str], int] = {}
-        """Names that the kernel was told are not there, and until when it believes it."""
         self.hits = 0
         self.misses = 0
         self.listing_hits = 0
@@ -155,12 +152,9 @@ class Namespace:
         directory = self._volume.nodes.get(parent)
         if directory is not None and self._lister.is_fresh(directory):
             valid_s = min(valid_s, self._listed_for_s(directory, now_ns))
-        if len(self._told_absent) >= MAX_ABSENT:
-            self._told_absent = {k: end for k, end in self._told_absent.items() if end > now_ns}
-            if len(self._told_absent) >= MAX_ABSENT:
-                return 0.0  # what cannot be remembered could not be taken back
-        if valid_s > 0:
-            self._told_absent[parent, name] = now_ns + int(valid_s * NS)
+        end_ns = now_ns + int(valid_s * NS)
+        if valid_s <= 0 or not self._volume.told_absent.note(parent, name, end_ns, now_ns):
+            return 0.0  # what cannot be remembered could not be taken back
         return valid_s
 
     def _listed_for_s(self, directory: Node, now_ns: int) -> float:
@@ -179,20 +173,13 @@ class Namespace:
         self, directories: Collection[Inode], name: str | None = None
     ) -> list[tuple[Inode, str]]:
         """Forget which names (or that one name) are not in *directories*; returns those that the kernel was told of."""
-        told = [
-            absent
-            for absent in self._told_absent
-            if absent[0] in directories and name in (None, absent[1])
-        ]
-        for absent in told:
-            del self._told_absent[absent]
-        return told
+        return self._volume.told_absent.take(directories, name)
 
     def absent(self, directory: Inode) -> dict[str, int]:
         """Return the names that are known not to be in a directory, with the time (ns) until which that is believed."""
         now_ns = self._volume.now_ns()
         found: dict[str, int] = {}
-        for known in (self._asker.absent, self._told_absent):
+        for known in (self._asker.absent, self._volume.told_absent.ends):
             for (parent, name), end_ns in known.items():
                 if parent == directory and end_ns > now_ns:
                     found[name] = max(end_ns, found.get(name, 0))
@@ -201,7 +188,8 @@ class Namespace:
     def count_absent(self) -> int:
         """Count the names that are known not to be anywhere."""
         now_ns = self._volume.now_ns()
-        return sum(end_ns > now_ns for end_ns in (self._asker.absent | self._told_absent).values())
+        known = self._asker.absent | self._volume.told_absent.ends
+        return sum(end_ns > now_ns for end_ns in known.values())
 
     # Directories
 
