@@ -126,6 +126,19 @@ def test_a_file_has_the_time_of_its_last_write_here_and_in_s3(site: Site) -> Non
     assert (site.mount / "b").stat().st_mtime_ns == 6
 
 
+def test_a_truncation_to_the_size_that_a_file_has_changes_no_time(site: Site) -> None:
+    """Neither in the kernel, which keeps the time, nor in S3, which tells the next mount."""
+    path = site.mount / "a"
+    path.write_bytes(b"abc")
+    os.utime(path, ns=(5, 6))
+    site.daemon.flush()
+    os.truncate(path, 3)
+    assert path.stat().st_mtime_ns == 6
+    site.daemon.flush()
+    head = site.client.head_object(Bucket=site.bucket, Key="a")
+    assert head["Metadata"]["mtime"] == "0.000000006"
+
+
 def test_writes_to_a_file_that_another_writer_replaced_become_a_conflict_copy(site: Site) -> None:
     """Although the name already led to what the other wrote when the first of them reached the worker."""
     site.put("a", b"theirs, before")
