@@ -240,6 +240,26 @@ async def test_a_file_that_another_replaced_stays_readable_for_who_has_it_open(l
         assert lab.stored() == ["a"]
 
 
+async def test_a_removed_file_stays_as_it_is_for_who_has_it_open_when_a_link_takes_its_name(
+    lab: Lab,
+) -> None:
+    async with lab.mounted() as fs:
+        node = await lab.write("a", b"old")
+        lab.held.add(node.id)
+        await lab.unlink("a")
+        await lab.symlink("a", "target")
+        await lab.settle()
+        assert lab.data("a") == b"target"
+        assert await lab.read_inode(node.id) == b"old"
+        await fs.write(node.id, 0, b"O")
+        assert await lab.read_inode(node.id) == b"Old"
+        assert fs.volume.journal.count_conflicts() == (0, 0)
+        lab.held.clear()
+        fs.syncer.forget(node.id)
+        await lab.settle()
+        assert lab.stored() == ["a"]
+
+
 async def test_a_full_disk_refuses_the_write_and_loses_nothing(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,6 +148,8 @@ class Objects:
                         parked, etag=written.etag, holder=None, now_ns=volume.now_ns()
                     )
                     return
+                # What is left there is in the way of a file that must be new, and nobody's if that is never written.
+                relocation.remove_object(volume, key, etag=current.etag, holder=None)
                 volume.nodes.update(node.id, remote_key=parked, etag=written.etag)
 
     async def _move(self, node: Node, source: str, target: str) -> None:
@@ -310,6 +312,7 @@ class Objects:
                 return
             own = self._metadata.own(node)
             if node.etag is None:
+                await self.preserve(key)
                 body = (node.target or "").encode()
                 head = ObjectHead(key, len(body), "", 0, {})
                 volume.journal.begin_write(key, size=len(body), mtime=own.get("mtime"))

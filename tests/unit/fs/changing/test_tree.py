@@ -188,6 +188,19 @@ async def test_a_new_file_takes_the_name_of_a_renamed_one(lab: Lab) -> None:
         assert {key: lab.data(key) for key in lab.stored()} == {"a": b"new", "b": b"old"}
 
 
+async def test_a_new_file_takes_the_name_of_a_renamed_one_that_is_being_written(lab: Lab) -> None:
+    """What S3 still has there is ours, so that who demands that the file be new has lost no race."""
+    async with lab.mounted() as fs:
+        node = await lab.write("a", b"1")
+        await fs.stages.write(node.id, 0, b"2")
+        await lab.rename("a", "b")
+        await lab.write("a", b"3", exclusive=True)
+        await fs.commit(node.id)
+        await lab.settle()
+        assert fs.volume.journal.count_conflicts() == (0, 0)
+    assert {key: lab.data(key) for key in lab.stored()} == {"a": b"3", "b": b"2"}
+
+
 async def test_a_removed_name_is_used_again_before_s3_heard_of_it(lab: Lab) -> None:
     lab.store.insert("a", b"old")
     async with lab.mounted(sync=False):
