@@ -48,3 +48,15 @@ async def test_what_is_fetched_of_a_base_version_is_no_change(lab: Lab) -> None:
     async with lab.mounted(sync=False) as fs:
         assert fs.stages.mtime_ns(await lab.get("a")) == S
         assert await lab.read("a") == b"x123456789"
+
+
+async def test_a_removed_file_that_is_open_keeps_its_time_after_a_crash(lab: Lab) -> None:
+    async with lab.mounted(sync=False) as fs:
+        node = await lab.write("a", b"x", close=False)
+        await fs.attributes.change(node.id, AttributeChange(mtime_ns=5 * S))
+        fs.stages.time_set(node.id)
+        await fs.stages.write(node.id, 1, b"y")
+        lab.held.add(node.id)
+        await lab.unlink("a")
+    async with lab.mounted(sync=False) as fs:
+        assert fs.stages.mtime_ns(fs.volume.node(node.id)) > 5 * S

@@ -130,7 +130,7 @@ class Stages:
             self.lacking,
             base_etag=row.base_etag,
             dirty=bool(row.dirty),
-            mtime_ns=file.mtime_ns() if file.is_changed and row.dirty else None,
+            mtime_ns=file.mtime_ns() if file.is_changed else None,
         )
         stage.is_lost = bool(row.conflict) and node.is_detached
         return stage
