@@ -10,14 +10,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.differential.drafting import program
-from tests.e2e.differential.running import KINDS, Course, Sites, sites
+from tests.e2e.differential.running import KINDS, LARGE_KINDS, Course, Kind, Sites, sites
 from tests.e2e.differential.steps import EVENTS
 from tests.e2e.lab import Lab
 from tests.servers.endpoint import Endpoint
 
 LENGTH = 120
-SEEDS = (53, 54, 55, 56)
-"""One for each of `KINDS`. Together their programs have everything befall a mount."""
+SEEDS = (53, 54, 55, 56, 57)
+"""One for each of `KINDS`, and for large files. Together their programs have everything befall a mount."""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def made(ministack: Endpoint, module_lab: Lab) -> Iterator[Sites]:
 @pytest.mark.parametrize(
     ("kind", "seed"),
     [
-        *zip(KINDS, SEEDS, strict=True),
+        *zip((*KINDS, LARGE_KINDS[0]), SEEDS, strict=True),
         *(
             [(KINDS[0], int.from_bytes(os.urandom(4)))]
             if os.environ.get("S3MGR_TEST_RANDOM")
@@ -39,12 +39,12 @@ def made(ministack: Endpoint, module_lab: Lab) -> Iterator[Sites]:
         ),
     ],
 )
-def test_a_mount_is_a_local_directory(made: Sites, kind: tuple[str, int], seed: int) -> None:
+def test_a_mount_is_a_local_directory(made: Sites, kind: Kind, seed: int) -> None:
     """A failure names the step; ``python -m tests.e2e.differential --seed`` with the seed reduces the program."""
     print(f"seed {seed} on {kind}")
-    with made.site(*kind) as site:
+    with made.site(kind) as site:
         course = Course(site, "p")
-        course.run(program(seed, LENGTH))
+        course.run(program(seed, LENGTH, large=kind.is_large))
     assert course.done["ok"] > LENGTH // 3
 
 

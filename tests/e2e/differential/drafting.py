@@ -30,8 +30,10 @@ WILD_SHARE: Final = 0.12
 LENGTHS: Final = (0, 1, 10, 100, 4096, 5000, 40_000)
 OFFSETS: Final = (0, 0, 0, 10, 1000, 4096, 50_000)
 MIB: Final = 1 << 20
+LARGE_LENGTHS: Final = (*LENGTHS, 2 * MIB, 5 * MIB + 1, 6 * MIB, 11 * MIB, 26 * MIB, 60 * MIB)
+"""Up to what is sent while it is written, and to more than the local disk may take of it."""
 LARGE_OFFSETS: Final = (
-    0, 5 * MIB - 1, 5 * MIB, 12 * MIB + 7, 40 * MIB, 69 * MIB, 70 * MIB - 3, 75 * MIB + 11, 90 * MIB,
+    0, 0, 0, 1000, 5 * MIB - 1, 5 * MIB, 12 * MIB + 7, 40 * MIB, 69 * MIB, 70 * MIB - 3, 75 * MIB + 11, 90 * MIB,
 )  # fmt: skip
 """Around the borders of parts, in files so large that S3 is asked to copy what did not change."""
 MODES: Final = (0o600, 0o644, 0o755, 0o4755, 0o2755, 0o1777, 0o444, 0)
@@ -56,7 +58,7 @@ class _Source:
             "pwrite": (4, lambda: (self._slot(Wanted.WRITER), *self._data(), self._at())),
             "pread": (
                 3,
-                lambda: (self._slot(Wanted.READER), self._choose(LENGTHS), self._at()),
+                lambda: (self._slot(Wanted.READER), self._choose(self._lengths), self._at()),
             ),
             "ftruncate": (2, lambda: (self._slot(Wanted.WRITER), self._at())),
             "map_write": (2, lambda: (self._slot(Wanted.MAPPABLE), *self._data(), self._at())),
@@ -88,14 +90,16 @@ class _Source:
         }
         self._names = list(self._calls)
         self._weights = [weight for weight, _ in self._calls.values()]
+        self._lengths: tuple[int, ...] = LENGTHS
         self._offsets: tuple[int, ...] = OFFSETS
+        self._known_share = 0.6
 
     def enlarge(self) -> None:
-        """From here on work in large files, and little else."""
-        self._offsets = LARGE_OFFSETS
+        """From here on work in large files, few of them, and in little else."""
+        self._lengths, self._offsets, self._known_share = LARGE_LENGTHS, LARGE_OFFSETS, 0.85
         about_data = (
             "write", "append", "read", "truncate", "open", "pwrite", "pread", "ftruncate", "map_write",
-            "copy_range", "fsync", "close", "rename", "chmod", "stat",
+            "copy_range", "fsync", "close", "unlink", "rename", "chmod", "utime", "stat",
         )  # fmt: skip
         self._names = list(about_data)
         self._weights = [self._calls[name][0] for name in about_data]
@@ -138,10 +142,10 @@ class _Source:
         return self._random.random() < share
 
     def _some_file(self) -> Pick:
-        return self._pick(Wanted.FILE if self._flag(0.6) else Wanted.FREE)
+        return self._pick(Wanted.FILE if self._flag(self._known_share) else Wanted.FREE)
 
     def _data(self) -> tuple[int, int]:
-        return self._random.choice(LENGTHS), self._random.randrange(256)
+        return self._random.choice(self._lengths), self._random.randrange(256)
 
     def _at(self) -> int:
         return self._random.choice(self._offsets)
@@ -158,13 +162,13 @@ class _Source:
             flags &= ~os.O_EXCL
         if flags & os.O_ACCMODE == os.O_RDONLY:
             flags &= ~os.O_TRUNC
-        is_new = flags & os.O_CREAT and (flags & os.O_EXCL or self._flag(0.4))
+        is_new = flags & os.O_CREAT and (flags & os.O_EXCL or not self._flag(self._known_share))
         path = self._pick(Wanted.FREE if is_new else Wanted.FILE)
         return self._random.randrange(SLOTS), path, flags, self._choose(MODES)
 
     def _copy_range(self) -> Arguments:
         source, target = self._slot(Wanted.READER), self._slot(Wanted.WRITER)
-        return source, target, self._choose(LENGTHS), self._at(), self._at()
+        return source, target, self._choose(self._lengths), self._at(), self._at()
 
     def _rename(self) -> Arguments:
         flags = self._random.choice((0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE))

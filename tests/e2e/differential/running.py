@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from s3mgr.api import Client
 from s3mgr.errors import ClientError
@@ -34,8 +34,43 @@ from tests.servers.troubled import Relay, Trouble, relay_before
 T = TypeVar("T")
 
 FLUSH_LIMIT_S: Final = 120.0
-KINDS: Final = tuple((mode, ttl_s) for mode in ("close", "writeback") for ttl_s in (30, 0))
-"""Mounts that programs are run on, by turns: write mode and seconds that names are believed."""
+MIB: Final = 1 << 20
+
+
+class Kind(NamedTuple):
+    """A kind of mount: write mode, seconds that names are believed, and whether programs work in large files there.
+
+    Such a mount has the smallest parts and the least room for what is staged, so that much is sent while it is written.
+    """
+
+    write_mode: str
+    ttl_s: int
+    is_large: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.write_mode}-{self.ttl_s}{'-large' if self.is_large else ''}"
+
+    @property
+    def gathers(self) -> bool:
+        """Whether the kernel gathers writes there, and keeps the times of files."""
+        return self.write_mode == "writeback"
+
+    @property
+    def options(self) -> str:
+        """What it is mounted with."""
+        options = (
+            f"attributes=full,write_mode={self.write_mode},metadata_ttl_s={self.ttl_s},"
+            f"negative_ttl_s={0 if self.gathers else self.ttl_s},uid=0,gid=0"
+        )
+        return (
+            f"{options},part_size_bytes={5 * MIB},staging_size_bytes={64 * MIB}"
+            if self.is_large
+            else options
+        )
+
+
+KINDS: Final = tuple(Kind(mode, ttl_s) for mode in ("close", "writeback") for ttl_s in (30, 0))
+LARGE_KINDS: Final = (Kind("close", 30, is_large=True), Kind("writeback", 0, is_large=True))
 
 
 class Difference(Exception):
@@ -50,7 +85,7 @@ class Site:
 
     daemon: Daemon
     name: str
-    options: str
+    kind: Kind
     bucket: str
     client: Any
     relay: Relay
@@ -60,12 +95,12 @@ class Site:
     @property
     def believes_absence(self) -> bool:
         """Whether the kernel keeps for a while that a name is not there."""
-        return "negative_ttl_s=0" not in self.options
+        return "negative_ttl_s=0" not in self.kind.options
 
     def remount(self) -> None:
         """Unmount, which uploads everything, and mount again."""
         self.daemon.run("unmount", self.name)
-        self.daemon.mount(self.relay.endpoint, self.bucket, self.name, "-o", self.options)
+        self.daemon.mount(self.relay.endpoint, self.bucket, self.name, "-o", self.kind.options)
 
     def invalidate(self) -> None:
         """Have everything be asked again."""
@@ -89,6 +124,26 @@ class Site:
             raise Difference(f"a flush did not leave S3 with everything: {report}")
 
 
+class Log:
+    """What the daemon and the workers of a site log from now on."""
+
+    def __init__(self, site: Site) -> None:
+        self._daemon: Final = site.daemon
+        self._before: Final = {path: path.stat().st_size for path in self._files()}
+
+    def _files(self) -> list[Path]:
+        return [self._daemon.log, *(self._daemon.state_dir / "logs").glob("*.log")]
+
+    def lines(self) -> list[str]:
+        """Return the lines, those of each file together."""
+        lines = []
+        for path in self._files():
+            with path.open("rb") as file:
+                file.seek(self._before.get(path, 0))
+                lines += file.read().decode(errors="replace").splitlines()
+        return lines
+
+
 class Course:
     """One program's run.
 
@@ -103,8 +158,8 @@ class Course:
             (root / directory).mkdir()
         self._local = site.local / directory
         self._mount = site.mount / directory
-        self._here = Side(self._local, is_mount=False)
-        self._there = Side(self._mount, is_mount=True)
+        self._here = Side(self._local, is_mount=False, gathers=site.kind.gathers)
+        self._there = Side(self._mount, is_mount=True, gathers=site.kind.gathers)
         self._killer: threading.Thread | None = None
         self._was_killed = False
         self.steps: list[Step] = []
@@ -136,7 +191,10 @@ class Course:
         self.done[step.name] += 1
         if step.is_event:
             method: Any = getattr(self, f"_{step.name}")  # Any: one method an event
-            method(*step.arguments)
+            try:
+                method(*step.arguments)
+            except (OSError, AssertionError) as error:
+                raise Difference(f"{type(error).__name__}: {error}") from error
             return True
         expected, found = self._here.do(step), self._there.do(step)
         self.done[expected[0]] += 1
@@ -264,20 +322,16 @@ class Sites:
         self._made = 0
 
     @contextmanager
-    def site(self, mode: str, ttl_s: int) -> Iterator[Site]:
+    def site(self, kind: Kind) -> Iterator[Site]:
         """Mount a new bucket; what a difference left behind in it is thrown away at the end."""
         self._made += 1
-        name = f"{mode}-{ttl_s}-{self._made}"
+        name = f"{kind}-{self._made}"
         client = self._behind.boto3()
         bucket = make_bucket(client)
-        options = (
-            f"attributes=full,write_mode={mode},metadata_ttl_s={ttl_s},"
-            f"negative_ttl_s={ttl_s if mode == 'close' else 0},uid=0,gid=0"
-        )
         local = self._lab.directory(f"local-{name}")
         try:
-            mount = self._daemon.mount(self._relay.endpoint, bucket, name, "-o", options)
-            yield Site(self._daemon, name, options, bucket, client, self._relay, mount, local)
+            mount = self._daemon.mount(self._relay.endpoint, bucket, name, "-o", kind.options)
+            yield Site(self._daemon, name, kind, bucket, client, self._relay, mount, local)
         finally:
             self._daemon.run("unmount", name, "--discard", "--force", check=False)
             remove_bucket(client, bucket)

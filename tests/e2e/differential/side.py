@@ -6,7 +6,7 @@ import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from tests.e2e.differential.steps import RECENT_NS, Step, content
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_LIBC.read.restype = _LIBC.write.restype = ctypes.c_ssize_t
 _AT_FDCWD: Final = -100
 _MS_SYNC: Final = 4
 DEVICE: Final = os.makedev(240, 7)
@@ -56,11 +57,14 @@ class Side:
 
     Args:
         is_mount: it is a mount: where S3 makes something impossible, the other side answers as it does.
+        gathers: the mount's kernel gathers writes. So it keeps a file's times, and truncate(2) to the size that a file has
+            changes none, as POSIX allows.
     """
 
-    def __init__(self, root: Path, *, is_mount: bool) -> None:
+    def __init__(self, root: Path, *, is_mount: bool, gathers: bool) -> None:
         self.root: Final = root
         self._is_mount: Final = is_mount
+        self._gathers: Final = gathers
         self._open: dict[int, _File] = {}
 
     def do(self, step: Step) -> Result:
@@ -131,7 +135,10 @@ class Side:
             os.close(fd)
 
     def truncate(self, path: str, size: int) -> object:
+        before = os.stat(self._at(path))
         os.truncate(self._at(path), size)
+        if self._gathers and not self._is_mount and before.st_size == size:
+            os.utime(self._at(path), ns=(before.st_atime_ns, before.st_mtime_ns))
         return shown(os.stat(self._at(path)))
 
     def exclusive(self, path: str, mode: int) -> object:
@@ -166,8 +173,7 @@ class Side:
             return None
         with _mapped(fd, size, mmap.MAP_SHARED) as address:
             data = content(length, seed)[: max(0, size - offset)]
-            # By the C library, which is called without the interpreter's lock: what serves a page fault may need it.
-            _LIBC.memcpy(ctypes.c_void_p(address + offset), data, ctypes.c_size_t(len(data)))
+            _fill(address + offset, data)
             if _LIBC.msync(ctypes.c_void_p(address), ctypes.c_size_t(size), _MS_SYNC):
                 number = ctypes.get_errno()
                 raise OSError(number, os.strerror(number))
@@ -303,7 +309,37 @@ def _mapped(fd: int, size: int, flags: int) -> Iterator[int]:
             del anchor
 
 
+# By system calls from and to a file in memory: a page that cannot be had is EFAULT to these, and SIGBUS to anything else.
+# And by the C library, which is called without the interpreter's lock: what serves a page fault may need it.
+
+
+def _fill(address: int, data: bytes) -> None:
+    with _memory() as fd:
+        os.write(fd, data)
+        os.lseek(fd, 0, os.SEEK_SET)
+        _whole(_LIBC.read, fd, address, len(data))
+
+
 def _copied(address: int, size: int) -> bytes:
-    copy = ctypes.create_string_buffer(size)
-    _LIBC.memcpy(copy, ctypes.c_void_p(address), ctypes.c_size_t(size))
-    return copy.raw
+    with _memory() as fd:
+        _whole(_LIBC.write, fd, address, size)
+        return os.pread(fd, size, 0)
+
+
+@contextmanager
+def _memory() -> Iterator[int]:
+    fd = os.memfd_create("copy")
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _whole(call: Callable[..., int], fd: int, address: int, size: int) -> None:
+    done = 0
+    while done < size:
+        count = call(fd, ctypes.c_void_p(address + done), ctypes.c_size_t(size - done))
+        if count < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        done += count

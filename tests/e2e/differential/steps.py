@@ -14,6 +14,8 @@ SLOTS: Final = 4
 """Files that a program may have open at a time."""
 RECENT_NS: Final = 1_500_000_000 * 10**9
 """Times that a program sets are older; all others are of the moment."""
+CONTENT_PERIOD: Final = 65_521
+"""A prime: what is a part, a block or a page too far is something else."""
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 
@@ -68,9 +70,14 @@ class Pick(NamedTuple):
     number: int
 
 
-@lru_cache(64)
 def content(length: int, seed: int) -> bytes:
-    """Return the bytes that a step writes."""
+    """Return the bytes that a step writes: few, or few again and again."""
+    few = _few(min(length, CONTENT_PERIOD), seed)
+    return few if length <= CONTENT_PERIOD else (few * (length // CONTENT_PERIOD + 1))[:length]
+
+
+@lru_cache(256)
+def _few(length: int, seed: int) -> bytes:
     return random.Random(seed).randbytes(length)  # noqa: S311
 
 
