@@ -172,18 +172,20 @@ class FileSystem:
     async def _read_pieces(
         self, node: Node, stage: Stage, offset: int, length: int, handle: int
     ) -> list[bytes | memoryview]:
-        inode, file = node.id, stage.file
+        file = stage.file
         parts: list[bytes | memoryview] = []
         for piece in file.pieces(offset, offset + length):
             if piece.parked is not None:
                 parts.append(await parking.read(self.volume, piece.parked))
-            elif piece.is_base and stage.base_etag is not None:
+            elif (
+                piece.is_base
+                and (row := self.volume.journal.staged(node.id)) is not None
+                and row.base_etag is not None
+            ):
                 size = piece.stop - piece.start
-                row = self.volume.journal.staged(inode)
-                base_size = row.base_size if row is not None else node.size
                 parts.append(
                     await self.reader.read(
-                        node, stage.base_etag, base_size, piece.start, size, handle=handle
+                        node, row.base_etag, row.base_size, piece.start, size, handle=handle
                     )
                 )
             else:

@@ -114,6 +114,12 @@ class MoveTable:
         """Have rows that say where their objects lie say the target, where these were copied to it."""
         with self._database.transaction() as db:
             db.execute(
+                "UPDATE staged SET base_etag = moved.new_etag FROM inodes, moved "
+                "WHERE moved.inode = ? AND moved.key = inodes.remote_key AND moved.etag = inodes.etag "
+                "AND inodes.id = staged.inode AND staged.base_etag = inodes.etag",
+                (row.inode,),
+            )
+            db.execute(
                 "UPDATE inodes SET etag = moved.new_etag, remote_mtime_ns = NULL, "
                 "remote_key = ? || substr(remote_key, ?) "
                 "FROM moved WHERE moved.inode = ? AND moved.key = remote_key AND moved.etag = inodes.etag",

@@ -150,6 +150,14 @@ class Journal:
                 "UPDATE staged SET condition = ?, conflict = 0 WHERE inode = ?", (condition, inode)
             )
 
+    def rebase_staged(self, inode: int, before: str | None, after: str) -> None:
+        """Note that the version which staged data is a change of has another ETag: it was copied by S3."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE staged SET base_etag = ? WHERE inode = ? AND base_etag = ?",
+                (after, inode, before),
+            )
+
     def clean_staged(self, inode: int) -> None:
         """Note that S3 need not get what is staged: the file was removed."""
         with self._database.transaction() as db:

@@ -35,7 +35,7 @@ from tests.e2e.lab import Lab
 from tests.servers.endpoint import Endpoint
 from tests.servers.ministack import run_ministack
 
-ROUND: Final = (*KINDS, *KINDS, *LARGE_KINDS)
+ROUND: Final = (*(KINDS * 4), *LARGE_KINDS)
 """On which kind of mount a program runs, its seed says alone."""
 PROGRAM_LENGTH: Final = 300
 HANG_LIMIT_S: Final = 600.0

@@ -317,6 +317,7 @@ class Mover:
                 found = self._find(row, copied.key)
                 if found is not None and found.etag == copied.etag:
                     volume.nodes.update(found.id, etag=copied.new_etag)
+                    volume.journal.rebase_staged(found.id, copied.etag, copied.new_etag)
             volume.moves.delete_sources(row.inode, now_ns=volume.now_ns())
             volume.moves.drop(row.inode)
             wanted = volume.wanted_key(node)

@@ -118,6 +118,7 @@ class Objects:
                     current = volume.nodes.get(node.id)
                     if current is not None and current.remote_key == key:
                         volume.nodes.update(node.id, remote_key=kept, etag=written.etag)
+                        volume.journal.rebase_staged(node.id, node.etag, written.etag)
                     holder = None if current is None else node.id  # None: it was let go meanwhile
                     volume.journal.add_delete(
                         kept, etag=written.etag, holder=holder, now_ns=volume.now_ns()
@@ -151,6 +152,7 @@ class Objects:
                 # What is left there is in the way of a file that must be new, and nobody's if that is never written.
                 relocation.remove_object(volume, key, etag=current.etag, holder=None)
                 volume.nodes.update(node.id, remote_key=parked, etag=written.etag)
+                volume.journal.rebase_staged(node.id, current.etag, written.etag)
 
     async def _move(self, node: Node, source: str, target: str) -> None:
         volume = self._volume
@@ -197,6 +199,7 @@ class Objects:
                     and (not describes or attributes.differ(own, self._metadata.own(current)))
                 ),
             )
+            volume.journal.rebase_staged(node.id, current.etag, written.etag)
             relocation.remove_object(volume, source, etag=node.etag, holder=None)
             volume.changes.note(current.parent, current.name or "")
 
@@ -344,6 +347,17 @@ class Objects:
                 volume.journal.end_writes(key)
                 volume.changes.note_key(key)
                 current = volume.nodes.get(inode)
+                if (
+                    current is not None
+                    and current.etag is not None
+                    and (current.etag != node.etag or volume.key_in_s3(current) != key)
+                ):
+                    # Uploaded under another name meanwhile: what was written here is nobody's.
+                    volume.journal.add_delete(
+                        key, etag=written.etag, holder=None, now_ns=volume.now_ns()
+                    )
+                    return
+                volume.journal.rebase_staged(inode, node.etag, written.etag)
                 columns: dict[str, object] = {
                     "etag": written.etag,
                     "remote_mtime_ns": written.mtime_ns,

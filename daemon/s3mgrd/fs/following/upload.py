@@ -100,11 +100,14 @@ class Uploader:
                     return False
                 if row.conflict:
                     raise TooLarge(row.error or "S3 takes no such file")
+                base = self._base(inode)
                 try:
                     self.running.add(inode)
                     try:
                         await self._commit(inode, stage)
                     except PreconditionFailed as error:
+                        if self._base(inode) != base:
+                            continue  # S3 copied the version that this is a change of elsewhere meanwhile
                         notice, lost = await self._conflicts.lose(inode, row), error
                         if notice is None:
                             continue  # removed or renamed meanwhile: there is another condition now, or none
@@ -119,6 +122,11 @@ class Uploader:
             raise lost
         self._stages.tidy(inode)
         return True
+
+    def _base(self, inode: Inode) -> tuple[str | None, str | None]:
+        """Return which version an inode is, and where it lies."""
+        node = self._volume.node(inode)
+        return node.etag, node.remote_key
 
     async def _commit(self, inode: Inode, stage: Stage) -> None:
         volume = self._volume
@@ -268,7 +276,6 @@ class Uploader:
                 volume.journal.unpark(volume.journal.parked(node.id))
         stage.dirty = False
         self._stages.sent(sent.id)
-        stage.base_etag = written.etag
         stage.file.rebase(size)
         if becomes_base:  # what was parked is about to be deleted
             stage.file.become_base()

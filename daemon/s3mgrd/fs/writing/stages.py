@@ -44,13 +44,11 @@ class Stage:
         file: StagedFile,
         lacking: Lacking,
         *,
-        base_etag: str | None,
         dirty: bool,
         mtime_ns: int | None,
     ) -> None:
         self.file: Final = file
         self._lacking = lacking
-        self.base_etag = base_etag
         self._dirty = False
         self.dirty = dirty
         self.is_lost = False
@@ -128,7 +126,6 @@ class Stages:
         stage = Stage(
             file,
             self.lacking,
-            base_etag=row.base_etag,
             dirty=bool(row.dirty),
             mtime_ns=file.mtime_ns() if file.is_changed else None,
         )
@@ -269,7 +266,7 @@ class Stages:
         The caller's transaction takes the version from *node*'s row.
         """
         file = self._volume.staging.create(node.id, node.size)
-        stage = Stage(file, self.lacking, base_etag=node.etag, dirty=False, mtime_ns=None)
+        stage = Stage(file, self.lacking, dirty=False, mtime_ns=None)
         stage.is_lost = True
         self._stages[node.id] = stage
         self._volume.journal.put_staged(
@@ -334,7 +331,7 @@ class Stages:
             now_ns=self._volume.now_ns(),
         )
         note_purpose(self._volume, inode)
-        stage.base_etag, stage.dirty, stage.is_lost = None, True, False
+        stage.dirty, stage.is_lost = True, False
 
     # Changing; the caller holds the inode's lock
 
@@ -422,9 +419,7 @@ class Stages:
         inode = node.id
         if node.kind == Kind.FILE and node.etag is None and inode not in self._stages:
             file = self._volume.staging.open(inode, 0)
-            self._stages[inode] = Stage(
-                file, self.lacking, base_etag=None, dirty=True, mtime_ns=None
-            )
+            self._stages[inode] = Stage(file, self.lacking, dirty=True, mtime_ns=None)
 
     def _for_change(self, inode: Inode, *, whole: bool = False) -> Stage:
         """Return the stage to change, dirty in the journal before its first byte changes."""
@@ -453,7 +448,7 @@ class Stages:
         base_size = node.size if node.etag is not None else 0
         if stage is None:
             file = self._volume.staging.create(inode, base_size)
-            stage = Stage(file, self.lacking, base_etag=node.etag, dirty=False, mtime_ns=None)
+            stage = Stage(file, self.lacking, dirty=False, mtime_ns=None)
             self._stages[inode] = stage
         self._volume.journal.put_staged(
             inode,

@@ -163,6 +163,56 @@ async def test_an_uploaded_file_is_written_again_after_its_rename(lab: Lab) -> N
         assert {key: lab.data(key) for key in lab.stored()} == {"b": b"hello!"}
 
 
+@pytest.mark.parametrize("removed", [False, True])
+async def test_a_file_is_renamed_and_written_while_its_attributes_are_copied(
+    lab: Lab, removed: bool
+) -> None:
+    """The copy, which arrives last, is under the old name, and no version of the file any more."""
+    async with lab.mounted() as fs:
+        node = await lab.write("a", b"old")
+        lab.held.add(node.id)
+        with lab.store.hold("copy") as hold:
+            await fs.attributes.change(node.id, AttributeChange(mode=0o600))
+            await hold.arrived()
+            await lab.rename("a", "b")
+            await fs.stages.write(node.id, 0, b"new!")
+            await fs.commit(node.id)
+            if removed:
+                await lab.unlink("b")
+            hold.release()
+            await lab.settle()
+        assert await lab.read_inode(node.id) == b"new!"
+        assert {key: lab.data(key) for key in lab.stored()} == {"b": b"new!"}
+
+
+@pytest.mark.parametrize("why", ["chmod", "rename", "rename of its directory", "replaced"])
+async def test_a_file_uploaded_in_parts_is_written_while_s3_copies_it(lab: Lab, why: str) -> None:
+    """The copy has another ETag, and is the same version: neither what is read of it nor the upload finds another writer's."""
+    body = bytes(range(251)) * 60_000
+    async with lab.mounted() as fs:
+        await lab.mkdir("d")
+        node = await lab.write("d/a", body)
+        lab.held.add(node.id)
+        with lab.store.hold("copy") as hold:
+            if why == "chmod":
+                await fs.attributes.change(node.id, AttributeChange(mode=0o600))
+            elif why == "rename":
+                await lab.rename("d/a", "d/b")
+            elif why == "replaced":
+                await lab.write("d/new", b"new")
+                await lab.rename("d/new", "d/a")
+            else:
+                await lab.rename("d", "e")
+            await hold.arrived()
+            await fs.stages.write(node.id, 0, b"!")
+            hold.release()
+            await lab.settle()
+        assert await lab.read_inode(node.id) == b"!" + body[1:]
+        assert fs.volume.journal.count_conflicts() == (0, 0)
+        key = {"chmod": "d/a", "rename": "d/b", "rename of its directory": "e/a"}.get(why)
+        assert key is None or lab.data(key) == b"!" + body[1:]
+
+
 async def test_names_change_places_in_a_ring(lab: Lab) -> None:
     """Each object's place is taken by another: none can be moved first."""
     for name in "abc":
