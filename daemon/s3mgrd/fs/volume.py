@@ -361,6 +361,17 @@ class Volume:
             for place in (row.source, row.target)
         )
 
+    def leaving_inside(self, prefix: str) -> list[str]:
+        """Return the places inside of *prefix* from which, or to which, directories are on their way."""
+        if not self.moving:
+            return []
+        return [
+            place
+            for row in self.moves.all()
+            for place in (row.source, row.target)
+            if place.startswith(prefix) and place != prefix
+        ]
+
     def move_around(self, directory: int) -> trio.Event | None:
         """Return what to wait for before S3 has *directory* where its path says: a pending rename of it or around it."""
         if not self.moving:

@@ -317,13 +317,16 @@ class Asker:
         key = prefix + name
         for _ in range(MAX_PROBES):
             leaving = self._volume.leaving_below(key)
-            head, found = await self._probe_once(key, max_keys=1 if not leaving else 1000)
+            places = self._volume.leaving_inside(key + "/")
+            is_alone = not leaving and not places
+            head, found = await self._probe_once(key, max_keys=1 if is_alone else 1000)
             # What was written meanwhile to where it is not wanted any more may be all that was found.
             added = self._volume.leaving_below(key) - leaving
             leaving |= added
+            places += self._volume.leaving_inside(key + "/")
             if not added:
                 break
-        below = found - leaving
+        below = {k for k in found - leaving if not k.startswith(tuple(places))}
         if key in leaving:
             head = None
         if self._volume.is_leaving(key + "/", seen_from=prefix):

@@ -365,6 +365,7 @@ class Merger:
         if (
             any(key.startswith(below) for key in leaving)
             or volume.is_leaving(below, seen_from=learned.prefix)
+            or volume.leaving_inside(below)
             or volume.changes.is_newer_below(below, learned.asked.changes_seen)
         ):
             # What S3 still shows below may be only what we are about to delete: ask again later.
