@@ -227,7 +227,16 @@ class FileSystem:
         return valid_s
 
     async def truncate(self, inode: Inode, size: int, mtime_ns: int | None = None) -> None:
-        """Set a file's size, at *mtime_ns* or now."""
+        """Set a file's size, at *mtime_ns* or now.
+
+        Nothing is done where the kernel keeps the times and says none: then it is truncate(2) to the size that the file has.
+        """
+        if (
+            mtime_ns is None
+            and self.volume.kernel_keeps_times
+            and self.stages.size(self.volume.node(inode)) == size
+        ):
+            return
         async with self.volume.locks.holding(("inode", inode)):
             notice = self.conflicts.keep_orphan(inode)
             self.stages.truncate(inode, size, mtime_ns)

@@ -217,7 +217,7 @@ class Operations(pyfuse3.Operations):
         if mtime_ns is not None and _is_only_mtime(fields):
             if self.fs.stages.written_at(number, mtime_ns, attr.st_ctime_ns):
                 return self._entry_of(self.fs.volume.node(number))
-        elif fields.update_size and not self._is_size_kept(number, attr.st_size, mtime_ns):
+        elif fields.update_size:
             await self._truncate(number, attr.st_size, mtime_ns)
             # truncate(2) has no close() that could report, and O_TRUNC with O_RDONLY none that looks for changes.
             if fh is None or not read_handle(fh).writes:
@@ -246,12 +246,6 @@ class Operations(pyfuse3.Operations):
             if change.mtime_ns is not None:
                 self.fs.stages.time_set(number)
         return self._entry_of(self.fs.volume.node(number))
-
-    def _is_size_kept(self, inode: Inode, size: int, mtime_ns: int | None) -> bool:
-        """Whether a truncation changes nothing: truncate(2) to the size that a file has, of which the kernel keeps the time."""
-        volume = self.fs.volume
-        keeps = volume.kernel_keeps_times and mtime_ns is None
-        return keeps and self.fs.stages.size(volume.node(inode)) == size
 
     async def _truncate(self, inode: Inode, size: int, mtime_ns: int | None = None) -> None:
         if self.fs.volume.settings.read_only:
@@ -482,7 +476,7 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EISDIR)
         if flags & os.O_TRUNC and (self.fs.stages.size(node) or node.etag is not None):
             # FUSE_CREATE of a name that another writer was faster to make; O_TRUNC of a known file is a SETATTR.
-            await self._truncate(node.id, 0)
+            await self._truncate(node.id, 0, self.fs.volume.now_ns())
             mode = self.fs.volume.mode(node)
             if without_privileges(mode) != mode:
                 await self.fs.attributes.change(node.id, AttributeChange(strips_privileges=True))
