@@ -317,6 +317,7 @@ class Volume:
             return self.nodes.insert(
                 node.parent, node.name, Kind(node.kind), node.mtime_ns,
                 atime_ns=node.atime_ns, ctime_ns=node.ctime_ns, mode=node.mode, uid=node.uid, gid=node.gid,
+                special=node.special, rdev=node.rdev, target=node.target,
                 size=node.size, etag=node.etag, remote_key=node.remote_key, storage_class=node.storage_class,
                 remote_mtime_ns=node.remote_mtime_ns, seen_ns=node.seen_ns,
             )  # fmt: skip

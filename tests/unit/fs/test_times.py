@@ -1,7 +1,11 @@
 """When a file was last changed: by write or by utimens, whichever came last, also to a worker that takes over."""
 
+import os
+import stat
+
+from s3mgrd.cache.nodes import ROOT
 from s3mgrd.fs.changing.attribute_changes import AttributeChange
-from tests.unit.fs.conftest import Lab, settings
+from tests.unit.fs.conftest import WHO, Lab, settings
 
 S = 1_000_000_000
 
@@ -60,3 +64,22 @@ async def test_a_removed_file_that_is_open_keeps_its_time_after_a_crash(lab: Lab
         await lab.unlink("a")
     async with lab.mounted(sync=False) as fs:
         assert fs.stages.mtime_ns(fs.volume.node(node.id)) > 5 * S
+
+
+async def test_a_device_of_which_another_client_replaced_the_metadata_is_still_that_device(
+    lab: Lab,
+) -> None:
+    """Also where the kernel, which holds it, keeps the times of files."""
+    device = os.makedev(1, 3)
+    async with lab.mounted() as fs:
+        fs.volume.kernel_keeps_times = True
+        node = await fs.tree.mknod(ROOT, "null", stat.S_IFCHR | 0o600, device, WHO, lab.record)
+        lab.held.add(node.id)
+        await lab.settle()
+        await lab.ls()
+        lab.later(60)
+        lab.store.clock = lambda: lab.now_ns + 60 * S
+        lab.store.insert("null", metadata=lab.store.objects["null"].head.metadata)
+        await lab.ls()
+        found = await lab.get("null")
+        assert (found.id, found.special, found.rdev) == (node.id, stat.S_IFCHR, device)

@@ -321,7 +321,11 @@ class Merger:
             volume.extras.forget_description(node.id)
             if not node.attributes_dirty:
                 columns |= {"mtime_ns": info.mtime_ns, "attributes_known": 0}
-                if volume.are_times_kept(node.id) and not volume.is_ours_alone(node):
+                if (
+                    node.kind == Kind.FILE
+                    and volume.are_times_kept(node.id)
+                    and not volume.is_ours_alone(node)
+                ):
                     inode = volume.renew(node)
                     volume.nodes.update(inode, **columns)
                     return inode
