@@ -10,7 +10,8 @@ random is also fetched in the background: `FILL_FIRST` bytes on trial, then `FIL
 bytes here. Soon no read waits, and what is fetched in vain is bounded by what was of use.
 
 Memory: `Reader.held_bytes` is what all segments hold or will hold, and what is fetched in the background. Reading ahead stops
-at the limit; what a program waits for is fetched always (the kernel bounds it: max_background requests of 1 MiB).
+at the limit; what a program waits for is fetched always (the kernel bounds it: max_background requests of 1 MiB). Room is made
+of what was read, and not of what was read ahead and is about to be wanted: many readers have small windows, not vain ones.
 
 Concurrency: state changes between awaits only. A fetch is a task of the reader's nursery, so that it goes on
 when the read that wanted it is interrupted. What was read ahead of a version is cancelled when its last handle is closed; what is
@@ -47,6 +48,8 @@ FILL_FIRST: Final = 64 * MIB
 FILL_PER_HIT: Final = 32 * MIB
 FILL_STEP: Final = 4 * MIB
 FILL_TASKS: Final = 8
+STALE_AFTER: Final = 2
+"""What was read ahead is given up unread when as many times the memory limit was asked for since: its reader went elsewhere."""
 FILL_SHARE: Final = 4
 """An object larger than one part in so many of the block cache is not fetched whole."""
 
@@ -79,6 +82,7 @@ class Reader:
         self._guesses = trio.CapacityLimiter(1)
         self._light_guesses = trio.CapacityLimiter(1)
         self._clock = 0
+        """Bytes that were ever asked for."""
         self.held_bytes = 0
         self.hits = 0
         self.misses = 0
@@ -329,10 +333,8 @@ class Reader:
         """Return [offset, stop) out of the segments that cover it."""
         parts = []
         for segment in segments:
-            self._clock += 1
-            segment.used_at = self._clock
-            if segment.is_ahead:
-                segment.is_ahead = False
+            segment.touched_at = self._clock
+            if segment.is_ahead and not segment.served:
                 self.ahead_used_bytes += segment.size
             parts.append(segment.part(offset, stop))
             self._let_go(version, segment)
@@ -392,18 +394,20 @@ class Reader:
         limit = self._volume.settings.memory_limit_bytes
         if self.held_bytes + size <= limit:
             return True
-        idle = [
-            (not s.is_spent, s.used_at, id(s), v, s)
+        stale_at = self._clock - STALE_AFTER * limit
+        may_go = [
+            (not s.is_spent, s.touched_at, id(s), v, s)
             for v in self._versions.values()
             for s in v.segments
-            if s.data is not None and not s.waiters
+            if s.data is not None
+            and not s.waiters
+            # The rest of what was read ahead is about to be wanted: taking it away would fetch it twice.
+            and not (s.is_ahead and not s.is_spent and v.handles and s.touched_at > stale_at)
         ]
-        idle.sort(key=lambda item: item[:3])
-        for is_fresh, _, _, version, segment in idle:
+        may_go.sort(key=lambda item: item[:3])
+        for *_, version, segment in may_go:
             if self.held_bytes + size <= limit:
                 break
-            if is_fresh and segment.used_at == 0 and version.handles:
-                continue  # read ahead and not read yet: taking it away would fetch it twice
             self._evict(version, segment)
         return self.held_bytes + size <= limit
 
@@ -423,7 +427,7 @@ class Reader:
     def _evict(self, version: Version, segment: Segment) -> None:
         version.remove(segment)
         self.held_bytes -= segment.size
-        if segment.is_ahead and segment.data is not None:
+        if segment.is_ahead and not segment.served and segment.data is not None:
             self.ahead_wasted_bytes += segment.size
 
     def _drop_version(self, key: VersionKey) -> None:
@@ -447,7 +451,8 @@ class Reader:
         is_ahead: bool = False,
         is_guess: bool = False,
     ) -> Segment:
-        segment = Segment(start, stop, is_guess=is_guess, is_ahead=is_ahead)
+        self._clock += stop - start
+        segment = Segment(start, stop, touched_at=self._clock, is_guess=is_guess, is_ahead=is_ahead)
         version.add(segment)
         self.held_bytes += segment.size
         if is_ahead:

@@ -20,7 +20,8 @@ class Segment:
     ready: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     waiters: int = 0
-    used_at: int = 0
+    touched_at: int = 0
+    """The reader's clock when it was asked for, and since when it was last read."""
     served: int = 0
     """Bytes that were given to readers."""
     is_being_kept: bool = False
@@ -28,7 +29,7 @@ class Segment:
     is_guess: bool = False
     """Nobody asked for it yet: a small file that will probably be opened."""
     is_ahead: bool = False
-    """Fetched before anybody asked, and nobody has since."""
+    """Asked for before anybody read it."""
     is_from_disk: bool = False
     """All of it was in the block cache."""
 

@@ -207,6 +207,44 @@ async def test_what_was_read_and_is_on_disk_is_not_held_in_memory(cached: Lab) -
         assert fs.reader.held_bytes == 0
 
 
+async def test_what_was_read_ahead_and_in_part_stays_for_its_reader(lab: Lab) -> None:
+    """Its rest is about to be wanted. What others wait for then exceeds the limit by what the kernel asks at a time."""
+    lab.settings = settings(memory_limit_bytes=4 * MIB)
+    body, step = content(8 * MIB), 128 << 10
+    lab.store.insert("a", body)
+    lab.store.insert("b", body)
+    async with lab.mounted() as fs:
+        first, second = (await lab.get("a")).id, (await lab.get("b")).id
+        for offset in range(0, 3 * step, step):
+            await fs.read(first, offset, step, handle=1)
+        await wait_all_tasks_blocked()
+        for offset in range(4 * MIB, 8 * MIB, step):  # more than there is room for
+            await fs.read(second, offset, step, handle=2)
+        before = fs.volume.store.stats.received_bytes
+        rest = bytes(await fs.read(first, 3 * step, MIB - 3 * step, handle=1))
+        assert rest == body[3 * step : MIB]
+        await wait_all_tasks_blocked()
+        assert fs.volume.store.stats.received_bytes == before, "it was thrown away"
+
+
+async def test_what_was_read_ahead_for_nobody_goes_when_others_read_on(lab: Lab) -> None:
+    """A reader that went elsewhere in its file does not hold memory for as long as it has the file open."""
+    lab.settings = settings(memory_limit_bytes=4 * MIB)
+    body, step = content(16 * MIB), 128 << 10
+    lab.store.insert("a", body)
+    lab.store.insert("b", body)
+    async with lab.mounted() as fs:
+        first, second = await lab.get("a"), await lab.get("b")
+        for offset in range(0, 8 * step, step):
+            await fs.read(first.id, offset, step, handle=1)
+        await wait_all_tasks_blocked()
+        held = fs.reader.holds(first.id)
+        for offset in range(4 * MIB, 16 * MIB, step):
+            await fs.read(second.id, offset, step, handle=2)
+        assert fs.reader.holds(first.id) < held // 2
+        assert fs.reader.held_bytes <= 5 * MIB
+
+
 async def small_files(lab: Lab, count: int) -> list[str]:
     names = [f"d/s{number:04d}" for number in range(count)]
     for number, name in enumerate(names):
