@@ -25,6 +25,9 @@ systems:
 What s3mgr is expected not to pass stands in `tests/conformance/expected.toml` with its reason. Anything else that
 fails, and anything there that passes, makes the command fail. A step that does not end in time is killed and has *hung*;
 where the mount does not answer after it, or died, what would have come next was not run.
+
+A subset that needs nothing to be built, and less than two minutes, is in `./packaging/test`: tables of calls, attributes and
+errno (`tests/e2e/test_posix_*.py`), random operations on one file (`test_random_file.py`), stress-ng and dbench (`test_stress.py`).
 """
 
 
