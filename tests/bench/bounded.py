@@ -2,8 +2,8 @@
 
 Run: ``python -m tests.bench.bounded --endpoint URL [--size-gib 8] [--disk-mib 1024] [--memory-mib 256] [--kills 3]``. The
 endpoint is one of a server that makes a huge object from nothing and counts (``/_bench/big``, ``/_bench/stats``). Writes a
-file with `staging_size_bytes` and `cache_size_bytes` limited to the one, `memory_limit_bytes` set so that the worker stays
-below the other; its worker is killed on the way. Then changes 4 KiB in the middle of an object of 10 GiB and appends 1 KiB to it. Exit
+file with `staging_size_bytes` and `cache_size_bytes` limited to the one; the worker must stay below the other, with `memory_limit_bytes`,
+which bounds the data that it holds, as it is by default. It is killed on the way. Then changes 4 KiB in the middle of an object of 10 GiB and appends 1 KiB to it. Exit
 status 1 when a bound is exceeded or the bytes in S3 are others.
 """
 

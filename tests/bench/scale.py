@@ -2,12 +2,12 @@
 
 Run: ``python -m tests.bench.scale --endpoint URL [--items mounts,readers,small,read,write] [--files 100000] [--read-gib 20] [--write-gib 8]``.
 The endpoint is a server that counts its requests at ``/_bench/stats`` and makes an object from nothing at
-``/_bench/big?bucket=…&key=…&size=…``, whose byte at offset o is byte o%8 of the little-endian o/8 multiplied by a constant. *read*
-and *write* run with cache_size_bytes of 1 GiB and memory_limit_bytes of 256 MiB. Exit status 1 when a byte is another.
+``/_bench/big?bucket=…&key=…&size=…`` (`tests.bench.network`). *read* and *write* run with `cache_size_bytes` and `staging_size_bytes` of
+1 GiB, and all processes of s3mgr together must stay below 256 MiB (`memory_limit_bytes`, which bounds only the data of reads and
+uploads, is what it is by default). Exit status 1 when a byte is another, or memory or disk is exceeded.
 """
 
 import argparse
-import json
 import sys
 import time
 import uuid
@@ -17,24 +17,21 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
-from urllib.request import urlopen
 
+from tests.bench.bounded import disk_peak
 from tests.bench.meter import MIB, peaks
+from tests.bench.network import Counting, from_nothing
 from tests.e2e.lab import Daemon, Lab, run
 from tests.servers.endpoint import Endpoint
 
 GIB: Final = 1 << 30
-FACTOR: Final = 0x9E3779B97F4A7C15
-BOUNDED: Final = "cache_size_bytes=1073741824,memory_limit_bytes=268435456"
+BOUNDED: Final = f"cache_size_bytes={GIB},staging_size_bytes={GIB}"
+MOST_MEMORY: Final = 256 * MIB
+MOST_DISK: Final = GIB + GIB // 10
 READERS: Final = (1, 4, 16, 64)
+SAMPLE_INTERVAL_S: Final = 0.25
 READ_BYTES: Final = 32 * MIB
 """What each of many readers reads."""
-
-
-def expected(offset: int, length: int) -> bytes:
-    """Return what an object made from nothing has at an offset, a multiple of 8."""
-    words = range(offset // 8, (offset + length) // 8)
-    return b"".join((n * FACTOR & (1 << 64) - 1).to_bytes(8, "little") for n in words)
 
 
 class Scale:
@@ -43,46 +40,61 @@ class Scale:
     def __init__(self, daemon: Daemon, endpoint: Endpoint) -> None:
         self.daemon: Final = daemon
         self.endpoint: Final = endpoint
+        self.server: Final = Counting(endpoint)
         self.bucket: Final = f"s3mgr-bench-{uuid.uuid4().hex[:12]}"
         client = endpoint.boto3()
         client.create_bucket(Bucket=self.bucket)
         client.close()
-
-    def ask(self, what: str) -> dict[str, dict[str, int]]:
-        """Tell the server something; returns its counters."""
-        with urlopen(f"{self.endpoint.url}/_bench/{what}") as answer:  # noqa: S310 what the user gave
-            counters: dict[str, dict[str, int]] = json.load(answer)
-        return counters
 
     def mount(self, name: str, options: str) -> Path:
         """Mount the bucket."""
         return self.daemon.mount(self.endpoint, self.bucket, name, "-o", options)
 
     @contextmanager
-    def step(self, what: str, moved_bytes: int, *names: str) -> Iterator[None]:
-        """Measure what happens in the context and print a line of the table."""
+    def step(
+        self, what: str, moved_bytes: int, *names: str, bounded: bool = False
+    ) -> Iterator[None]:
+        """Measure what happens in the context and print a line of the table; *bounded*: fail when it took too much."""
         pids = {name: self.daemon.worker_pid(name) for name in names}
-        self.ask("reset")
+        assert self.daemon.process is not None
+        supervisor = self.daemon.process.pid
+        directories = (self.daemon.state_dir, self.daemon.base / "cache")
+        self.server.reset()
         begun = time.monotonic()
-        with peaks({name: partial(int, pid) for name, pid in pids.items()}) as highest:
+        with (
+            # Where there are many small files, looking at each would be what is measured.
+            disk_peak(*(directories if bounded else ())) as disk,
+            peaks(
+                {name: partial(int, pid) for name, pid in pids.items()},
+                tree_of=lambda: supervisor,
+                interval_s=SAMPLE_INTERVAL_S,
+            ) as highest,
+        ):
             yield
         seconds = time.monotonic() - begun
-        requests = sum(row["requests"] for row in self.ask("stats").values())
+        together = highest.pop("all")
         print(
-            f"{what:34} {seconds:8.1f} s {moved_bytes / seconds / 1e6:8.0f} MB/s {requests:8} requests "
-            f"{max(highest.values()) / MIB:6.0f} MiB a worker",
+            f"{what:34} {seconds:8.1f} s {moved_bytes / seconds / 1e6:8.0f} MB/s {self.server.requests():8} requests "
+            f"{max(highest.values()) / MIB:6.0f} MiB a worker {together / MIB:6.0f} MiB all"
+            + (f" {disk[0] / MIB:6.0f} MiB disk" if bounded else ""),
             flush=True,
         )
+        if bounded:
+            assert together <= MOST_MEMORY, f"{what}: {together / MIB:.0f} MiB of memory"
+            assert disk[0] <= MOST_DISK, f"{what}: {disk[0] / MIB:.0f} MiB of the disk"
 
     def read(self, gib: float) -> None:
         """Read a large object in order, and compare it in places."""
         size = int(gib * GIB)
-        self.ask(f"big?bucket={self.bucket}&key=huge&size={size}")
+        self.server.make_huge(self.bucket, "huge", size)
         file = self.mount("huge", BOUNDED) / "huge"
-        with self.step(f"{gib:g} GiB read", size, "huge"), file.open("rb", buffering=0) as stream:
+        with (
+            self.step(f"{gib:g} GiB read", size, "huge", bounded=True),
+            file.open("rb", buffering=0) as stream,
+        ):
             position = 0
             while data := stream.read(MIB):
-                assert data[:4096] == expected(position, min(4096, size - position)), position
+                assert data[:256] == from_nothing(position, min(256, size - position)), position
                 position += len(data)
         assert position == size
         self.daemon.run("unmount", "huge")
@@ -90,10 +102,10 @@ class Scale:
     def write(self, gib: float) -> None:
         """Write a large file, and compare in places what S3 has."""
         count = int(gib * 1024)
-        block = expected(0, MIB)
+        block = from_nothing(0, MIB)
         file = self.mount("written", BOUNDED) / "written"
         with (
-            self.step(f"{gib:g} GiB written", count * MIB, "written"),
+            self.step(f"{gib:g} GiB written", count * MIB, "written", bounded=True),
             file.open("wb", buffering=0) as stream,
         ):
             for number in range(count):
@@ -108,9 +120,9 @@ class Scale:
 
     def readers(self) -> None:
         """Read by 1 to 64 programs: one file, and a file each."""
-        self.ask(f"big?bucket={self.bucket}&key=shared&size={READ_BYTES}")
+        self.server.make_huge(self.bucket, "shared", READ_BYTES)
         for number in range(max(READERS)):
-            self.ask(f"big?bucket={self.bucket}&key=many/{number}&size={READ_BYTES}")
+            self.server.make_huge(self.bucket, f"many/{number}", READ_BYTES)
         for count in READERS:
             for is_shared in (True, False):
                 mount = self.mount("readers", "cache_size_bytes=0")
@@ -123,7 +135,7 @@ class Scale:
 
     def mounts(self) -> None:
         """Read through 1, 4 and 16 mounts at once."""
-        self.ask(f"big?bucket={self.bucket}&key=shared&size={4 * READ_BYTES}")
+        self.server.make_huge(self.bucket, "shared", 4 * READ_BYTES)
         for count in (1, 4, 16):
             names = [f"m{number}" for number in range(count)]
             mounts = [self.mount(name, "cache_size_bytes=0") for name in names]
@@ -186,7 +198,7 @@ def main() -> int:
         for item in chosen.items.split(","):
             items[item]()
     except AssertionError as error:
-        print(f"other bytes: {error}")
+        print(f"wrong: {error}")
         return 1
     finally:
         lab.end()
