@@ -1,6 +1,7 @@
 """A network that fails: no wrong byte, no lost byte, errors as in the table, on every path of the file system."""
 
 import errno
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -105,3 +106,29 @@ def test_an_object_that_is_not_what_s3_has_a_checksum_of_is_an_error(
         (mount / "f").read_bytes()
     relay.trouble_some(["corrupt"], 0.0)
     assert (mount / "f").read_bytes() == b"x" * 1000
+
+
+def test_who_reads_a_large_object_to_its_end_gets_the_right_bytes_or_an_error(
+    lab: Lab, relay: Relay, ours: str, ministack: Endpoint
+) -> None:
+    """S3 says no checksum of ranges, but one of the whole. Neither the kernel nor a cache keeps what is damaged."""
+    body = random.Random(8).randbytes(11 * MIB)  # noqa: S311 any bytes
+    ministack.boto3().put_object(Bucket=ours, Key="f", Body=body, ChecksumAlgorithm="CRC64NVME")
+    daemon = lab.daemon()
+    file = daemon.mount(relay.endpoint, ours, "m", "-o", OPTIONS) / "f"
+    relay.trouble_some(["corrupt"], 1.0)
+    with pytest.raises(OSError, match="Input/output"):
+        file.read_bytes()
+    relay.trouble_some(["corrupt"], 0.0)
+
+    def is_right() -> bool:
+        try:
+            data = file.read_bytes()
+        except OSError:
+            return False
+        assert data == body, "other bytes"
+        return True
+
+    wait_for("all have forgotten it", is_right)
+    assert daemon.api.mount_stats("m").damaged_objects == 1
+    assert "is damaged" in "".join(text for _, text in daemon.logs())

@@ -78,7 +78,9 @@ class MountStats(Struct, frozen=True, kw_only=True):
     waited for S3 or the local disk; `s3_busy_s`: so long at least one request to S3 was under way. `cpu_s` is the worker's
     processor time, all threads; `loop_cpu_s` that of the one thread that decides everything, of which there is never
     more than one second a second. `ahead_bytes` was asked for before somebody read it; of that, `ahead_used_bytes` was
-    read since and `ahead_wasted_bytes` given up unread. `conflicts` copies are kept now; `conflicts_lost` uploads came second.
+    read since and `ahead_wasted_bytes` given up unread. `damaged_objects` did not have S3's checksum when all of their ranges
+    had come; who had them open got an error, and they were fetched again. `conflicts` copies are kept now; `conflicts_lost`
+    uploads came second.
     """
 
     worker_pid: int
@@ -101,6 +103,7 @@ class MountStats(Struct, frozen=True, kw_only=True):
     ahead_bytes: int = 0
     ahead_used_bytes: int = 0
     ahead_wasted_bytes: int = 0
+    damaged_objects: int = 0
     metadata_hits: int = 0
     metadata_misses: int = 0
     disk_cache: DiskCacheStats = DiskCacheStats()

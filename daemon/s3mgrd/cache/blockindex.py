@@ -287,6 +287,14 @@ class BlockIndex:
         self._db.execute("DELETE FROM versions WHERE inode = ? AND pinned = 0", (inode,))
         return [Freed(slot, size) for slot, size, _ in rows]
 
+    def drop_version(self, version: int) -> list[Freed]:
+        """Forget the blocks of a version, pinned or not; returns the slots that are free now. It stays pinned if it was."""
+        rows = self._db.execute(
+            "SELECT slot, size, queue FROM blocks WHERE version = ?", (version,)
+        ).fetchall()
+        self._free(rows)
+        return [Freed(slot, size) for slot, size, _ in rows]
+
     def drop_some(self, limit: int) -> list[Freed]:
         """Forget up to *limit* blocks that are not pinned; returns their slots, none when there are no more."""
         rows = self._db.execute(

@@ -372,6 +372,17 @@ class BlockCache:
         """Give up what is here of an inode and not pinned; returns how many bytes that were."""
         return await self._evict(lambda: self._index.drop_inode(inode))
 
+    async def drop_damaged(self, inode: int, etag: str) -> None:
+        """Give up all that is here of a version, pinned or not: it is not what S3 has, so it is fetched again."""
+
+        def drop() -> list[Freed]:
+            version = self._index.version(inode, etag)
+            freed = self._index.drop_version(version) if version is not None else []
+            self.corrupt_blocks += len(freed)
+            return freed
+
+        await self._evict(drop)
+
     async def evict_all(self) -> int:
         """Give up everything that is not pinned; returns how many bytes that were."""
         total = 0

@@ -72,7 +72,7 @@ from s3mgrd.s3.settings import CredentialProvider, StoreSettings, is_aws
 from s3mgrd.s3.tags import Tags
 from s3mgrd.s3.tls import shared_context
 from s3mgrd.s3.uploads import TRIAL, find_out_about_checksums, list_parts, list_uploads
-from s3mgrd.s3.versions import find_version
+from s3mgrd.s3.versions import checksum_of, find_version
 
 log = logging.getLogger("s3mgrd.s3")
 
@@ -234,6 +234,10 @@ class S3Store:
         """See the port."""
         answer = await self._head(key)
         return head_of(key, answer, int(answer.get("ContentLength", 0)))
+
+    async def checksum(self, key: str, etag: str) -> int | None:
+        """See the port."""
+        return await checksum_of(self._calls, key, etag)
 
     async def find_version(self, key: str, etag: str) -> str | None:
         """See the port."""
@@ -591,6 +595,3 @@ class S3Store:
         except S3mgrError:
             return False
         return head.etag == etag and (metadata is None or dict(head.metadata) == dict(metadata))
-
-
-__all__ = ["S3Store", "StoreSettings", "open_store"]

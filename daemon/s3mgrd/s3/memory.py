@@ -75,6 +75,7 @@ Operation = Literal[
     "probe",
     "list_page",
     "head",
+    "checksum",
     "find_version",
     "get_range",
     "put",
@@ -147,6 +148,7 @@ class MemoryStore:
             moment and advances by 1 ms a write, so that tests see the same times always.
         before: called with operation and key before each call.
         calls: how many calls of each operation were begun.
+        damage: what reads get of a key from a position on, instead of the bytes that are there; as on a bad network.
         kept: keys that a batch does not delete, each with the code that it answers.
         bucket_exists: False makes every call fail with `BucketNotFound`.
         keeps_versions: the bucket has versioning: what is replaced or deleted is kept in `versions`.
@@ -163,6 +165,7 @@ class MemoryStore:
         self.outage = Outage()
         self.conditions = Conditions(*[conditions] * 5)
         self.checksums: Support = "supported"
+        self.damage: Callable[[str, int, bytes], bytes] | None = None
         self.calls: Counter[Operation] = Counter()
         self.before: Callable[[Operation, str], None] | None = None
         self.kept: dict[str, str] = {}
@@ -303,6 +306,12 @@ class MemoryStore:
         async with self._call("head", key):
             return self._find(key).head
 
+    async def checksum(self, key: str, etag: str) -> int | None:
+        """See the port."""
+        async with self._call("checksum", key):
+            found = self._find(key)
+            return crc64nvme(found.data) if found.head.etag == etag else None
+
     async def find_version(self, key: str, etag: str) -> str | None:
         """See the port."""
         async with self._call("find_version", key):
@@ -329,6 +338,8 @@ class MemoryStore:
             if start >= len(stored.data):
                 raise UserError(f"the range begins at or beyond the end of {key!r}")
             data = stored.data[start:stop]
+            if self.damage is not None:
+                data = self.damage(key, start, data)
             self.stats.received_bytes += len(data)
             return RangeRead(data, stored.head)
 

@@ -260,6 +260,9 @@ class ObjectStore(Protocol):
     async def head(self, key: str) -> ObjectHead:
         """Ask for one object's metadata. Raises `NotFound`."""
 
+    async def checksum(self, key: str, etag: str) -> int | None:
+        """Return the CRC-64/NVME of all bytes of version *etag*; None: the store keeps none, or that is another version now."""
+
     async def find_version(self, key: str, etag: str) -> str | None:
         """Return the id under which a bucket with versioning keeps version *etag* of *key*; None: there is no such one.
 

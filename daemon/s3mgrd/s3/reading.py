@@ -9,7 +9,7 @@ import trio
 from s3mgrd.errors import Corrupt, PreconditionFailed, Unsupported
 from s3mgrd.s3.answer import AnswerTooLong
 from s3mgrd.s3.answers import Answer, read_time
-from s3mgrd.s3.checksums import FULL_OBJECT, expected_of
+from s3mgrd.s3.checksums import FULL_OBJECT, MEMBER, decode, expected_of
 from s3mgrd.s3.failures import NotS3, ShortBody
 from s3mgrd.s3.headers import headers_of
 from s3mgrd.s3.http import Exchange
@@ -55,6 +55,15 @@ def restore_of(text: str) -> RestoreState:
         is_ongoing=fields.get("ongoing-request") != "false",
         expires_ns=None if expiry is None else time_ns(read_time(expiry)),
     )
+
+
+def whole_checksum(answer: Answer) -> int | None:
+    """Return the CRC-64/NVME of all bytes of an object out of a HEAD's answer; None: there is none."""
+    is_whole = answer.get("ChecksumType", FULL_OBJECT) == FULL_OBJECT
+    # Without the type, that of an object of many parts may be the sum of the parts' sums.
+    if not is_whole or ("-" in etag_of(answer.get("ETag")) and "ChecksumType" not in answer):
+        return None
+    return decode(answer.get(MEMBER))
 
 
 class Reading:

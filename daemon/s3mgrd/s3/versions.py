@@ -1,8 +1,18 @@
-"""The versions that a bucket with versioning keeps of an object."""
+"""What S3 says of one version of an object besides its head: its checksum, and where a bucket with versioning keeps it."""
 
 from s3mgrd.s3.calls import Calls
 from s3mgrd.s3.listing import etag_of
+from s3mgrd.s3.reading import whole_checksum
 from s3mgrd.s3.retry import CallFailed
+
+
+async def checksum_of(calls: Calls, key: str, etag: str) -> int | None:
+    """Do what the port's `checksum` promises."""
+    try:
+        answer = await calls.call("HeadObject", {"ChecksumMode": "ENABLED"}, key=key)
+    except CallFailed as failure:
+        raise failure.error from failure
+    return whole_checksum(answer) if etag_of(answer.get("ETag")) == etag else None
 
 
 async def find_version(calls: Calls, key: str, etag: str) -> str | None:

@@ -270,9 +270,7 @@ class MountWorker(Keeper, Cacher):
                     await self._blocks.set_limit(message.spec.options.cache_size_bytes)
                 volume.expire_names = self._expire_names
                 self._is_resumed = adopt_database(
-                    volume,
-                    bucket=bucket,
-                    connection_id=message.connection_id,
+                    volume, bucket=bucket, connection_id=message.connection_id
                 )
                 async with trio.open_nursery() as nursery:
                     fs = FileSystem(volume, nursery, self._kernel_holds)
@@ -287,6 +285,7 @@ class MountWorker(Keeper, Cacher):
                     fs.pruner.let_go = self._let_go
                     nursery.start_soon(fs.pruner.run)
                     fs.conflicts.tell = self._tell_conflict
+                    fs.reader.comparer.tell_inodes = self._invalidate_inodes
                     nursery.start_soon(fs.pins.run)
                     if self._blocks is not None:
                         nursery.start_soon(self._blocks.watch_disk)

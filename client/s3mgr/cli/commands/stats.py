@@ -206,6 +206,13 @@ def _facts(stats: "MountStats") -> str:
                 f"{counted(cache.refused_blocks, 'block')}",
             )
         )
+    if stats.damaged_objects:
+        rows.append(
+            (
+                "",
+                f"arrived damaged, and told to who read them: {counted(stats.damaged_objects, 'object')}",
+            )
+        )
     return render_table(("", ""), rows, show_header=False)
 
 

@@ -85,6 +85,7 @@ def stats(fs: FileSystem, *, uptime_s: float) -> MountStats:
         ahead_bytes=reader.ahead_bytes,
         ahead_used_bytes=reader.ahead_used_bytes,
         ahead_wasted_bytes=reader.ahead_wasted_bytes,
+        damaged_objects=reader.comparer.damaged,
         metadata_hits=fs.namespace.hits,
         metadata_misses=fs.namespace.misses,
         disk_cache=disk_cache(volume.blocks),

@@ -8,12 +8,12 @@ remembered of one (how it reads, that it writes) is only there to be faster.
 from typing import Final, NamedTuple
 
 from s3mgrd.cache.nodes import Inode
+from s3mgrd.fs.reading.comparing import SERIALS
 
 _INODE_BITS: Final = 44
 _INODE_MASK: Final = (1 << _INODE_BITS) - 1
 _WRITES: Final = 1 << _INODE_BITS
 _SERIAL_SHIFT: Final = 48
-_SERIALS: Final = 1 << 16
 
 
 class Handle(NamedTuple):
@@ -31,8 +31,16 @@ class Handles:
 
     def make(self, inode: Inode, *, writes: bool = False) -> int:
         """Return a number for a new handle."""
-        self._serial = (self._serial + 1) % _SERIALS
+        self._serial = (self._serial + 1) % SERIALS
         return self._serial << _SERIAL_SHIFT | (_WRITES if writes else 0) | inode
+
+    def newest(self) -> int:
+        """Return the serial number of the last handle."""
+        return self._serial
+
+    def of(self, handle: int) -> int:
+        """Return the serial number of a handle."""
+        return handle >> _SERIAL_SHIFT
 
 
 def read_handle(number: int) -> Handle:

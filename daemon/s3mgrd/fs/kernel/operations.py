@@ -155,7 +155,7 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self.fs = fs
         self._ring = ring
-        self._handles = Handles()
+        self._handles = fs.reader.comparer.ages = Handles()
         self._shower = Shower(fs.volume, fs.stages)
         self.express: Final = Express(fs, self._shower, self._handles)
 

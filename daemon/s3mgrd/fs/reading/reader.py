@@ -32,6 +32,7 @@ from s3mgrd.cache.blocks import BlockCache
 from s3mgrd.cache.nodes import Inode, Node
 from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, Unavailable
 from s3mgrd.fs.learning.metadata import Metadata
+from s3mgrd.fs.reading.comparing import Comparer
 from s3mgrd.fs.reading.patterns import Stream
 from s3mgrd.fs.reading.segments import Segment, Version
 from s3mgrd.fs.volume import Volume
@@ -75,6 +76,7 @@ class Reader:
         self._metadata = metadata
         self._nursery = nursery
         self._version_gone = version_gone
+        self.comparer: Final = Comparer(volume, nursery, self._drop_data)
         self._versions: dict[VersionKey, Version] = {}
         self._streams: dict[tuple[int, VersionKey], Stream] = {}
         self._idle: dict[VersionKey, float] = {}
@@ -105,6 +107,7 @@ class Reader:
         if offset >= stop:
             return b""
         key: VersionKey = (node.id, etag)
+        self.comparer.check(handle, key)
         version = self._version(key)
         stream = self._stream(handle, key)
         in_order = stream.follow(offset, stop, limit=self._window_limit())
@@ -115,19 +118,23 @@ class Reader:
         else:
             self._fill(node, key, version, size, is_hit=self.misses == misses)
         try:
-            return await self._collect(version, wanted, offset, stop)
+            data = await self._collect(version, wanted, offset, stop)
         except (Unavailable, OSError):
             # What was fetched with it cannot be had; these bytes alone may be here.
             here = await self._from_disk(key, offset, stop)
             if here is None:
                 raise
             return here
+        if version.sums is not None:
+            await version.sums.settled(stop)
+        self.comparer.check(handle, key)
+        return data
 
     async def _from_disk(self, key: VersionKey, start: int, stop: int) -> memoryview | None:
         """Read [start, stop) from the block cache; None: not all of it is there."""
         blocks = self._volume.blocks
         found = blocks.find(*key, start, stop) if blocks is not None else None
-        if blocks is None or found is None:
+        if blocks is None or found is None or self.comparer.is_leaving(key):
             return None
         data = await blocks.read(found, start, stop)
         if data is None or len(data) < stop - start:
@@ -147,6 +154,8 @@ class Reader:
             return []
         key: VersionKey = (node.id, etag)
         version = self._versions.get(key)
+        if self.comparer.must_wait(handle, key, version, stop):
+            return None
         ready = version.ready(offset, stop) if version is not None else None
         if version is None or ready is None:
             blocks = self._volume.blocks
@@ -437,6 +446,14 @@ class Reader:
                 segment.scope.cancel()
             self._evict(version, segment)
 
+    def _drop_data(self, key: VersionKey) -> None:
+        """Drop what is here of a version, and what is known of it."""
+        version = self._versions.get(key)
+        if version is not None:
+            version.sums = None
+            for segment in [s for s in version.segments if s.data is not None]:
+                self._evict(version, segment)
+
     # Fetching
 
     def _fetch(
@@ -454,6 +471,9 @@ class Reader:
         self._clock += stop - start
         segment = Segment(start, stop, touched_at=self._clock, is_guess=is_guess, is_ahead=is_ahead)
         version.add(segment)
+        if segment.size < size:
+            segment.sums = self.comparer.sums(node, key, version, size)
+            segment.sums.expect(segment.size)
         self.held_bytes += segment.size
         if is_ahead:
             self.ahead_bytes += segment.size
@@ -475,6 +495,8 @@ class Reader:
                 if segment in version.segments:
                     self._evict(version, segment)
         segment.ready.set()
+        if segment.sums is not None:
+            await segment.sums.arrived(segment.start, segment.size, segment.data)
 
     def _guessing(self, size: int) -> trio.CapacityLimiter:
         """Return what bounds guesses of *size* bytes: half of what may be asked for at a time is left to those who wait."""
@@ -491,6 +513,8 @@ class Reader:
     ) -> bytes | memoryview:
         """Fetch a range: what the block cache has of its beginning from there, the rest from S3."""
         blocks, start = self._volume.blocks, segment.start
+        if self.comparer.is_leaving(key):
+            blocks = None
         parts: list[bytes | memoryview] = []
         while blocks is not None and start < segment.stop:
             found = blocks.find(*key, start, segment.stop)
@@ -501,6 +525,8 @@ class Reader:
             parts.append(data)
             start += len(data)
         if start < segment.stop:
+            if segment.sums is not None:
+                segment.sums.begin()
             fetched = await self.fetch(node, key[1], start, segment.stop)
             parts.append(fetched)
             if blocks is not None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import trio
 
+from s3mgrd.fs.reading.sums import Sums
+
 
 @dataclass(eq=False, slots=True)
 class Segment:
@@ -30,6 +32,8 @@ class Segment:
     """Nobody asked for it yet: a small file that will probably be opened."""
     is_ahead: bool = False
     """Asked for before anybody read it."""
+    sums: Sums | None = None
+    """Where it is noted that it came; None: it is the whole version, of which S3 says the checksum with the bytes."""
     is_from_disk: bool = False
     """All of it was in the block cache."""
 
@@ -63,6 +67,8 @@ class Version:
     filled: int = 0
     """Everything below was looked at for that."""
     fillers: int = 0
+    sums: Sums | None = None
+    """Whether what arrives is what S3 has; None: nothing came yet."""
 
     def find(self, position: int) -> Segment | None:
         """Return the segment that has the byte at *position*, here or on its way."""
