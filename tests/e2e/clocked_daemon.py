@@ -12,7 +12,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pyfuse3 import EntryAttributes
 
@@ -24,6 +24,9 @@ from s3mgrd.fs.kernel.showing import Shower, absence, absence_reply
 from s3mgrd.fs.volume import Volume
 from s3mgrd.worker import main as worker
 from s3mgrd.worker.spawn import DEFAULT_WARM, WorkerProcesses
+
+if TYPE_CHECKING:
+    from tests.e2e.lab import Daemon, Lab
 
 NUMBER: Final = struct.Struct("q")
 FILE: Final = "clock"
@@ -46,6 +49,15 @@ class Clock:
         with self._path.open("r+b") as file, mmap.mmap(file.fileno(), NUMBER.size) as shared:
             (before,) = NUMBER.unpack(shared)
             shared[:] = NUMBER.pack(before + int(seconds * 1e9))
+
+
+def start_clocked(lab: "Lab") -> "tuple[Daemon, Clock]":
+    """Start such a daemon; its clock comes with it."""
+    daemon = lab.daemon(start=False)
+    clock = Clock(daemon.base / "home")
+    daemon.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    daemon.program = (sys.executable, "-m", "tests.e2e.clocked_daemon")
+    return daemon.start(), clock
 
 
 class Asking(Shower):

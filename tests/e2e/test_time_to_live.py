@@ -6,15 +6,14 @@ The clock is the test's (`tests.e2e.clocked_daemon`), so nobody waits, and one s
 import errno
 import mmap
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.clocked_daemon import Clock
-from tests.e2e.lab import CHECKOUT, Daemon, Lab
+from tests.e2e.clocked_daemon import Clock, start_clocked
+from tests.e2e.lab import Daemon, Lab
 from tests.servers.endpoint import Endpoint
 from tests.servers.plugin import make_bucket, remove_bucket
 
@@ -63,11 +62,7 @@ def bucket(ministack: Endpoint) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def sites(module_lab: Lab, ministack: Endpoint, bucket: str) -> dict[int, Site]:
-    daemon = module_lab.daemon(start=False)
-    clock = Clock(daemon.base / "home")
-    daemon.environ["PYTHONPATH"] = str(CHECKOUT)
-    daemon.program = (sys.executable, "-m", "tests.e2e.clocked_daemon")
-    daemon.start()
+    daemon, clock = start_clocked(module_lab)
     return {ttl_s: Site(daemon, clock, ministack, bucket, ttl_s) for ttl_s in (0, TTL_S)}
 
 

@@ -65,6 +65,9 @@ parts       Parts that S3 has of an upload that grows. One whose bytes change is
 parked      Objects that hold bytes of staged files for which there is no room on the disk (journal/staging.py says which bytes). A
             row of deletes, held by the inode, belongs to each: it hides the key, and the row here keeps it from being deleted.
 abandoned   Multipart uploads that nobody will complete; S3 keeps their parts, and asks money for them, until told.
+beginnings  One row per request to begin a multipart upload, written before it is sent and dropped with the note of its answer. One
+            that is left tells of an upload that may be there and that nobody knows (fs/writing/beginnings.py).
+    until_ns         When it was over; NULL: it is being made.
 deletes     Keys that shall vanish from S3. holder: an inode that may still be open; the key stays until it is
             forgotten. etag: the version that was deleted here.
 moves       A directory rename that S3 follows: copy everything below source to target, then delete it there.
@@ -85,7 +88,7 @@ from sqlite_utils import Database, Migrations
 
 migrations = Migrations("s3mgr-mount")
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 APPLICATION_ID = 0x73336D67  # "s3mg"
 
 
@@ -337,5 +340,20 @@ def park_bytes(db: Database) -> None:
         CREATE TRIGGER parked_gone AFTER DELETE ON parked BEGIN
             UPDATE deletes SET holder = NULL WHERE key = OLD.key;
         END
+        """
+    )
+
+
+@migrations()
+def note_beginnings(db: Database) -> None:
+    """Note which uploads S3 is asked to begin, for those whose answer nobody sees."""
+    db.conn.execute(
+        """
+        CREATE TABLE beginnings (
+            number INTEGER PRIMARY KEY,
+            key TEXT NOT NULL,
+            since_ns INTEGER NOT NULL,
+            until_ns INTEGER
+        )
         """
     )

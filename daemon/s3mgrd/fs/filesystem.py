@@ -140,6 +140,7 @@ class FileSystem:
         self.recovery.save(is_database_lost=is_database_lost)
         for move in self.volume.moves.all():
             self.volume.moving[move.inode] = trio.Event()
+        self.volume.journal.leave_all_beginnings(now_ns=self.volume.now_ns())
         self.stages.recover()
 
     async def read(
@@ -392,6 +393,7 @@ def adopt_database(volume: Volume, *, bucket: str, connection_id: str) -> bool:
                 "staged",
                 "conflicts",
                 "uploads",
+                "beginnings",
                 "parked",
                 "deletes",
                 "moves",

@@ -65,6 +65,15 @@ class PartRow(NamedTuple):
     size: int
 
 
+class BeginningRow(NamedTuple):
+    """One row of beginnings whose request is over."""
+
+    number: int
+    key: str
+    since_ns: int
+    until_ns: int
+
+
 class DeleteRow(NamedTuple):
     """One row of deletes."""
 
@@ -327,6 +336,37 @@ class Journal:
         """Forget an upload that was completed."""
         with self._database.transaction() as db:
             db.execute("DELETE FROM uploads WHERE inode = ?", (inode,))
+
+    def put_beginning(self, key: str, *, now_ns: int) -> int:
+        """Note that S3 is about to be asked to begin an upload; returns the number of the note."""
+        with self._database.transaction() as db:
+            row = db.execute("INSERT INTO beginnings (key, since_ns) VALUES (?, ?)", (key, now_ns))
+            return int(row.lastrowid or 0)
+
+    def end_beginning(self, number: int) -> None:
+        """Note that nothing is left of such a request but what is noted elsewhere."""
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM beginnings WHERE number = ?", (number,))
+
+    def leave_beginning(self, number: int, *, now_ns: int) -> None:
+        """Note that such a request is over, and may have begun an upload that nobody saw."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE beginnings SET until_ns = ? WHERE number = ?", (now_ns, number))
+
+    def leave_all_beginnings(self, *, now_ns: int) -> None:
+        """Note that the requests of the last worker are over."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE beginnings SET until_ns = ? WHERE until_ns IS NULL", (now_ns,))
+
+    def left_beginnings(self, *, before_ns: int) -> list[BeginningRow]:
+        """Return the requests that were over before a time."""
+        rows = self._execute("SELECT * FROM beginnings WHERE until_ns <= ?", (before_ns,))
+        return [BeginningRow._make(row) for row in rows]
+
+    def knows_upload(self, upload_id: str) -> bool:
+        """Whether an upload is one that was begun for a file, or that is to be aborted."""
+        query = "SELECT 1 FROM uploads WHERE upload_id = ?1 UNION SELECT 1 FROM abandoned WHERE upload_id = ?1"
+        return self._execute(query, (upload_id,)).fetchone() is not None
 
     # Bytes that are parked in S3
 

@@ -25,7 +25,8 @@ from s3mgrd.fs.following.move import Mover
 from s3mgrd.fs.following.objects import Objects
 from s3mgrd.fs.following.strays import Strays
 from s3mgrd.fs.following.upload import Uploader
-from s3mgrd.fs.volume import Volume
+from s3mgrd.fs.volume import NS, Volume
+from s3mgrd.fs.writing import beginnings
 from s3mgrd.fs.writing.backlog import GATHER_S, REST_S, SMALL_BYTES
 from s3mgrd.fs.writing.stages import Stages
 from s3mgrd.s3.port import MAX_DELETE_KEYS
@@ -317,6 +318,9 @@ class Syncer:
             yield ("stray", key), partial(self._strays.resolve, key)
         for key, upload_id in volume.journal.abandoned():
             yield ("abandoned upload", upload_id), partial(self._abort, key, upload_id)
+        long_ago_ns = volume.now_ns() - beginnings.GRACE_S * NS
+        for row in volume.journal.left_beginnings(before_ns=long_ago_ns):
+            yield ("beginning", row.key), partial(beginnings.resolve, volume, row)
 
     def _is_staged(self, inode: Inode) -> bool:
         row = self._volume.journal.staged(inode)

@@ -12,6 +12,7 @@ from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, TooLarge, Un
 from s3mgrd.fs.reading.reader import Reader, Superseded
 from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import Volume
+from s3mgrd.fs.writing import beginnings
 from s3mgrd.fs.writing.filling import fill
 from s3mgrd.fs.writing.parts import (
     SINGLE_PUT_PARTS,
@@ -55,9 +56,8 @@ class Sender:
     def _plan(self, stage: Stage, row: StagedRow) -> Plan:
         size = stage.file.size
         part_size = part_size_for(size, self._volume.settings.part_size_bytes)
-        may_copy = (
-            self._may_copy and row.base_etag is not None and size > SINGLE_PUT_PARTS * part_size
-        )
+        is_large = size > SINGLE_PUT_PARTS * part_size
+        may_copy = self._may_copy and row.base_etag is not None and is_large
         return make_plan(stage.file, part_size, may_copy=may_copy)
 
     async def complete(self, node: Node, stage: Stage, row: StagedRow) -> None:
@@ -196,11 +196,19 @@ class Sender:
                 }
         elif row is not None:
             journal.abandon_upload(inode)
-        upload_id = await store.create_multipart(
-            key, metadata=metadata, content_type=like.content_type, like=like
-        )
-        journal.put_upload(
-            UploadRow(inode, key, upload_id, plan.part_size, plan.size, metadata=cut)
+
+        def note(upload_id: str) -> None:
+            journal.put_upload(
+                UploadRow(inode, key, upload_id, plan.part_size, plan.size, metadata=cut)
+            )
+
+        upload_id = await beginnings.begin(
+            self._volume,
+            key,
+            note,
+            metadata=metadata,
+            content_type=like.content_type,
+            like=like,
         )
         return upload_id, {}
 

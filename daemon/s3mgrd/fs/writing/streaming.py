@@ -35,7 +35,7 @@ from s3mgrd.errors import Corrupt, NotFound, S3mgrError, TimedOut, Unavailable, 
 from s3mgrd.fs import attributes, descriptions
 from s3mgrd.fs.learning.metadata import Metadata
 from s3mgrd.fs.volume import Volume
-from s3mgrd.fs.writing import parking
+from s3mgrd.fs.writing import beginnings, parking
 from s3mgrd.fs.writing.parts import SINGLE_PUT_PARTS, Grid, part_size_for
 from s3mgrd.journal.staging import Parked, StagedFile
 from s3mgrd.journal.tables import PartRow, UploadRow
@@ -436,18 +436,24 @@ class Streams:
                 raise NotFound("the file was removed")
             key = volume.wanted_key(node)
             own = self._metadata.own(node._replace(mtime_ns=stream.mtime_ns))
-            upload_id = await volume.store.create_multipart(
+
+            def note(upload_id: str) -> None:
+                if self._streams.get(inode) is not stream:
+                    volume.journal.abandon(key, upload_id)
+                    return
+                part_size, text = stream.grid.part_size, json.dumps(own)
+                volume.journal.put_upload(UploadRow(inode, key, upload_id, part_size, 0, 1, text))
+                stream.key, stream.upload_id, stream.own = key, upload_id, own
+
+            await beginnings.begin(
+                volume,
                 key,
+                note,
                 metadata=descriptions.merged({}, own),
                 content_type=mimetypes.guess_type(node.name or "")[0],
             )
             if self._streams.get(inode) is not stream:
-                volume.journal.abandon(key, upload_id)
                 raise NotFound("the file was removed")
-            volume.journal.put_upload(
-                UploadRow(inode, key, upload_id, stream.grid.part_size, 0, 1, json.dumps(own))
-            )
-            stream.key, stream.upload_id, stream.own = key, upload_id, own
 
     async def _verify(self, inode: Inode, stream: Stream, upload_id: str) -> None:
         """Believe the journal as far as S3 confirms it: a part of a dead worker may have arrived after a later one."""
