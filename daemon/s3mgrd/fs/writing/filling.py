@@ -28,6 +28,7 @@ async def fill(
     """
     limiter = trio.CapacityLimiter(at_once)
     share = sum(last - first for first, last in ranges) // at_once
+    share = -(-share // LEAST_FETCH_BYTES) * LEAST_FETCH_BYTES
     length = min(max(share, LEAST_FETCH_BYTES), FETCH_BYTES)
 
     async def fetch(start: int, stop: int) -> None:

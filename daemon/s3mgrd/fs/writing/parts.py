@@ -14,7 +14,13 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from s3mgrd.journal.staging import StagedFile
-from s3mgrd.s3.port import MAX_COPY_BYTES, MAX_OBJECT_BYTES, MAX_PARTS, MIN_PART_BYTES
+from s3mgrd.s3.port import (
+    MAX_COPY_BYTES,
+    MAX_OBJECT_BYTES,
+    MAX_PARTS,
+    MAX_PUT_BYTES,
+    MIN_PART_BYTES,
+)
 
 MIB: Final = 1 << 20
 COPY_FROM: Final = 64 * MIB
@@ -58,6 +64,11 @@ class Plan(NamedTuple):
 def part_size_for(size: int, wanted: int) -> int:
     """Return the part size for a file: what is wanted, or what `MAX_PARTS` ask for; a multiple of 1 MiB."""
     return -(-max(wanted, -(-size // MAX_PARTS)) // MIB) * MIB
+
+
+def single_put_bytes(part_size: int) -> int:
+    """Return up to which size a file goes with one PUT."""
+    return min(SINGLE_PUT_PARTS * part_size, MAX_PUT_BYTES)
 
 
 class Grid:

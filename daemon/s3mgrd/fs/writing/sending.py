@@ -15,11 +15,11 @@ from s3mgrd.fs.volume import Volume
 from s3mgrd.fs.writing import beginnings
 from s3mgrd.fs.writing.filling import fill
 from s3mgrd.fs.writing.parts import (
-    SINGLE_PUT_PARTS,
     Piece,
     Plan,
     make_plan,
     part_size_for,
+    single_put_bytes,
     to_fetch,
 )
 from s3mgrd.fs.writing.stages import Stage
@@ -56,7 +56,7 @@ class Sender:
     def _plan(self, stage: Stage, row: StagedRow) -> Plan:
         size = stage.file.size
         part_size = part_size_for(size, self._volume.settings.part_size_bytes)
-        is_large = size > SINGLE_PUT_PARTS * part_size
+        is_large = size > single_put_bytes(part_size)
         may_copy = self._may_copy and row.base_etag is not None and is_large
         return make_plan(stage.file, part_size, may_copy=may_copy)
 
@@ -113,7 +113,7 @@ class Sender:
         plan = self._plan(stage, row)
         if plan.size > MAX_OBJECT_BYTES:
             raise TooLarge(f"{key} has {plan.size} bytes; S3 takes objects of up to 5 TiB")
-        if plan.size <= SINGLE_PUT_PARTS * plan.part_size:
+        if plan.size <= single_put_bytes(plan.part_size):
             # A small one goes with the head of the request; it was written a moment ago, so no disk is waited for.
             small = plan.size <= INLINE_BYTES
             body = (

@@ -223,6 +223,7 @@ class Stages:
 
     def not_lacking(self, inode: Inode) -> None:
         """Note that S3 need not get a file: it was removed, and whoever has it open goes on with what is staged."""
+        self._streams.drop(inode)
         stage = self._stages.get(inode)
         if stage is not None:
             stage.file.count_in(None)

@@ -36,7 +36,7 @@ from s3mgrd.fs import attributes, descriptions
 from s3mgrd.fs.learning.metadata import Metadata
 from s3mgrd.fs.volume import Volume
 from s3mgrd.fs.writing import beginnings, parking
-from s3mgrd.fs.writing.parts import SINGLE_PUT_PARTS, Grid, part_size_for
+from s3mgrd.fs.writing.parts import Grid, part_size_for, single_put_bytes
 from s3mgrd.journal.staging import Parked, StagedFile
 from s3mgrd.journal.tables import PartRow, UploadRow
 from s3mgrd.s3.port import MAX_OBJECT_BYTES, FileSlice, Part
@@ -158,6 +158,8 @@ class Streams:
             if stream is None:
                 return
             start = 0
+        # Who commits holds the inode's lock: they are done, and have failed.
+        stream.is_taken = False
         stream.position = stop
         self._staged += stop - start
         if stream.is_over or not sends:
@@ -172,7 +174,7 @@ class Streams:
 
     def _follow(self, inode: Inode, file: StagedFile) -> Stream | None:
         part_size = part_size_for(0, self._volume.settings.part_size_bytes)
-        if file.base_size or not SINGLE_PUT_PARTS * part_size < file.size <= MAX_OBJECT_BYTES:
+        if file.base_size or not single_put_bytes(part_size) < file.size <= MAX_OBJECT_BYTES:
             return None
         row = self._volume.journal.staged(inode)
         if row is None or not row.dirty or row.condition == "match":
@@ -417,8 +419,10 @@ class Streams:
             stream.parts[part.number] = part
             self._volume.journal.put_part(PartRow(inode, part.number, part.etag, part.size))
 
-    async def _begin(self, inode: Inode, stream: Stream) -> None:
+    async def _begin(self, inode: Inode, stream: Stream, key: str | None = None) -> None:
         """Begin the upload, or make sure of the one that another worker had begun.
+
+        *key*: that of who completes it; None: the one that the file's path spells now.
 
         Raises:
             NotFound: the file is gone, or the name.
@@ -434,7 +438,7 @@ class Streams:
             if node is None or node.is_detached or self._streams.get(inode) is not stream:
                 stream.is_in_order = False
                 raise NotFound("the file was removed")
-            key = volume.wanted_key(node)
+            key = key or volume.wanted_key(node)
             own = self._metadata.own(node._replace(mtime_ns=stream.mtime_ns))
 
             def note(upload_id: str) -> None:
@@ -500,15 +504,16 @@ class Streams:
         stream.is_taken = True
         if stream.flying and stream.upload_id is None:
             with suppress(NotFound):
-                await self._begin(inode, stream)
-        if file.size <= SINGLE_PUT_PARTS * stream.grid.part_size and file.parked:
+                await self._begin(inode, stream, key)
+        is_large = file.size > single_put_bytes(stream.grid.part_size)
+        if not is_large and file.parked:
             for flight in list(stream.flying.values()):
                 await flight.done.wait()
             await parking.fetch(self._volume, file, 0, file.size)
-        is_large = file.size > SINGLE_PUT_PARTS * stream.grid.part_size and not file.base_size
+        is_large = is_large and not file.base_size
         if is_large and stream.key != key and file.parked:
             self._start_over(inode, stream)
-            await self._begin(inode, stream)
+            await self._begin(inode, stream, key)
         if not is_large or stream.upload_id is None or stream.key != key:
             self._volume.journal.abandon_upload(inode)
             self.drop(inode)
@@ -519,7 +524,7 @@ class Streams:
     async def confirm(self, inode: Inode, stream: Stream) -> None:
         """Make sure that S3 has what another worker began; begin anew where it has not."""
         if not stream.is_verified:
-            await self._begin(inode, stream)
+            await self._begin(inode, stream, stream.key)
             self._volume.journal.fix_upload(inode, stream.file.size)
 
     async def make_part(self, inode: Inode, stream: Stream, number: int, stop: int) -> Part:
@@ -527,6 +532,8 @@ class Streams:
         if flight := stream.flying.get(number):
             await flight.done.wait()
         start = stream.grid.bounds(number)[0]
+        if self._streams.get(inode) is not stream:
+            raise NotFound("what was written was discarded")
         if number not in stream.parts:
             ranges = parking.parked_ranges(stream.file, start, stop)
             if ranges == [(start, stop)]:

@@ -186,6 +186,19 @@ async def test_it_may_be_renamed(small: Lab) -> None:
         assert small.stored() == ["e/", "e/other"]
 
 
+async def test_room_is_made_again_after_a_close_that_failed(small: Lab) -> None:
+    async with small.mounted(sync=False):
+        inode = await begin(small, "big")
+        await write(small, inode, 0, 40 * MIB)
+        await small.rename("big", "other")
+        small.store.fail_next("create_multipart", Unavailable("away"))
+        with pytest.raises(Unavailable):
+            await small.fs.commit(inode)
+        assert await write(small, inode, 40 * MIB, SIZE) <= LIMIT + SLACK
+        await small.fs.commit(inode)
+        assert small.data("other") == BODY
+
+
 async def test_it_may_be_removed_and_read_by_who_has_it_open(small: Lab) -> None:
     async with small.mounted():
         inode = await begin(small, "big")

@@ -15,9 +15,16 @@ from hypothesis import strategies as st
 from s3mgrd.errors import PreconditionFailed, Unavailable, Unsupported
 from s3mgrd.fs.kernel.errnos import errno_of
 from s3mgrd.fs.writing import filling, parts
-from s3mgrd.fs.writing.parts import MIB, make_plan, part_size_for, to_fetch
+from s3mgrd.fs.writing.parts import MIB, make_plan, part_size_for, single_put_bytes, to_fetch
 from s3mgrd.journal.staging import StagedFile, StagingDirectory
-from s3mgrd.s3.port import MAX_COPY_BYTES, MAX_OBJECT_BYTES, MAX_PARTS, MIN_PART_BYTES, Part
+from s3mgrd.s3.port import (
+    MAX_COPY_BYTES,
+    MAX_OBJECT_BYTES,
+    MAX_PARTS,
+    MAX_PUT_BYTES,
+    MIN_PART_BYTES,
+    Part,
+)
 from tests.unit.fs.conftest import Lab
 
 PART = 5 * MIB
@@ -274,3 +281,8 @@ async def test_a_file_just_renamed_is_changed_where_its_object_still_is(partial:
 
 def test_fetches_are_small_enough_for_the_memory() -> None:
     assert filling.FETCH_BYTES * 16 <= 32 * MIB
+
+
+def test_no_more_goes_with_one_put_than_s3_takes() -> None:
+    assert single_put_bytes(8 * MIB) == 16 * MIB
+    assert single_put_bytes(3 << 30) == MAX_PUT_BYTES

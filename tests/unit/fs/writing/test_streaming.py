@@ -257,6 +257,26 @@ async def test_a_file_renamed_while_it_is_sent_gets_its_new_name_alone(lab: Lab)
         assert await lab.store.list_multiparts("") == []
 
 
+async def test_a_file_renamed_while_its_lost_upload_is_begun_anew_is_whole(lab: Lab) -> None:
+    """Whoever completes an upload has locked one key: it begins under that one."""
+    async with lab.mounted():
+        inode = await begin(lab)
+        await write(lab, inode, 0, len(BODY))
+    for upload in await lab.store.list_multiparts(""):
+        await lab.store.abort_multipart(upload.key, upload.upload_id)
+    async with lab.mounted():
+        with lab.store.hold("list_parts") as hold:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lab.fs.commit, inode)
+                await hold.arrived()
+                await lab.rename("big", "moved")
+                hold.release()
+        await lab.settle()
+        assert lab.stored() == ["moved"]
+        assert lab.data("moved") == BODY
+        assert await lab.read("moved") == BODY
+
+
 async def test_a_file_removed_while_it_is_sent_leaves_nothing(lab: Lab) -> None:
     async with lab.mounted():
         inode = await begin(lab)
@@ -264,6 +284,7 @@ async def test_a_file_removed_while_it_is_sent_leaves_nothing(lab: Lab) -> None:
         lab.held = {inode}
         await lab.unlink("big")
         await write(lab, inode, 20 * MIB, len(BODY))
+        assert inode not in lab.fs.streams._streams, "others need not make room for it"
         assert await lab.read_inode(inode) == BODY
         lab.held = set()
         lab.fs.closed(inode)
