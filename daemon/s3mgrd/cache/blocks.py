@@ -406,7 +406,7 @@ class BlockCache:
         free = self.used_bytes - self._short(0)
         return max(0, min(self.limit_bytes, free))
 
-    # Pins: which versions are wanted is decided in `s3mgrd.fs.keeping`
+    # Pins: which versions are wanted is decided in `s3mgrd.fs.reading.pins`
 
     def pin(self, inode: int, etag: str, mark: int) -> None:
         """Keep a version's blocks from being evicted, those to come too; *mark* 0: no longer."""

@@ -34,6 +34,7 @@ from s3mgrd.fs.volume import Volume
 from s3mgrd.fs.writing import parking
 from s3mgrd.fs.writing.backlog import PAUSED
 from s3mgrd.fs.writing.completing import Completer
+from s3mgrd.fs.writing.keeping import Keeper
 from s3mgrd.fs.writing.recovery import Recovery
 from s3mgrd.fs.writing.stages import Stage, Stages
 from s3mgrd.fs.writing.streaming import Streams
@@ -80,7 +81,14 @@ class FileSystem:
             volume, self.namespace, self.metadata, self.tree, self.archive, self._wake
         )
         self.streams = Streams(volume, self.metadata, nursery)
-        self.stages = Stages(volume, self.streams, kernel_holds, self.archive.check)
+        self.keeper = Keeper(volume, nursery)
+        self.stages = Stages(
+            volume,
+            self.streams,
+            kernel_holds,
+            self.archive.check,
+            self.keeper.leaving,
+        )
         self.disk = LocalDisk(volume.staging, volume.database)
         self.recovery = Recovery(volume)
         self.reader = Reader(volume, self.metadata, nursery, self._version_gone)

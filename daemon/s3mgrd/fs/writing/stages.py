@@ -76,6 +76,7 @@ class Stages:
         streams: sends ahead what is written.
         kernel_holds: whether the kernel still knows an inode number.
         check_readable: refuses, by an exception, to change a part of what S3 would not let us read.
+        leaving: told of staging files that are about to go because S3 has all that is in them.
     """
 
     def __init__(
@@ -84,10 +85,12 @@ class Stages:
         streams: Streams,
         kernel_holds: Callable[[Inode], bool],
         check_readable: Callable[[Node], None],
+        leaving: Callable[[Node, StagedFile], None],
     ) -> None:
         self._volume = volume
         self._streams = streams
         self._check_readable = check_readable
+        self._leaving = leaving
         self._kernel_holds = kernel_holds
         self._stages: dict[Inode, Stage] = {}
         self._writers: dict[Inode, int] = {}
@@ -237,6 +240,8 @@ class Stages:
         if node is not None and node.is_detached:
             return  # unlinked and perhaps open: these are the only bytes there are
         if not self._volume.locks.is_held(("inode", inode)):
+            if node is not None and not stage.is_lost:
+                self._leaving(node, stage.file)
             self.remove(inode)
 
     def remove(self, inode: Inode) -> None:
