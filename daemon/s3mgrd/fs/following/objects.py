@@ -299,85 +299,95 @@ class Objects:
         node = volume.nodes.get(inode)  # None at each look: removed, and forgotten by the kernel
         if node is None or node.is_detached:
             return
-        await self.clear_key(volume.wanted_key(node), inode)
-        node = volume.nodes.get(inode)
-        if node is None or node.is_detached or node.remote_key is not None:
-            return
-        key = volume.wanted_key(node)
-        async with volume.locks.holding(("key", key)):
+        while True:
+            await self.clear_key(volume.wanted_key(node), inode)
             node = volume.nodes.get(inode)
-            if (
-                node is None
-                or node.is_detached
-                or volume.wanted_key(node) != key
-                or not node.attributes_dirty
-            ):
+            if node is None or node.is_detached or node.remote_key is not None:
                 return
-            own = self._metadata.own(node)
-            if node.etag is None:
-                await self.preserve(key)
-                body = (node.target or "").encode()
-                head = ObjectHead(key, len(body), "", 0, {})
-                volume.journal.begin_write(key, size=len(body), mtime=own.get("mtime"))
-                written = await volume.store.put(key, body, metadata=own)
-            else:
-                try:
-                    head = await self._metadata.head_of(node, key)
-                    metadata = descriptions.merged(head.metadata, own)
-                    volume.journal.begin_write(key, size=node.size, mtime=metadata.get("mtime"))
-                    written = await volume.store.copy(
-                        key,
-                        key,
-                        source_size=node.size,
-                        if_source_match=node.etag,
-                        source_head=head,
-                        metadata=metadata,
-                        content_type=head.content_type,
-                    )
-                except (NotFound, PreconditionFailed):
-                    # A copy of ours that nobody saw succeed may have another ETag than what it copied.
-                    found = await find_unseen(volume, key)
-                    if found is None or found.metadata.get("mtime") != own.get("mtime"):
-                        self._lost(node)
-                        return
-                    head = found
-                    written = Written(found.etag, found.mtime_ns)
-            with volume.database.transaction():
-                volume.journal.drop_deletes([key])
-                volume.journal.end_writes(key)
-                volume.changes.note_key(key)
-                current = volume.nodes.get(inode)
-                if (
-                    current is not None
-                    and current.etag is not None
-                    and (current.etag != node.etag or volume.key_in_s3(current) != key)
-                ):
-                    # Uploaded under another name meanwhile: what was written here is nobody's.
-                    volume.journal.add_delete(
-                        key, etag=written.etag, holder=None, now_ns=volume.now_ns()
-                    )
+            key = volume.wanted_key(node)
+            async with volume.locks.holding(("key", key)):
+                if await self._describe_at(inode, key):
                     return
-                volume.journal.rebase_staged(inode, node.etag, written.etag)
-                columns: dict[str, object] = {
-                    "etag": written.etag,
-                    "remote_mtime_ns": written.mtime_ns,
-                }
-                if current is None or current.is_detached:
-                    volume.journal.add_delete(
-                        key,
-                        etag=written.etag,
-                        holder=None if current is None else inode,
-                        now_ns=volume.now_ns(),
-                    )
-                    columns["remote_key"] = key
-                elif volume.wanted_key(current) != key:
-                    columns["remote_key"] = key
-                else:
-                    is_changed = attributes.differ(own, self._metadata.own(current))
-                    columns["attributes_dirty"] = int(is_changed)
-                volume.nodes.update(inode, **columns)
-                if current is not None:
-                    self._metadata.note_written(inode, head)
+
+    async def _describe_at(self, inode: Inode, key: str) -> bool:
+        """Write a node's attributes to *key*, whose lock is held; False: what belongs elsewhere was put there meanwhile."""
+        volume = self._volume
+        node = volume.nodes.get(inode)
+        if (
+            node is None
+            or node.is_detached
+            or volume.wanted_key(node) != key
+            or not node.attributes_dirty
+        ):
+            return True
+        if self._claimants(key, inode):
+            return False
+        own = self._metadata.own(node)
+        if node.etag is None:
+            await self.preserve(key)
+            body = (node.target or "").encode()
+            head = ObjectHead(key, len(body), "", 0, {})
+            volume.journal.begin_write(key, size=len(body), mtime=own.get("mtime"))
+            written = await volume.store.put(key, body, metadata=own)
+        else:
+            try:
+                head = await self._metadata.head_of(node, key)
+                metadata = descriptions.merged(head.metadata, own)
+                volume.journal.begin_write(key, size=node.size, mtime=metadata.get("mtime"))
+                written = await volume.store.copy(
+                    key,
+                    key,
+                    source_size=node.size,
+                    if_source_match=node.etag,
+                    source_head=head,
+                    metadata=metadata,
+                    content_type=head.content_type,
+                )
+            except (NotFound, PreconditionFailed):
+                # A copy of ours that nobody saw succeed may have another ETag than what it copied.
+                found = await find_unseen(volume, key)
+                if found is None or found.metadata.get("mtime") != own.get("mtime"):
+                    self._lost(node)
+                    return True
+                head = found
+                written = Written(found.etag, found.mtime_ns)
+        with volume.database.transaction():
+            volume.journal.drop_deletes([key])
+            volume.journal.end_writes(key)
+            volume.changes.note_key(key)
+            current = volume.nodes.get(inode)
+            if (
+                current is not None
+                and current.etag is not None
+                and (current.etag != node.etag or volume.key_in_s3(current) != key)
+            ):
+                # Uploaded under another name meanwhile: what was written here is nobody's.
+                volume.journal.add_delete(
+                    key, etag=written.etag, holder=None, now_ns=volume.now_ns()
+                )
+                return True
+            volume.journal.rebase_staged(inode, node.etag, written.etag)
+            columns: dict[str, object] = {
+                "etag": written.etag,
+                "remote_mtime_ns": written.mtime_ns,
+            }
+            if current is None or current.is_detached:
+                volume.journal.add_delete(
+                    key,
+                    etag=written.etag,
+                    holder=None if current is None else inode,
+                    now_ns=volume.now_ns(),
+                )
+                columns["remote_key"] = key
+            elif volume.wanted_key(current) != key:
+                columns["remote_key"] = key
+            else:
+                is_changed = attributes.differ(own, self._metadata.own(current))
+                columns["attributes_dirty"] = int(is_changed)
+            volume.nodes.update(inode, **columns)
+            if current is not None:
+                self._metadata.note_written(inode, head)
+        return True
 
     def _lost(self, node: Node) -> None:
         """Somebody replaced the object: its new version has its own attributes."""

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from s3mgrd.errors import Unavailable
 from s3mgrd.fs.changing.attribute_changes import AttributeChange
-from s3mgrd.fs.changing.tree import RENAME_NOREPLACE
+from s3mgrd.fs.changing.tree import RENAME_EXCHANGE, RENAME_NOREPLACE
 from s3mgrd.s3.port import ListPage
 from tests.unit.fs.conftest import Lab
 
@@ -183,6 +184,24 @@ async def test_a_file_is_renamed_and_written_while_its_attributes_are_copied(
             await lab.settle()
         assert await lab.read_inode(node.id) == b"new!"
         assert {key: lab.data(key) for key in lab.stored()} == {"b": b"new!"}
+
+
+async def test_a_link_that_changes_places_with_a_file_under_upload_overwrites_nothing(
+    lab: Lab,
+) -> None:
+    async with lab.mounted(sync=False) as fs, trio.open_nursery() as nursery:
+        node = await lab.write("file", b"data", close=False)
+        with lab.store.hold("put") as hold:
+            nursery.start_soon(fs.commit, node.id)
+            await hold.arrived()
+            link = await lab.symlink("link", "target")
+            await lab.rename("link", "file", RENAME_EXCHANGE)
+            nursery.start_soon(fs.syncer._objects.describe, link.id)
+            await trio.testing.wait_all_tasks_blocked()
+            hold.release()
+    async with lab.mounted():
+        await lab.settle()
+        assert {key: lab.data(key) for key in lab.stored()} == {"file": b"target", "link": b"data"}
 
 
 @pytest.mark.parametrize("why", ["chmod", "rename", "rename of its directory", "replaced"])
