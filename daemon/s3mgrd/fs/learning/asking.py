@@ -293,7 +293,11 @@ class Asker:
         begun = self._volume.changes.begin()
         try:
             head, below = await self._probe(prefix, name)
-            changes = self._volume.changes
+            changes, current = self._volume.changes, self._volume.directory(directory.id)
+            if not current.is_detached and self._volume.prefix_in_s3(current) != prefix:
+                # Its rename ended meanwhile: what was seen is what is left at the old place.
+                await self._ask_alone(current, name)
+                return
             if (
                 changes.is_newer(directory.id, name, begun)
                 or changes.is_key_newer(prefix + name, begun)

@@ -467,31 +467,6 @@ async def test_a_rename_outlives_a_day_without_s3(
         assert lab.fs.syncer.left().is_nothing
 
 
-async def test_a_renamed_directory_is_not_seen_while_another_is_on_its_way_from_inside_of_it(
-    lab: Lab, autojump_clock: MockClock
-) -> None:
-    fill(lab, "d/x/1", "d/y")
-
-    def refuse(operation: str, key: str) -> None:
-        if operation == "copy" and key.startswith("x/"):
-            raise Unavailable("down")
-
-    async with lab.mounted() as fs:
-        await lab.ls("d/x")
-        lab.store.before = refuse
-        await lab.rename("d/x", "x")
-        await lab.rename("d", "e")
-        await trio.sleep(1)
-        assert len(fs.volume.moving) == 1
-        lab.later(60)
-        assert await lab.find("d") is None
-        assert await lab.ls() == ["e/", "x/"]
-        assert await lab.find("d") is None
-        lab.store.before = None
-        await lab.settle()
-    assert contents(lab) == {"e/y": b"d/y", "x/1": b"d/x/1"}
-
-
 async def test_a_rename_that_s3_refuses_can_be_taken_back(
     lab: Lab, autojump_clock: MockClock
 ) -> None:
