@@ -30,7 +30,9 @@ WILD_SHARE: Final = 0.12
 LENGTHS: Final = (0, 1, 10, 100, 4096, 5000, 40_000)
 OFFSETS: Final = (0, 0, 0, 10, 1000, 4096, 50_000)
 MIB: Final = 1 << 20
-LARGE_LENGTHS: Final = (*LENGTHS, 2 * MIB, 5 * MIB + 1, 6 * MIB, 11 * MIB, 26 * MIB, 60 * MIB)
+LARGE_LENGTHS: Final = (
+    *LENGTHS, 2 * MIB, 5 * MIB + 1, 6 * MIB, 11 * MIB, 26 * MIB, 60 * MIB, 60 * MIB, 60 * MIB,
+)  # fmt: skip
 """Up to what is sent while it is written, and to more than the local disk may take of it."""
 LARGE_OFFSETS: Final = (
     0, 0, 0, 1000, 5 * MIB - 1, 5 * MIB, 12 * MIB + 7, 40 * MIB, 69 * MIB, 70 * MIB - 3, 75 * MIB + 11, 90 * MIB,
