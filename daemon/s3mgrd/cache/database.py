@@ -69,6 +69,8 @@ class MountDatabase:
         self.damaged = trio.Event()
         self._depth = 0
         self._rollbacks = 0
+        self._beside = 0
+        """How many of the rows changed were of other tables than inodes, or are known to who remembers rows of inodes."""
         self._written = 0
 
     def execute(self, query: str, arguments: Sequence[object] = ()) -> sqlite3.Cursor:
@@ -83,6 +85,26 @@ class MountDatabase:
     def changes(self) -> int:
         """A number that grows with every row changed through here, also in what was rolled back, and with every rollback."""
         return self._connection.total_changes + self._rollbacks
+
+    @property
+    def node_changes(self) -> int:
+        """As `changes`, without those made by `change_beside`."""
+        return self._connection.total_changes + self._rollbacks - self._beside
+
+    def change_beside(self, query: str, arguments: Sequence[object] = ()) -> sqlite3.Cursor:
+        """Run a statement that changes no row of inodes, or of which who remembers such rows knows what it changes.
+
+        Alone it is a transaction of its own, otherwise a part of the one under way.
+        """
+        connection = self._connection
+        before = connection.total_changes
+        if self._depth:
+            cursor = connection.execute(query, arguments)
+        else:
+            with self.transaction():
+                cursor = connection.execute(query, arguments)
+        self._beside += connection.total_changes - before
+        return cursor
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

@@ -67,12 +67,13 @@ class Extras:
 
     def describe(self, inode: int, text: str) -> None:
         """Remember what S3 keeps with the version that an inode is."""
-        with self._database.transaction() as db:
-            if self.description(inode) == text:
-                return
-            db.execute("INSERT OR IGNORE INTO descriptions (text) VALUES (?)", (text,))
-            db.execute("DELETE FROM described WHERE inode = ?", (inode,))
-            db.execute(
+        if self.description(inode) == text:
+            return
+        change = self._database.change_beside
+        with self._database.transaction():
+            change("INSERT OR IGNORE INTO descriptions (text) VALUES (?)", (text,))
+            change("DELETE FROM described WHERE inode = ?", (inode,))
+            change(
                 "INSERT INTO described SELECT ?, id FROM descriptions WHERE text = ?",
                 (inode, text),
             )

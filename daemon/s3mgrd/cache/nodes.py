@@ -3,8 +3,8 @@
 A `Node` is a snapshot of one row: it does not follow later changes. Functions here are SQL and nothing else; what
 the columns mean stands in `s3mgrd.cache.schema`, what may change them in `s3mgrd.fs.learning.namespace`.
 
-Rows asked for by number are remembered until anything in mount.db changes: a walk asks for the same few directories
-with every name, and a statement costs 10 µs.
+Rows asked for by number are remembered: a walk asks for the same few directories with every name, and a statement costs
+10 µs. What `NodeTable.update` and `insert` change of them is known; any other change of inodes has them asked for again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -105,6 +105,12 @@ class Listed(NamedTuple):
         return False
 
 
+_NEW: Final = Node(
+    id=Inode(0), parent=Inode(0), name=None, kind=0, size=0, mtime_ns=0, atime_ns=None, ctime_ns=None, mode=None, uid=None,
+    gid=None, rdev=0, target=None, special=0, etag=None, remote_key=None, remote_mtime_ns=None, attributes_known=0,
+    attributes_dirty=0, seen_ns=0, listed_ns=0, marker=0, remote_prefix=None, storage_class=None,
+)  # fmt: skip
+"""The schema's defaults."""
 _COLUMNS = ", ".join(Node._fields)
 _SETTABLE = frozenset(Node._fields) - {"id"}
 _SHOWN_BY_PARENT: Final = frozenset({"parent", "name", "kind", "special"})
@@ -173,15 +179,18 @@ class NodeTable:
 
     def get(self, inode: int) -> Node | None:
         """Return the row of an inode number, None where it is not (or no longer) known."""
-        changes = self._database.changes
-        if changes != self._rows_as_of or len(self._rows) >= _REMEMBERED:
+        if not self._is_current() or len(self._rows) >= _REMEMBERED:
             self._rows.clear()
-            self._rows_as_of = changes
+            self._rows_as_of = self._database.node_changes
         elif inode in self._rows:
             return self._rows[inode]
         row = self._execute(_GET, (inode,)).fetchone()
         node = self._rows[inode] = None if row is None else Node._make(row)
         return node
+
+    def _is_current(self) -> bool:
+        """Whether the rows that are remembered are those of the table."""
+        return self._rows_as_of == self._database.node_changes
 
     def find(self, parent: int, name: str) -> Node | None:
         """Return the row that *name* in *parent* leads to."""
@@ -247,11 +256,15 @@ class NodeTable:
         """Add a row and return its inode number; *columns* are as in the schema."""
         names = ["parent", "name", "kind", "mtime_ns", *columns]
         query = f"INSERT INTO inodes ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
-        with self._database.transaction() as db:
-            cursor = db.execute(query, (parent, name, int(kind), mtime_ns, *columns.values()))
+        values = (parent, name, int(kind), mtime_ns, *columns.values())
+        cursor = self._database.change_beside(query, values)
+        inode = Inode(int(cursor.lastrowid or 0))
+        if self._is_current():
+            node = _NEW._replace(id=inode, parent=Inode(parent), name=name, kind=int(kind))
+            self._rows[inode] = node._replace(mtime_ns=mtime_ns, **columns)  # type: ignore[arg-type] # as above
         if name is not None:
             self.names_changed(parent, True)
-        return Inode(int(cursor.lastrowid or 0))
+        return inode
 
     def insert_many(
         self,
@@ -288,8 +301,11 @@ class NodeTable:
             if isinstance(parent, int):
                 self.names_changed(parent, False)
         assignments = ", ".join(f"{name} = ?" for name in columns)
-        with self._database.transaction() as db:
-            db.execute(f"UPDATE inodes SET {assignments} WHERE id = ?", (*columns.values(), inode))  # noqa: S608
+        query = f"UPDATE inodes SET {assignments} WHERE id = ?"  # noqa: S608 - names of columns
+        node = self._rows.get(inode) if self._is_current() else None
+        self._database.change_beside(query, (*columns.values(), inode))
+        if node is not None:
+            self._rows[inode] = node._replace(**columns)  # type: ignore[arg-type] # as they go into the table
 
     def set_storage_classes(self, classes: Sequence[tuple[str | None, Inode]]) -> None:
         """Set the storage classes of rows: (class, inode number) pairs."""

@@ -98,6 +98,7 @@ class Journal:
     def __init__(self, database: MountDatabase) -> None:
         self._database = database
         self._execute = database.execute
+        self._change = database.change_beside
 
     # Staged files
 
@@ -138,26 +139,23 @@ class Journal:
         now_ns: int,
     ) -> None:
         """Insert or replace the staging row of an inode, without an error."""
-        with self._database.transaction() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO staged VALUES (?, ?, ?, ?, ?, 0, NULL, ?, 0, NULL)",
-                (inode, int(dirty), base_etag, base_size, condition, now_ns),
-            )
+        self._change(
+            "INSERT OR REPLACE INTO staged VALUES (?, ?, ?, ?, ?, 0, NULL, ?, 0, NULL)",
+            (inode, int(dirty), base_etag, base_size, condition, now_ns),
+        )
 
     def fail_staged(self, inode: int, error: str, *, conflict: bool, retry_ns: int | None) -> None:
         """Record that an upload failed."""
-        with self._database.transaction() as db:
-            db.execute(
-                "UPDATE staged SET error = ?, conflict = ?, retry_ns = ?, tries = tries + 1 WHERE inode = ?",
-                (error, int(conflict), retry_ns, inode),
-            )
+        self._change(
+            "UPDATE staged SET error = ?, conflict = ?, retry_ns = ?, tries = tries + 1 WHERE inode = ?",
+            (error, int(conflict), retry_ns, inode),
+        )
 
     def set_condition(self, inode: int, condition: ConditionKind) -> None:
         """Change what the upload of an inode must find."""
-        with self._database.transaction() as db:
-            db.execute(
-                "UPDATE staged SET condition = ?, conflict = 0 WHERE inode = ?", (condition, inode)
-            )
+        self._change(
+            "UPDATE staged SET condition = ?, conflict = 0 WHERE inode = ?", (condition, inode)
+        )
 
     def rebase_staged(self, inode: int, before: str | None, after: str) -> None:
         """Note that the version which staged data is a change of has another ETag: it was copied by S3."""
@@ -169,37 +167,34 @@ class Journal:
 
     def clean_staged(self, inode: int) -> None:
         """Note that S3 need not get what is staged: the file was removed."""
-        with self._database.transaction() as db:
+        with self._database.transaction():
             self.abandon_upload(inode)
-            db.execute(
+            self._change(
                 "UPDATE staged SET dirty = 0, error = NULL, conflict = 0 WHERE inode = ?", (inode,)
             )
 
     def retry_staged(self, inode: int, now_ns: int) -> None:
         """Make the upload of an inode due at *now_ns*."""
-        with self._database.transaction() as db:
-            db.execute(
-                "UPDATE staged SET retry_ns = ? WHERE dirty = 1 AND conflict = 0 AND inode = ?",
-                (now_ns, inode),
-            )
+        self._change(
+            "UPDATE staged SET retry_ns = ? WHERE dirty = 1 AND conflict = 0 AND inode = ?",
+            (now_ns, inode),
+        )
 
     def retry_all_staged(self, now_ns: int) -> None:
         """Make every upload due at *now_ns*; those that are due already keep their places in the order."""
-        with self._database.transaction() as db:
-            db.execute(
-                "UPDATE staged SET retry_ns = coalesce(min(retry_ns, ?1), ?1) WHERE dirty = 1 AND conflict = 0",
-                (now_ns,),
-            )
+        self._change(
+            "UPDATE staged SET retry_ns = coalesce(min(retry_ns, ?1), ?1) WHERE dirty = 1 AND conflict = 0",
+            (now_ns,),
+        )
 
     def hurry_staged(self, inode: int) -> None:
         """Make an upload the next, before those that were hurried earlier."""
-        with self._database.transaction() as db:
-            db.execute(
-                "UPDATE staged SET retry_ns = "
-                "(SELECT min(coalesce(min(retry_ns), ?1), ?1) - 1 FROM staged WHERE dirty = 1 AND conflict = 0) "
-                "WHERE dirty = 1 AND conflict = 0 AND inode = ?2",
-                (HURRIED_NS, inode),
-            )
+        self._change(
+            "UPDATE staged SET retry_ns = "
+            "(SELECT min(coalesce(min(retry_ns), ?1), ?1) - 1 FROM staged WHERE dirty = 1 AND conflict = 0) "
+            "WHERE dirty = 1 AND conflict = 0 AND inode = ?2",
+            (HURRIED_NS, inode),
+        )
 
     def queued_staged(self, after: tuple[int, int] | None, *, limit: int) -> list[StagedRow]:
         """Return up to *limit* rows whose upload is due now or later, in their order; *after* is a retry_ns and an inode."""
@@ -217,26 +212,25 @@ class Journal:
 
     def hold_staged(self, inode: int) -> None:
         """Note that a file is being written again: its upload is not due before it is closed."""
-        with self._database.transaction() as db:
-            db.execute(
-                "UPDATE staged SET retry_ns = NULL, error = NULL, tries = 0 WHERE inode = ?",
-                (inode,),
-            )
+        self._change(
+            "UPDATE staged SET retry_ns = NULL, error = NULL, tries = 0 WHERE inode = ?",
+            (inode,),
+        )
 
     def drop_staged(self, inode: int) -> None:
         """Forget the staging row of an inode, and abandon the upload begun for it."""
-        with self._database.transaction() as db:
-            db.execute("DELETE FROM staged WHERE inode = ?", (inode,))
-            db.execute("DELETE FROM parked WHERE inode = ?", (inode,))
+        with self._database.transaction():
+            self._change("DELETE FROM staged WHERE inode = ?", (inode,))
+            self._change("DELETE FROM parked WHERE inode = ?", (inode,))
             self.abandon_upload(inode)
 
     # Conflict copies
 
     def add_conflict(self, row: ConflictRow) -> None:
         """Turn the staged data of an inode, which is losing its name, into a conflict copy."""
-        with self._database.transaction() as db:
-            db.execute("INSERT INTO conflicts VALUES (?, ?, ?, ?, ?, ?)", row)
-            db.execute(
+        with self._database.transaction():
+            self._change("INSERT INTO conflicts VALUES (?, ?, ?, ?, ?, ?)", row)
+            self._change(
                 "UPDATE staged SET dirty = 0, conflict = 1, error = NULL, retry_ns = NULL WHERE inode = ?",
                 (row.inode,),
             )
@@ -256,13 +250,11 @@ class Journal:
 
     def drop_conflict(self, inode: int) -> None:
         """Forget that the staged data of an inode is a conflict copy."""
-        with self._database.transaction() as db:
-            db.execute("DELETE FROM conflicts WHERE inode = ?", (inode,))
+        self._change("DELETE FROM conflicts WHERE inode = ?", (inode,))
 
     def set_missing(self, inode: int, missing: int) -> None:
         """Note how many bytes a conflict copy lacks."""
-        with self._database.transaction() as db:
-            db.execute("UPDATE conflicts SET missing = ? WHERE inode = ?", (missing, inode))
+        self._change("UPDATE conflicts SET missing = ? WHERE inode = ?", (missing, inode))
 
     def count_conflicts(self) -> tuple[int, int]:
         """Count the conflict copies, and their bytes."""
@@ -280,26 +272,23 @@ class Journal:
 
     def put_upload(self, row: UploadRow) -> None:
         """Remember an upload that was begun."""
-        with self._database.transaction() as db:
-            db.execute("DELETE FROM uploads WHERE inode = ?", (row.inode,))
-            db.execute("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        with self._database.transaction():
+            self._change("DELETE FROM uploads WHERE inode = ?", (row.inode,))
+            self._change("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def fix_upload(self, inode: int, size: int) -> None:
         """Note that an upload which grew is about to be completed, with *size* bytes."""
-        with self._database.transaction() as db:
-            db.execute("UPDATE uploads SET size = ? WHERE inode = ?", (size, inode))
+        self._change("UPDATE uploads SET size = ? WHERE inode = ?", (size, inode))
 
     def put_part(self, row: PartRow) -> None:
         """Remember a part that S3 has."""
-        with self._database.transaction() as db:
-            db.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?)", row)
+        self._change("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?)", row)
 
     def drop_parts(self, inode: int, first: int, last: int) -> None:
         """Forget parts whose bytes are about to change."""
-        with self._database.transaction() as db:
-            db.execute(
-                "DELETE FROM parts WHERE inode = ? AND number BETWEEN ? AND ?", (inode, first, last)
-            )
+        self._change(
+            "DELETE FROM parts WHERE inode = ? AND number BETWEEN ? AND ?", (inode, first, last)
+        )
 
     def parts(self, inode: int) -> list[PartRow]:
         """Return the parts that S3 has of a file's content as it is."""
@@ -308,17 +297,16 @@ class Journal:
 
     def abandon_upload(self, inode: int) -> None:
         """Have the upload begun for an inode aborted; nothing where there is none."""
-        with self._database.transaction() as db:
-            db.execute(
+        with self._database.transaction():
+            self._change(
                 "INSERT OR IGNORE INTO abandoned SELECT upload_id, key FROM uploads WHERE inode = ?",
                 (inode,),
             )
-            db.execute("DELETE FROM uploads WHERE inode = ?", (inode,))
+            self._change("DELETE FROM uploads WHERE inode = ?", (inode,))
 
     def abandon(self, key: str, upload_id: str) -> None:
         """Have an upload aborted that no file has any more."""
-        with self._database.transaction() as db:
-            db.execute("INSERT OR IGNORE INTO abandoned VALUES (?, ?)", (upload_id, key))
+        self._change("INSERT OR IGNORE INTO abandoned VALUES (?, ?)", (upload_id, key))
 
     def abandoned(self) -> list[tuple[str, str]]:
         """Return the uploads to abort: (key, id)."""
@@ -329,13 +317,11 @@ class Journal:
 
     def drop_abandoned(self, upload_id: str) -> None:
         """Forget an upload that was aborted."""
-        with self._database.transaction() as db:
-            db.execute("DELETE FROM abandoned WHERE upload_id = ?", (upload_id,))
+        self._change("DELETE FROM abandoned WHERE upload_id = ?", (upload_id,))
 
     def drop_upload(self, inode: int) -> None:
         """Forget an upload that was completed."""
-        with self._database.transaction() as db:
-            db.execute("DELETE FROM uploads WHERE inode = ?", (inode,))
+        self._change("DELETE FROM uploads WHERE inode = ?", (inode,))
 
     def put_beginning(self, key: str, *, now_ns: int) -> int:
         """Note that S3 is about to be asked to begin an upload; returns the number of the note."""
@@ -372,8 +358,8 @@ class Journal:
 
     def park(self, key: str, inode: int, *, now_ns: int) -> None:
         """Note that *key* is about to hold bytes of a staged file."""
-        with self._database.transaction() as db:
-            db.execute("INSERT OR REPLACE INTO parked VALUES (?, ?)", (key, inode))
+        with self._database.transaction():
+            self._change("INSERT OR REPLACE INTO parked VALUES (?, ?)", (key, inode))
             self.add_delete(key, etag=None, holder=inode, now_ns=now_ns)
 
     def parked(self, inode: int) -> list[str]:
@@ -390,10 +376,9 @@ class Journal:
 
     def add_delete(self, key: str, *, etag: str | None, holder: int | None, now_ns: int) -> None:
         """Note that *key* shall vanish."""
-        with self._database.transaction() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO deletes VALUES (?, ?, ?, ?)", (key, etag, holder, now_ns)
-            )
+        self._change(
+            "INSERT OR REPLACE INTO deletes VALUES (?, ?, ?, ?)", (key, etag, holder, now_ns)
+        )
 
     def pending_delete(self, key: str) -> DeleteRow | None:
         """Return the pending delete of *key*."""
@@ -424,9 +409,11 @@ class Journal:
 
     def release_deletes(self, holder: int) -> bool:
         """Let the deletes go that waited for *holder*; whether there were any."""
-        with self._database.transaction() as db:
+        with self._database.transaction():
             return (
-                db.execute("UPDATE deletes SET holder = NULL WHERE holder = ?", (holder,)).rowcount
+                self._change(
+                    "UPDATE deletes SET holder = NULL WHERE holder = ?", (holder,)
+                ).rowcount
                 > 0
             )
 
@@ -457,17 +444,15 @@ class Journal:
         self, key: str, *, size: int, mtime: str | None = None, etag: str | None = None
     ) -> None:
         """Note that a request which writes *key* is about to be sent; one that is tried again is noted once."""
-        with self._database.transaction() as db:
-            db.execute(
-                "INSERT INTO writes (key, size, mtime, etag) SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS "
-                "(SELECT 1 FROM writes WHERE key = ?1 AND size = ?2 AND mtime IS ?3 AND etag IS ?4)",
-                (key, size, mtime, etag),
-            )
+        self._change(
+            "INSERT INTO writes (key, size, mtime, etag) SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS "
+            "(SELECT 1 FROM writes WHERE key = ?1 AND size = ?2 AND mtime IS ?3 AND etag IS ?4)",
+            (key, size, mtime, etag),
+        )
 
     def end_writes(self, key: str) -> None:
         """Forget the requests that wrote *key*: it is known what lies there."""
-        with self._database.transaction() as db:
-            db.execute("DELETE FROM writes WHERE key = ?", (key,))
+        self._change("DELETE FROM writes WHERE key = ?", (key,))
 
     def writes_of(self, key: str) -> list[WriteRow]:
         """Return the requests whose outcome at *key* nobody saw, oldest first."""
@@ -498,9 +483,9 @@ class Journal:
 
         Calls below *oldest* are answered and forgotten.
         """
-        with self._database.transaction() as db:
-            db.execute("DELETE FROM calls WHERE number < ?", (oldest,))
-            db.execute("INSERT OR REPLACE INTO calls VALUES (?, ?)", (number, inode))
+        with self._database.transaction():
+            self._change("DELETE FROM calls WHERE number < ?", (oldest,))
+            self._change("INSERT OR REPLACE INTO calls VALUES (?, ?)", (number, inode))
 
     def call_result(self, number: int) -> int | None:
         """Return the result of a call that was done, None if it was not."""
@@ -509,8 +494,7 @@ class Journal:
 
     def drop_calls(self) -> None:
         """Forget all calls: another kernel connection counts anew."""
-        with self._database.transaction() as db:
-            db.execute("DELETE FROM calls")
+        self._change("DELETE FROM calls")
 
     # Totals
 

@@ -91,3 +91,39 @@ def test_staged_data_is_found_however_deep(database: MountDatabase) -> None:
     assert nodes.has_ours_below(top)
     journal.clean_staged(inode)
     assert not nodes.has_ours_below(top)
+
+
+def test_a_remembered_row_follows_what_the_table_itself_changes(database: MountDatabase) -> None:
+    """It is what a look into the table would tell, also after changes of other tables, and of what was made a moment ago."""
+    nodes, journal = NodeTable(database), Journal(database)
+    directory = nodes.insert(ROOT, "d", Kind.DIRECTORY, 1, mode=0o755)
+    inode = nodes.insert(directory, "a", Kind.FILE, 1, mode=0o644, seen_ns=5)
+    with database.transaction():
+        nodes.update(directory, mtime_ns=7, ctime_ns=8)
+        journal.put_call(1, inode, oldest=1)
+        journal.put_staged(
+            inode, dirty=True, base_etag=None, base_size=0, condition="always", now_ns=1
+        )
+    told = nodes.get(directory), nodes.get(inode)
+    assert told == (NodeTable(database).get(directory), NodeTable(database).get(inode))
+    assert told[0] is not None
+    assert (told[0].mtime_ns, told[0].ctime_ns) == (7, 8)
+    database.execute("SELECT 1")
+    assert nodes.get(directory) is told[0], "nothing else changed it"
+
+
+def test_what_a_rolled_back_transaction_changed_is_not_remembered(database: MountDatabase) -> None:
+    nodes = NodeTable(database)
+    inode = nodes.insert(ROOT, "a", Kind.FILE, 1)
+    nodes.get(inode)
+
+    def fail() -> None:
+        with database.transaction():
+            nodes.update(inode, size=9)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    found = nodes.get(inode)
+    assert found is not None
+    assert found.size == 0
