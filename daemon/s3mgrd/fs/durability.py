@@ -11,7 +11,8 @@ from typing import Final
 import trio
 
 from s3mgrd.cache.database import MountDatabase
-from s3mgrd.journal.staging import StagedFile, StagingDirectory
+from s3mgrd.journal.directory import StagingDirectory
+from s3mgrd.journal.staging import StagedFile
 
 log = logging.getLogger(__name__)
 

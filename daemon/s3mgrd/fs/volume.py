@@ -22,8 +22,8 @@ from s3mgrd.cache.extras import Extras
 from s3mgrd.cache.nodes import ROOT, STALE_NS, Inode, Kind, Listed, Marker, Node, NodeTable
 from s3mgrd.fs.absence import ToldAbsent
 from s3mgrd.fs.coverage import Coverage
+from s3mgrd.journal.directory import StagingDirectory
 from s3mgrd.journal.moves import MoveTable
-from s3mgrd.journal.staging import StagingDirectory
 from s3mgrd.journal.tables import Journal
 from s3mgrd.s3.port import ObjectStore
 

@@ -21,10 +21,9 @@ import errno
 import os
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple
-from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -103,7 +102,7 @@ class StagedFile:
     """
 
     def __init__(self, data_fd: int, log_fd: int, base_size: int) -> None:
-        self.data_fd: Final = data_fd
+        self._data_fd = data_fd
         self.entered: Final = Entered()
         """Checksums of the bytes as they came in."""
         self._put: Final[dict[tuple[int, int], list[Run]]] = {}
@@ -119,11 +118,21 @@ class StagedFile:
         self.is_changed = False
         """Whether anything was written or truncated since mount.db got the time of the last change."""
         self.is_closed = False
+        self.is_small = False
+        """Whether it has no files of its own (`s3mgrd.journal.small`)."""
         self.parked: list[Parked] = []
         """What lies in S3 and not here, in order, disjoint; bytes that were written over it since count."""
         self.moves = 0
         """How often bytes that were here went elsewhere: what was planned before must be planned again."""
         self._counted_in: Lacking | None = None
+
+    @property
+    def data_fd(self) -> int:
+        """The descriptor of the bytes."""
+        return self._data_fd
+
+    def prepare(self, stop: int) -> None:
+        """Be ready for a `put` up to *stop* that runs in a thread."""
 
     def count_in(self, lacking: Lacking | None) -> None:
         """Count this file, whatever its size becomes, in *lacking* and nowhere else."""
@@ -174,22 +183,26 @@ class StagedFile:
 
     def put(self, offset: int, data: bytes | memoryview) -> None:
         """Write bytes that do not count yet; the one method that may run in a thread beside the loop."""
+        self.note_put(offset, data)
         view = memoryview(data)
-        self._put[offset, len(view)] = sum_up(offset, view)
         while view:
-            written = os.pwrite(self.data_fd, view, offset)
+            written = os.pwrite(self._data_fd, view, offset)
             view, offset = view[written:], offset + written
+
+    def note_put(self, offset: int, data: bytes | memoryview) -> None:
+        """Sum up bytes that are being put."""
+        self._put[offset, len(data)] = sum_up(offset, data)
 
     def record(self, offset: int, length: int) -> None:
         """Acknowledge bytes that `put` wrote: they are the file's from here on."""
         self._note_entered(offset, length)
-        self._append(offset, length)
+        self._append(self.pack_record(offset, length))
         self._apply_write(offset, offset + length)
 
     def record_base(self, offset: int, length: int) -> None:
         """Take note of bytes of the base version that `put` wrote, so that they need not come from there: no change."""
         self._note_entered(offset, length)
-        self._append(offset, length | _OF_BASE)
+        self._append(self.pack_record(offset, length | _OF_BASE))
         self.extents.add(offset, offset + length)
 
     def _note_entered(self, offset: int, length: int) -> None:
@@ -198,27 +211,28 @@ class StagedFile:
 
     def note_time_set(self) -> None:
         """Note that mount.db has the time of the last change, which may be what somebody said."""
-        self._append(0, _TIME_SET)
+        self._append(self.pack_record(0, _TIME_SET))
         self.is_changed = False
 
     def truncate(self, size: int) -> None:
         """Set the size; what grows is zeros."""
         self.entered.forget(min(size, self.size), max(size, self.size))
-        os.ftruncate(self.data_fd, size)
-        self._append(size, _TRUNCATE)
+        os.ftruncate(self._data_fd, size)
+        self._append(self.pack_record(size, _TRUNCATE))
         self._apply_truncate(size)
 
     def describe(self, description: Description | None) -> None:
         """Note what the data is to become; None: S3 need not get it (any more)."""
-        payload = b"" if description is None else msgspec.json.encode(description)
-        if payload or self.description is not None or not self.is_described:
-            self._append(len(payload), _DESCRIPTION, payload.ljust(_padded(len(payload)), b" "))
+        if (description, self.description) != (None, None) or not self.is_described:
+            self._append(self._description_record(description))
         self.description, self.is_described = description, True
 
     def park(self, parked: Parked) -> None:
         """Acknowledge that bytes which are here lie in S3, too: from here on they are read there."""
         payload = msgspec.json.encode(parked)
-        self._append(len(payload), _PARKED, payload.ljust(_padded(len(payload)), b" "))
+        self._append(
+            self.pack_record(len(payload), _PARKED, payload.ljust(_padded(len(payload)), b" "))
+        )
         self._apply_parked(parked)
 
     def sync_log(self) -> None:
@@ -228,7 +242,7 @@ class StagedFile:
     def punch(self, start: int, stop: int) -> None:
         """Give the disk back what bytes that were parked took, but for what was written over them since."""
         for first, last in self.extents.missing(start, stop):
-            punch_hole(self.data_fd, first, last)
+            punch_hole(self._data_fd, first, last)
 
     def become_base(self) -> None:
         """Forget all that is here: the base version, as `rebase` declared it, has everything."""
@@ -236,7 +250,7 @@ class StagedFile:
         self._log_end = 0
         self.moves += 1
         self.extents, self.parked, self.is_described = Extents(), [], False
-        os.ftruncate(self.data_fd, 0)
+        os.ftruncate(self._data_fd, 0)
 
     def pieces(self, start: int, stop: int) -> list[Piece]:
         """Split a read of [start, stop) by where its bytes are; clipped to the size."""
@@ -289,7 +303,7 @@ class StagedFile:
 
     def read(self, start: int, stop: int) -> bytes:
         """Read bytes that are no base's; zeros where nothing was written."""
-        data = os.pread(self.data_fd, stop - start, start)
+        data = os.pread(self._data_fd, stop - start, start)
         return data if len(data) == stop - start else data.ljust(stop - start, b"\0")
 
     def missing(self) -> list[tuple[int, int]]:
@@ -309,22 +323,22 @@ class StagedFile:
 
     def mtime_ns(self) -> int:
         """When the staging file was last written."""
-        return os.fstat(self.data_fd).st_mtime_ns
+        return os.fstat(self._data_fd).st_mtime_ns
 
     def set_mtime_ns(self, mtime_ns: int) -> None:
         """Say when the content changed, for whoever asks `mtime_ns` after this process."""
         with suppress(OSError):
-            os.utime(self.data_fd, ns=(mtime_ns, mtime_ns))
+            os.utime(self._data_fd, ns=(mtime_ns, mtime_ns))
 
     def sync(self) -> None:
         """Bring bytes and log to the disk; may run in a thread."""
-        os.fdatasync(self.data_fd)
+        os.fdatasync(self._data_fd)
         os.fdatasync(self._log_fd)
 
     def close(self) -> None:
         """Close the descriptors; the files stay."""
         self.is_closed = True
-        os.close(self.data_fd)
+        os.close(self._data_fd)
         os.close(self._log_fd)
 
     def _apply_write(self, start: int, stop: int) -> None:
@@ -360,9 +374,33 @@ class StagedFile:
         except msgspec.MsgspecError:  # damaged like the database may be: the data is still ours
             self.description, self.is_described = None, False
 
-    def _append(self, first: int, second: int, payload: bytes = b"") -> None:
+    def log_of(self, writes: Iterable[tuple[int, int]]) -> bytes:
+        """Return a log that says what is known of this file, to which *writes* (offset, length) were made and nothing else."""
+        log = self._description_record(self.description) if self.is_described else b""
+        written = [self.pack_record(offset, length) for offset, length in writes]
+        if written and not self.is_changed:
+            written.append(self.pack_record(0, _TIME_SET))
+        return log + b"".join(written)
+
+    def _description_record(self, description: Description | None) -> bytes:
+        payload = b"" if description is None else msgspec.json.encode(description)
+        return self.pack_record(len(payload), _DESCRIPTION, payload.ljust(_padded(len(payload))))
+
+    @staticmethod
+    def pack_record(first: int, second: int, payload: bytes = b"") -> bytes:
+        """Return a record of the log."""
+        return _RECORD.pack(first, second) + payload
+
+    @staticmethod
+    def written_by(record: bytes) -> tuple[int, int] | None:
+        """Return offset and length of the bytes of which a record of `pack_record` says that they were written, if it does."""
+        if len(record) != _RECORD.size:
+            return None
+        offset, length = _RECORD.unpack(record)
+        return (offset, length) if length < _OF_BASE else None
+
+    def _append(self, record: bytes) -> None:
         # At a position of ours, not O_APPEND: half a record that a full disk left is overwritten by the next.
-        record = _RECORD.pack(first, second) + payload
         written = os.pwrite(self._log_fd, record, self._log_end)
         if written != len(record):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -377,97 +415,3 @@ def punch_hole(fd: int, start: int, stop: int) -> None:
 def _padded(length: int) -> int:
     """Round up to whole records."""
     return -(-length // _RECORD.size) * _RECORD.size
-
-
-class StagingDirectory:
-    """The directory of all staging files of a mount, by descriptor: no path is needed after it was opened."""
-
-    def __init__(self, directory_fd: int) -> None:
-        self._fd = directory_fd
-        self._open_files: WeakValueDictionary[int, StagedFile] = WeakValueDictionary()
-
-    def create(self, inode: int, base_size: int) -> StagedFile:
-        """Make empty staging files for an inode; what an earlier life left under that number is emptied."""
-        return self._open(inode, base_size, os.O_CREAT | os.O_TRUNC)
-
-    def open(self, inode: int, base_size: int) -> StagedFile:
-        """Open existing staging files and replay the log. Raises FileNotFoundError."""
-        staged = self._open(inode, base_size, 0)
-        try:
-            staged.replay()
-        except OSError:
-            staged.close()
-            raise
-        return staged
-
-    def adopt(self, inode: int, base_size: int) -> StagedFile:
-        """As `open`, for files that no journal speaks of. Data without any record is taken for written, all of it."""
-        staged = self._open(inode, base_size, os.O_CREAT)
-        try:
-            staged.replay()
-            size = os.fstat(staged.data_fd).st_size
-            if size and not staged.has_records:
-                staged.record(0, size)
-        except OSError:
-            staged.close()
-            raise
-        return staged
-
-    def link(self, inode: int, other: int) -> None:
-        """Let the files of *inode* be those of *other*, too."""
-        for ending in (".log", ""):  # what has data has a log
-            os.link(
-                f"{inode}{ending}", f"{other}{ending}", src_dir_fd=self._fd, dst_dir_fd=self._fd
-            )
-
-    def remove(self, inode: int) -> None:
-        """Delete the files of an inode; missing ones are fine."""
-        for name in (str(inode), f"{inode}.log"):
-            try:
-                os.unlink(name, dir_fd=self._fd)
-            except FileNotFoundError:
-                continue
-
-    def describe(self, inode: int, description: Description | None) -> None:
-        """Note what the data of an inode is to become (`StagedFile.describe`), if it has any.
-
-        Where the disk does not take the note, an older one stands: it only matters if mount.db is lost, too.
-        """
-        with suppress(OSError):
-            file = self._open_files.get(inode)
-            if file is not None and not file.is_closed:
-                file.describe(description)
-                return
-            file = self.open(inode, 0)
-            try:
-                file.describe(description)
-            finally:
-                file.close()
-
-    def inodes(self) -> set[int]:
-        """Return the inode numbers that have a staging file."""
-        return {int(name) for name in os.listdir(self._fd) if name.isdecimal()}
-
-    def free_bytes(self) -> int:
-        """Return how much its disk would take now."""
-        disk = os.fstatvfs(self._fd)
-        return disk.f_bavail * disk.f_frsize
-
-    def sync(self) -> None:
-        """Bring the directory itself to the disk: which files there are."""
-        os.fsync(self._fd)
-
-    def close(self) -> None:
-        """Close the directory."""
-        os.close(self._fd)
-
-    def _open(self, inode: int, base_size: int, flags: int) -> StagedFile:
-        flags |= os.O_RDWR | os.O_CLOEXEC
-        data_fd = os.open(str(inode), flags, 0o600, dir_fd=self._fd)
-        try:
-            log_fd = os.open(f"{inode}.log", flags, 0o600, dir_fd=self._fd)
-        except OSError:
-            os.close(data_fd)
-            raise
-        self._open_files[inode] = file = StagedFile(data_fd, log_fd, base_size)
-        return file

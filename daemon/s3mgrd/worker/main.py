@@ -50,7 +50,7 @@ from s3mgrd.fs.kernel.operations import Operations, ask_kernel_holds
 from s3mgrd.fs.learning.forgetting import Forgetter
 from s3mgrd.fs.volume import Settings, Volume
 from s3mgrd.fuse import abi, tuning
-from s3mgrd.journal.staging import StagingDirectory
+from s3mgrd.journal.directory import StagingDirectory
 from s3mgrd.journal.tables import Journal
 from s3mgrd.s3.client import S3Store, open_store
 from s3mgrd.s3.settings import StoreSettings

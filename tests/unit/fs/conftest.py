@@ -15,7 +15,8 @@ from s3mgrd.cache.nodes import ROOT, Inode, Listed, Node, NodeTable
 from s3mgrd.fs.changing.tree import Creator
 from s3mgrd.fs.filesystem import FileSystem, adopt_database
 from s3mgrd.fs.volume import NS, Settings, Volume
-from s3mgrd.journal.staging import StagingDirectory
+from s3mgrd.journal.directory import StagingDirectory
+from s3mgrd.journal.shared import PREFIX, SharedLog
 from s3mgrd.journal.tables import Journal
 from s3mgrd.s3.memory import MemoryStore
 
@@ -74,6 +75,17 @@ class Lab:
     bucket: str = "bucket"
     fs: FileSystem = field(init=False)
     _database: MountDatabase = field(init=False)
+
+    def staging_files(self) -> set[str]:
+        """Return the names of staging files, also of those that are in the log they share."""
+        directory = os.open(self.directory / "staging", os.O_RDONLY | os.O_DIRECTORY)
+        own = {name for name in os.listdir(directory) if not name.startswith(PREFIX)}
+        log = SharedLog(directory)
+        found = own | {str(inode) for inode in log.load()}
+        for segment in log._segments:
+            os.close(segment.fd)
+        os.close(directory)
+        return found
 
     @asynccontextmanager
     async def mounted(

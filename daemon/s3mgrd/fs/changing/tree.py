@@ -20,9 +20,11 @@ from s3mgrd.cache.nodes import STALE_NS, Inode, Kind, Marker, Node
 from s3mgrd.errors import TimedOut
 from s3mgrd.fs import names, relocation
 from s3mgrd.fs.changing.archive import ArchiveGate
-from s3mgrd.fs.learning.namespace import Namespace
+from s3mgrd.fs.learning.namespace import ABSENT, Namespace
 from s3mgrd.fs.volume import Volume
 from s3mgrd.fs.writing.recovery import note_purpose
+from s3mgrd.journal.staging import Description
+from s3mgrd.journal.tables import ConditionKind
 
 Record = Callable[[Inode], None]
 
@@ -75,24 +77,56 @@ class Tree:
             if node.is_directory:
                 raise _os_error(errno.EISDIR)
             return node
-        with self._volume.database.transaction():
+        return self._make_file(parent, name, who, record, exclusive=exclusive)
+
+    def create_now(
+        self, parent: Inode, name: str, who: Creator, record: Record, *, exclusive: bool
+    ) -> Node | None:
+        """As `create`, of a name that is known to be free; None: nothing was done, something has to be waited for."""
+        if not self._is_free(parent, name):
+            return None
+        return self._make_file(parent, name, who, record, exclusive=exclusive)
+
+    def _make_file(
+        self, parent: Inode, name: str, who: Creator, record: Record, *, exclusive: bool
+    ) -> Node:
+        volume = self._volume
+        condition: ConditionKind = "absent" if exclusive else "always"
+        with volume.database.transaction():
             inode = self._insert(parent, name, Kind.FILE, who)
-            self._volume.journal.put_staged(
+            volume.journal.put_staged(
                 inode,
                 dirty=True,
                 base_etag=None,
                 base_size=0,
-                condition="absent" if exclusive else "always",
-                now_ns=self._volume.now_ns(),
+                condition=condition,
+                now_ns=volume.now_ns(),
             )
-            self._volume.staging.create(inode, 0).close()
-            note_purpose(self._volume, inode)
+            node = volume.node(inode)
+            volume.staging.create_small(inode).describe(
+                Description(
+                    path=volume.path(node),
+                    base_key=None,
+                    base_etag=None,
+                    base_size=0,
+                    condition=condition,
+                )
+            )
             record(inode)
-        return self._volume.node(inode)
+        return node
 
     async def mkdir(self, parent: Inode, name: str, who: Creator, record: Record) -> Node:
         """Make a directory. Raises OSError: EEXIST, EROFS, ENAMETOOLONG."""
         await self._must_be_free(parent, name)
+        return self._make_directory(parent, name, who, record)
+
+    def mkdir_now(self, parent: Inode, name: str, who: Creator, record: Record) -> Node | None:
+        """As `mkdir`, of a name that is known to be free; None: nothing was done, something has to be waited for."""
+        if not self._is_free(parent, name):
+            return None
+        return self._make_directory(parent, name, who, record)
+
+    def _make_directory(self, parent: Inode, name: str, who: Creator, record: Record) -> Node:
         mode = who.mode | (self._volume.mode(self._volume.node(parent)) & stat.S_ISGID)
         with self._volume.database.transaction():
             who = Creator(who.uid, who.gid, mode)
@@ -348,6 +382,14 @@ class Tree:
             if event is None:
                 return
             await self._wait(event)
+
+    def _is_free(self, parent: Inode, name: str) -> bool:
+        """Whether something may be made at once under a name: it is known to lead to nothing, and nothing has to be waited for."""
+        volume = self._volume
+        if volume.settings.read_only or self._namespace.known(parent, name) is not ABSENT:
+            return False
+        key = volume.wanted_key(volume.directory(parent)) + name
+        return relocation.occupant(volume, key) is None
 
     async def settled(self, directory: Inode) -> None:
         """Wait until nothing copies from where *directory* is now, so that S3 can take new contents. Raises `TimedOut`."""

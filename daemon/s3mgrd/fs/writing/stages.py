@@ -373,6 +373,7 @@ class Stages:
     def _begin_write(self, inode: Inode, offset: int, size: int) -> Stage:
         stage = self._for_change(inode)
         self._streams.changing(inode, min(offset, stage.file.size), offset + size)
+        stage.file.prepare(offset + size)
         return stage
 
     def _end_write(self, inode: Inode, stage: Stage, offset: int, size: int) -> int:
@@ -436,7 +437,8 @@ class Stages:
                 self._volume.journal.hold_staged(inode)
             if whole and (row := self._volume.journal.staged(inode)) and row.condition == "match":
                 self._volume.journal.set_condition(inode, "always")
-            upload = self._volume.journal.upload(inode)
+            # A file that never left the log of small ones was never sent in parts.
+            upload = None if stage.file.is_small else self._volume.journal.upload(inode)
             if upload is not None and (upload.size or whole):
                 self._volume.journal.abandon_upload(inode)  # of content that is about to change
                 self._streams.drop(inode)

@@ -129,7 +129,7 @@ async def test_what_would_copy_the_object_fails_before_it_changes_anything(cold:
         assert await cold.get("cold") == node
         assert fs.volume.extras.xattrs(node.id) == {}
         assert fs.syncer.left().is_nothing
-        assert list((cold.directory / "staging").iterdir()) == []
+        assert not cold.staging_files()
 
 
 async def test_a_restored_object_is_renamed_and_edited_and_stays_in_its_class(cold: Lab) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from s3mgrd.errors import Unavailable
 from s3mgrd.fs.filesystem import FileSystem
-from s3mgrd.journal.staging import Description, StagingDirectory
+from s3mgrd.journal.directory import StagingDirectory
+from s3mgrd.journal.staging import Description
 from s3mgrd.journal.tables import ConflictRow
 from tests.unit.fs.conftest import Lab
 
@@ -32,10 +33,6 @@ def copies(fs: FileSystem) -> list[ConflictRow]:
     return fs.volume.journal.conflicts(after=0, limit=100)
 
 
-def staging_files(lab: Lab) -> set[str]:
-    return set(os.listdir(lab.directory / "staging"))
-
-
 @pytest.mark.parametrize("connection", ["first", "second"])
 async def test_new_data_is_saved_in_full(lab: Lab, connection: str) -> None:
     async with lab.mounted():
@@ -50,7 +47,7 @@ async def test_new_data_is_saved_in_full(lab: Lab, connection: str) -> None:
     assert lab.data("again") == b"all of it"
     async with lab.mounted(connection) as fs:
         assert not copies(fs)
-        assert not staging_files(lab)
+        assert not lab.staging_files()
 
 
 async def test_a_change_is_completed_from_the_version_that_it_changed(lab: Lab) -> None:
@@ -103,10 +100,10 @@ async def test_what_s3_has_or_nobody_wants_is_not_saved(lab: Lab) -> None:
         await lab.unlink("removed")
         await lab.write("discarded", b"z", close=False)
         lab.fs.volume.staging.describe((await lab.get("discarded")).id, None)
-        assert len(staging_files(lab)) == 6
+        assert len(lab.staging_files()) == 4
     async with after_losing_the_database(lab) as fs:
         assert not copies(fs)
-        assert not staging_files(lab)
+        assert not lab.staging_files()
 
 
 async def test_the_name_that_a_file_was_renamed_to_is_known(lab: Lab) -> None:
@@ -172,7 +169,7 @@ async def test_the_end_of_the_journal_may_be_lost_alone(lab: Lab) -> None:
     async with lab.mounted() as fs:
         assert [c.path for c in copies(fs)] == ["late"]
         assert await lab.ls() == ["known"]
-        assert "7778" not in staging_files(lab)
+        assert "7778" not in lab.staging_files()
 
 
 @pytest.mark.parametrize("cut", range(0, 200, 7))

@@ -72,7 +72,7 @@ async def test_a_large_file_is_uploaded_while_it_is_written(lab: Lab) -> None:
         assert await lab.read("big") == BODY
         lab.fs.closed(inode)
         assert lab.fs.syncer.left().is_nothing
-    assert list((lab.directory / "staging").iterdir()) == []
+    assert not lab.staging_files()
 
 
 async def test_a_small_file_is_one_put(lab: Lab) -> None:
@@ -291,7 +291,7 @@ async def test_a_file_removed_while_it_is_sent_leaves_nothing(lab: Lab) -> None:
         await lab.settle()
         assert lab.stored() == []
         assert await lab.store.list_multiparts("") == []
-    assert list((lab.directory / "staging").iterdir()) == []
+    assert not lab.staging_files()
 
 
 async def test_who_loses_the_race_has_all_its_data_in_the_conflict_copy(lab: Lab) -> None:

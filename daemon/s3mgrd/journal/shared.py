@@ -1,0 +1,260 @@
+"""The log that small new files share, so that making, writing and forgetting one costs no file of its own.
+
+It lies in the mount's ``staging`` directory, in segments ``shared.<number>``. A record carries what `s3mgrd.journal.staging`
+would append to a file's own log, the bytes that were written with it, and the time; it is acknowledged once pwritev has
+returned, and is then in the kernel's hands. A checksum tells a torn end, which was never acknowledged.
+
+Record, ours, little-endian: CRC-32 of all that follows; inode; time (ns); length of the log's records, or `_GONE`; length of the
+data; then both. `_GONE` says that the file is not here (any more): it was removed, or has files of its own now.
+
+Segments are deleted oldest first, once none of their files is here any more: so what a later segment says of a file is never lost
+before what it takes back. Who keeps a file here for long is asked to move it (`crowding`).
+
+Concurrency: one thread appends; `sync` may run in another.
+"""
+
+import os
+import struct
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass, field
+from errno import ENOSPC
+from threading import Lock
+from typing import Final, NamedTuple
+
+PREFIX: Final = "shared."
+SEGMENT_BYTES: Final = 8 << 20
+KEPT_SEGMENTS: Final = 4
+"""More, and the files that keep the oldest alive have to move."""
+
+_HEAD: Final = struct.Struct("<IQqII")
+_CRC: Final = struct.Struct("<I")
+_GONE: Final = (1 << 32) - 1
+
+
+@dataclass(eq=False, slots=True)
+class Segment:
+    """One file of the log."""
+
+    number: int
+    fd: int
+    end: int = 0
+    synced: int = 0
+    """So much of it is on the disk."""
+    live: set[int] = field(default_factory=set)
+    """The inodes that are here and have records in it."""
+
+
+class Place(NamedTuple):
+    """Where bytes lie in the log."""
+
+    segment: Segment
+    position: int
+
+
+class Held(NamedTuple):
+    """A segment that is to be synced up to an end, by a descriptor of its own."""
+
+    segment: Segment
+    fd: int
+    end: int
+
+
+class Entry(NamedTuple):
+    """What the log says of a file: records as in a log of its own, and where the data is that belongs to them.
+
+    `record` None: it cannot be read, the disk changed it.
+    """
+
+    record: bytes | None
+    place: Place
+    time_ns: int
+
+
+class _Record(NamedTuple):
+    """A record of a segment. `said` None: the file is gone. `length`: of what follows the head."""
+
+    inode: int
+    time_ns: int
+    said: bytes | None
+    length: int
+    is_sound: bool
+
+
+def _record_at(segment: Segment, position: int, size: int) -> _Record | None:
+    """Read a record of a segment of *size* bytes; None: there is none, or not all of it."""
+    head = os.pread(segment.fd, _HEAD.size, position)
+    if len(head) < _HEAD.size:
+        return None
+    crc, inode, time_ns, said, data = _HEAD.unpack(head)
+    length = data + (0 if said == _GONE else said)
+    if position + _HEAD.size + length > size:
+        return None
+    body = os.pread(segment.fd, length, position + _HEAD.size)
+    is_sound = zlib.crc32(body, zlib.crc32(head[_CRC.size :])) == crc
+    return _Record(inode, time_ns, None if said == _GONE else body[:said], length, is_sound)
+
+
+class SharedLog:
+    """The log of one mount. Every method that writes raises OSError (ENOSPC, EDQUOT, EIO) with nothing acknowledged.
+
+    Args:
+        directory_fd: of the staging directory; stays the caller's.
+    """
+
+    def __init__(self, directory_fd: int) -> None:
+        self._directory = directory_fd
+        self._segments: list[Segment] = []
+        self._files: dict[int, list[Segment]] = {}
+        self._lock: Final = Lock()
+        """Held while a descriptor is closed, or taken by who is about to use it in another thread."""
+
+    def load(self) -> dict[int, list[Entry]]:
+        """Read what the last worker left: for each file that is here what was said of it, in order."""
+        numbers = [
+            int(name.removeprefix(PREFIX))
+            for name in os.listdir(self._directory)
+            if name.startswith(PREFIX) and name.removeprefix(PREFIX).isdecimal()
+        ]
+        found: dict[int, list[Entry]] = {}
+        for number in sorted(numbers):
+            flags = os.O_RDWR | os.O_CLOEXEC
+            fd = os.open(f"{PREFIX}{number}", flags, dir_fd=self._directory)
+            segment = Segment(number, fd)
+            self._segments.append(segment)
+            self._read(segment, found)
+        for inode, entries in found.items():
+            self._files[inode] = list(dict.fromkeys(entry.place.segment for entry in entries))
+            for segment in self._files[inode]:
+                segment.live.add(inode)
+        self._release()
+        return found
+
+    def _read(self, segment: Segment, found: dict[int, list[Entry]]) -> None:
+        size = os.fstat(segment.fd).st_size
+        while (record := _record_at(segment, segment.end, size)) is not None:
+            start = segment.end + _HEAD.size
+            if not record.is_sound and _record_at(segment, start + record.length, size) is None:
+                break  # torn
+            segment.end = start + record.length
+            if record.said is None and record.is_sound:
+                found.pop(record.inode, None)
+                continue
+            said = record.said if record.is_sound else None
+            place = Place(segment, start + len(record.said or b""))
+            found.setdefault(record.inode, []).append(Entry(said, place, record.time_ns))
+        if segment.end < size:
+            os.ftruncate(segment.fd, segment.end)
+
+    @property
+    def files(self) -> int:
+        """How many files are here."""
+        return len(self._files)
+
+    def append(
+        self, inode: int, record: bytes, data: bytes | memoryview = b"", *, time_ns: int
+    ) -> Place:
+        """Say something of a file; returns where *data* lies."""
+        segment = self._append(inode, time_ns, len(record), record, data)
+        if inode not in segment.live:
+            segment.live.add(inode)
+            self._files.setdefault(inode, []).append(segment)
+        return Place(segment, segment.end - len(data))
+
+    def drop(self, inode: int, *, time_ns: int) -> None:
+        """Say that a file is not here any more; nothing where it is not."""
+        if inode in self._files:
+            self._append(inode, time_ns, _GONE, b"", b"")
+            self._leave(inode)
+
+    def forget(self, inode: int, *, time_ns: int) -> None:
+        """As `drop`, of a file that nobody wants: a full disk does not take the note, and it is looked at again after a crash."""
+        if inode in self._files:
+            with suppress(OSError):
+                self._append(inode, time_ns, _GONE, b"", b"")
+            self._leave(inode)
+
+    def _leave(self, inode: int) -> None:
+        for segment in self._files.pop(inode):
+            segment.live.discard(inode)
+        self._release()
+
+    def _append(
+        self, inode: int, time_ns: int, length: int, record: bytes, data: bytes | memoryview
+    ) -> Segment:
+        segment = self._segments[-1] if self._segments else None
+        if segment is None or segment.end >= SEGMENT_BYTES:
+            segment = self._begin()
+        head = _HEAD.pack(0, inode, time_ns, length, len(data))
+        crc = zlib.crc32(data, zlib.crc32(record, zlib.crc32(head[_CRC.size :])))
+        whole = (_CRC.pack(crc) + head[_CRC.size :], record, data)
+        size = len(head) + len(record) + len(data)
+        # At a position of ours: what a full disk left half-way is overwritten by the next.
+        if os.pwritev(segment.fd, whole, segment.end) != size:
+            raise OSError(ENOSPC, os.strerror(ENOSPC))
+        segment.end += size
+        return segment
+
+    def _begin(self) -> Segment:
+        number = self._segments[-1].number + 1 if self._segments else 0
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        fd = os.open(f"{PREFIX}{number}", flags, 0o600, dir_fd=self._directory)
+        segment = Segment(number, fd)
+        self._segments.append(segment)
+        return segment
+
+    def _release(self) -> None:
+        """Delete the oldest segments that nobody needs; the last one is kept until it is full."""
+        while self._segments and not self._segments[0].live:
+            if len(self._segments) == 1 and self._segments[0].end < SEGMENT_BYTES:
+                return
+            self._delete_oldest()
+
+    def _delete_oldest(self) -> None:
+        segment = self._segments[0]
+        os.unlink(f"{PREFIX}{segment.number}", dir_fd=self._directory)
+        with self._lock:
+            del self._segments[0]
+            os.close(segment.fd)
+
+    def crowding(self) -> int | None:
+        """Return a file that should move, because it keeps an old segment alive; None: there is none."""
+        if len(self._segments) <= KEPT_SEGMENTS:
+            return None
+        return next(iter(self._segments[0].live), None)
+
+    @staticmethod
+    def read(place: Place, length: int) -> bytes:
+        """Read bytes of a file that is here."""
+        return os.pread(place.segment.fd, length, place.position)
+
+    def hold(self, inode: int) -> list[Held]:
+        """Return what has yet to be synced of all that was said of a file, for `sync`; may run in a thread."""
+        with self._lock:
+            return [
+                Held(segment, os.dup(segment.fd), segment.end)
+                for segment in self._files.get(inode, ())
+                if segment.synced < segment.end
+            ]
+
+    @staticmethod
+    def sync(held: list[Held]) -> None:
+        """Bring to the disk what `hold` gave; may run in a thread. What others have synced meanwhile is there."""
+        try:
+            for segment, fd, end in held:
+                if segment.synced < end:
+                    os.fdatasync(fd)
+                    segment.synced = end
+        finally:
+            for _, fd, _ in held:
+                os.close(fd)
+
+    def close(self) -> None:
+        """Close the descriptors; the segments stay where a file is in them."""
+        while self._segments and not self._files:
+            self._delete_oldest()
+        with self._lock:
+            for segment in self._segments:
+                os.close(segment.fd)
+            self._segments.clear()
+            self._files.clear()

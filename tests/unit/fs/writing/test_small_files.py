@@ -1,0 +1,240 @@
+"""Small new files, which lie in one log: nothing acknowledged is lost, nothing that is gone comes back."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from s3mgrd.journal import directory as directory_module
+from s3mgrd.journal import shared
+from s3mgrd.journal.directory import StagingDirectory
+from s3mgrd.journal.small import MAX_WRITES, SMALL_BYTES
+from s3mgrd.journal.staging import Description, StagedFile
+
+NOTE = Description(path="d/a", base_key=None, base_etag=None, base_size=0, condition="always")
+
+
+class Site:
+    """One staging directory, used by one worker after another."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.staging = self._open()
+
+    def _open(self) -> StagingDirectory:
+        return StagingDirectory(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY))
+
+    def next_worker(self) -> None:
+        """Go on as after kill -9: what the kernel has is there, what the worker knew is not."""
+        for segment in self.staging._shared._segments:
+            os.close(segment.fd)
+        self.staging = self._open()
+
+    def make(self, inode: int, *writes: tuple[int, bytes]) -> StagedFile:
+        file = self.staging.create_small(inode)
+        file.describe(NOTE)
+        for offset, data in writes:
+            write(file, offset, data)
+        return file
+
+    def log(self) -> list[str]:
+        return sorted(name for name in os.listdir(self.path) if name.startswith(shared.PREFIX))
+
+    def own(self) -> list[str]:
+        return sorted(name for name in os.listdir(self.path) if not name.startswith(shared.PREFIX))
+
+
+def write(file: StagedFile, offset: int, data: bytes) -> None:
+    file.put(offset, data)
+    file.record(offset, len(data))
+
+
+def content(file: StagedFile) -> bytes:
+    return file.read(0, file.size)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path)
+    yield made
+    made.staging.close()
+
+
+def test_a_small_file_needs_no_file_of_its_own(site: Site) -> None:
+    file = site.make(7, (0, b"hello"), (10, b"there"), (3, b"P"))
+    file.set_mtime_ns(123)
+    assert site.own() == []
+    assert site.staging.inodes() == {7}
+    site.next_worker()
+    again = site.staging.open(7, 0)
+    assert content(again) == b"helPo\0\0\0\0\0there"
+    assert list(again.extents) == [(0, 5), (10, 15)]
+    assert (again.description, again.mtime_ns(), again.is_changed) == (NOTE, 123, True)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda file: write(file, SMALL_BYTES - 1, b"xy"),
+        lambda file: file.truncate(3),
+        lambda file: file.data_fd,
+        lambda file: [write(file, n, b"x") for n in range(MAX_WRITES + 1)],
+    ],
+    ids=["grows", "is truncated", "is sent", "is written in pieces"],
+)
+def test_what_the_log_cannot_do_gives_a_file_files_of_its_own(site: Site, use: object) -> None:
+    """With the same bytes, note and time; the next worker finds them there and nowhere else."""
+    assert callable(use)
+    file = site.make(7, (0, b"hello"), (10, b"there"))
+    use(file)
+    assert site.own() == ["7", "7.log"]
+    expected = content(file), list(file.extents), file.description
+    file.close()
+    site.next_worker()
+    again = site.staging.open(7, 0)
+    assert not again.is_small
+    assert (content(again), list(again.extents), again.description) == expected
+    again.close()
+
+
+def test_a_worker_that_dies_at_any_byte_of_the_log_loses_nothing_acknowledged(
+    site: Site, tmp_path: Path
+) -> None:
+    """What was told to be done is there after each cut, and what was not is not half there."""
+    log = tmp_path / "shared.0"
+    told: list[tuple[int, dict[int, bytes]]] = [(0, {})]
+    now: dict[int, bytes] = {}
+
+    def acknowledged() -> None:
+        told.append((log.stat().st_size, dict(now)))
+
+    for inode, data in ((1, b"one"), (2, b"two" * 5), (3, b"")):
+        file = site.make(inode)
+        now[inode] = b""
+        acknowledged()
+        if data:
+            write(file, 0, data)
+            now[inode] = data
+            acknowledged()
+    site.staging.remove(2)
+    del now[2]
+    acknowledged()
+    whole = log.read_bytes()
+    for cut in range(len(whole) + 1):
+        other = tmp_path / "other"
+        other.mkdir()
+        (other / "shared.0").write_bytes(whole[:cut])
+        after = Site(other)
+        expected = max((size, files) for size, files in told if size <= cut)[1]
+        found = {n: content(after.staging.open(n, 0)) for n in after.staging.inodes()}
+        assert found == expected, cut
+        after.make(99, (0, b"fresh"))
+        after.next_worker()
+        assert content(after.staging.open(99, 0)) == b"fresh"
+        assert after.staging.inodes() == {*expected, 99}
+        after.staging.close()
+        shutil.rmtree(other)
+
+
+def test_a_byte_that_the_disk_changed_costs_one_file(site: Site, tmp_path: Path) -> None:
+    """And that one is not taken for whole."""
+    for inode in (1, 2, 3):
+        site.make(inode, (0, b"content of %d" % inode))
+    log = tmp_path / "shared.0"
+    log.write_bytes(log.read_bytes().replace(b"content of 2", b"content oF 2"))
+    site.next_worker()
+    assert site.staging.inodes() == {1, 2, 3}
+    with pytest.raises(OSError, match="changed on the disk") as caught:
+        site.staging.open(2, 0)
+    assert caught.value.errno == errno.EIO
+    assert content(site.staging.open(3, 0)) == b"content of 3"
+    site.staging.remove(2)
+    site.next_worker()
+    assert site.staging.inodes() == {1, 3}
+
+
+def test_segments_go_when_nobody_needs_them_and_nothing_comes_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What says that a file is gone may lie in a later segment than the file: that one stays as long."""
+    monkeypatch.setattr(shared, "SEGMENT_BYTES", 300)
+    site.make(1, (0, b"kept"))
+    for inode in range(2, 5):
+        site.make(inode, (0, b"x" * 200))
+        site.staging.remove(inode)
+    assert len(site.log()) > 1
+    site.next_worker()
+    assert site.staging.inodes() == {1}
+    site.staging.open(1, 0).truncate(2)
+    site.make(20, (0, b"y" * 400))
+    site.staging.remove(20)
+    site.next_worker()
+    assert len(site.log()) == 1
+    assert content(site.staging.open(1, 0)) == b"ke"
+
+
+def test_a_file_that_stays_for_long_leaves_the_log(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "SEGMENT_BYTES", 300)
+    site.make(1, (0, b"stays"))
+    for inode in range(2, 30):
+        site.make(inode, (0, b"x" * 200))
+        site.staging.remove(inode)
+    assert site.own() == ["1", "1.log"]
+    assert len(site.log()) <= shared.KEPT_SEGMENTS + 1
+    site.next_worker()
+    assert content(site.staging.open(1, 0)) == b"stays"
+
+
+def test_too_many_small_files_have_files_of_their_own(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory_module, "MAX_SMALL", 2)
+    for inode in (1, 2, 3):
+        site.make(inode, (0, b"x")).close()
+    assert site.own() == ["3", "3.log"]
+    assert site.staging.inodes() == {1, 2, 3}
+
+
+def test_a_full_disk_leaves_a_file_where_it_is(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = site.make(7, (0, b"hello"))
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space"):
+            file.truncate(2)
+        patched.setattr(os, "pwritev", full)
+        file.put(5, b"!")
+        with pytest.raises(OSError, match="No space"):
+            file.record(5, 1)
+    assert (content(file), file.size, site.own()) == (b"hello", 5, [])
+    write(file, 5, b"?")
+    site.next_worker()
+    assert content(site.staging.open(7, 0)) == b"hello?"
+
+
+def test_a_number_that_a_rolled_back_change_used_begins_anew(site: Site) -> None:
+    site.make(7, (0, b"never was"))
+    site.make(7, (0, b"new"))
+    site.next_worker()
+    assert content(site.staging.open(7, 0)) == b"new"
+
+
+def test_what_was_synced_in_the_log_is_synced_where_it_goes(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = site.make(7, (0, b"promised"))
+    file.sync()
+    synced: list[str] = []
+    monkeypatch.setattr(
+        os, "fdatasync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+    )
+    file.truncate(4)
+    assert [Path(name).name for name in synced] == ["7", "7.log"]
