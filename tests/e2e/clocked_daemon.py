@@ -66,7 +66,9 @@ class Asking(Shower):
     def fill(self, entry: EntryAttributes, node: Node | Listed, valid_s: float) -> None:
         super().fill(entry, node, 0.0)
 
-    def entry_reply(self, node: Node, valid_s: float) -> bytes:
+    def entry_reply(
+        self, node: Node, valid_s: float, attributes_valid_s: float | None = None
+    ) -> bytes:
         return super().entry_reply(node, 0.0)
 
     def attributes_reply(self, node: Node, valid_s: float) -> bytes:

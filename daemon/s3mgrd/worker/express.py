@@ -19,7 +19,7 @@ from typing import Final
 
 import pyfuse3
 
-from s3mgrd.fs.kernel.express import Answer, Express
+from s3mgrd.fs.kernel.express import Answer, Caller, Express
 from s3mgrd.worker import receiving
 from s3mgrd.worker.slots import Unexpected, find_slot, write_slot
 
@@ -32,12 +32,15 @@ SYMBOLS: Final = (b"fuse_session_new", b"fuse_session_new_versioned")
 _LOOKUP: Final = 2
 _GETATTR: Final = 4
 _SETATTR: Final = 5
+_MKDIR: Final = 8
 _OPEN: Final = 14
 _READ: Final = 15
 _FLUSH: Final = 17
 _RELEASE: Final = 18
 _OPENDIR: Final = 20
 _RELEASEDIR: Final = 22
+_GETXATTR: Final = 26
+_CREATE: Final = 30
 _WRITE_BUF: Final = 36
 _READDIRPLUS: Final = 41
 _POINTER_BYTES: Final = 8
@@ -46,6 +49,9 @@ _FH_OFFSET: Final = 16
 # struct fuse_bufvec: size_t count, idx, off; then of the first struct fuse_buf: size_t size; enum flags; void *mem.
 _BUFFERS = struct.Struct("=QQQQi4xQ")
 _IS_FD: Final = 1 << 1
+
+# struct fuse_ctx: uid_t uid; gid_t gid; pid_t pid; mode_t umask.
+_CALLER = struct.Struct("=4I")
 
 # PYFUNCTYPE: both directions keep the interpreter's lock, as pyfuse3's own calls do.
 _Session = ctypes.PYFUNCTYPE(
@@ -67,6 +73,14 @@ _Write = ctypes.PYFUNCTYPE(
 _Readdir = ctypes.PYFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_int64, ctypes.c_void_p
 )
+_Make = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_uint32)
+_Create = ctypes.PYFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_void_p
+)
+_Getxattr = ctypes.PYFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_size_t
+)
+_Context = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
 _ReplyBytes = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t)
 _ReplyPieces = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
 _ReplyError = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
@@ -106,6 +120,7 @@ class _Lane:
         self._reply_bytes = _ReplyBytes(_address(module, b"fuse_reply_buf"))
         self._reply_pieces = _ReplyPieces(_address(module, b"fuse_reply_iov"))
         self._reply_error = _ReplyError(_address(module, b"fuse_reply_err"))
+        self._context = _Context(_address(module, b"fuse_req_ctx"))
         self._handlers: list[object] = []
         slot, address = _find(module)
         self._new_session = _Session(address)
@@ -128,6 +143,9 @@ class _Lane:
         theirs_lookup = _Lookup(entry(_LOOKUP).value)
         theirs_getattr = _OfInode(entry(_GETATTR).value)
         theirs_setattr = _Setattr(entry(_SETATTR).value)
+        theirs_mkdir = _Make(entry(_MKDIR).value)
+        theirs_create = _Create(entry(_CREATE).value)
+        theirs_getxattr = _Getxattr(entry(_GETXATTR).value)
         theirs_open = _OfInode(entry(_OPEN).value)
         theirs_read = _Read(entry(_READ).value)
         theirs_write = _Write(entry(_WRITE_BUF).value)
@@ -136,7 +154,7 @@ class _Lane:
         theirs_opendir = _OfInode(entry(_OPENDIR).value)
         theirs_releasedir = _OfInode(entry(_RELEASEDIR).value)
         theirs_readdir = _Readdir(entry(_READDIRPLUS).value)
-        reply = self._reply
+        reply, caller = self._reply, self._caller
 
         def lookup(request: int, parent: int, name: bytes) -> None:
             if not reply(request, express.lookup(parent, name)):
@@ -152,6 +170,23 @@ class _Lane:
                 answer = express.written(inode, _time(status + _MTIME), _time(status + _CTIME))
             if not reply(request, answer):
                 theirs_setattr(request, inode, status, fields, info)
+
+        def mkdir(request: int, parent: int, name: bytes, mode: int) -> None:
+            answer = express.mkdir(parent, name, caller(request, mode))
+            if not reply(request, answer):
+                theirs_mkdir(request, parent, name, mode)
+            express.answered()
+
+        def create(request: int, parent: int, name: bytes, mode: int, info: int) -> None:
+            flags = ctypes.c_int32.from_address(info).value
+            answer = express.create(parent, name, flags, caller(request, mode))
+            if not reply(request, answer, express.not_created):
+                theirs_create(request, parent, name, mode, info)
+            express.answered()
+
+        def getxattr(request: int, inode: int, name: bytes, size: int) -> None:
+            if not reply(request, express.getxattr(name)):
+                theirs_getxattr(request, inode, name, size)
 
         def open_(request: int, inode: int, info: int) -> None:
             flags = ctypes.c_int32.from_address(info).value
@@ -195,6 +230,9 @@ class _Lane:
             (_LOOKUP, _Lookup(lookup)),
             (_GETATTR, _OfInode(getattr_)),
             (_SETATTR, _Setattr(setattr_)),
+            (_MKDIR, _Make(mkdir)),
+            (_CREATE, _Create(create)),
+            (_GETXATTR, _Getxattr(getxattr)),
             (_OPEN, _OfInode(open_)),
             (_READ, _Read(read)),
             (_WRITE_BUF, _Write(write)),
@@ -208,7 +246,13 @@ class _Lane:
             entry(place).value = _pointer(ours)
         self._handlers += theirs_lookup, theirs_getattr, theirs_opendir, theirs_releasedir
         self._handlers += theirs_setattr, theirs_open, theirs_read, theirs_flush, theirs_release
-        self._handlers += theirs_write, theirs_readdir
+        self._handlers += theirs_write, theirs_readdir, theirs_mkdir, theirs_create, theirs_getxattr
+
+    def _caller(self, request: int, mode: int) -> Caller:
+        """Return who makes a request, and the mode with the umask applied."""
+        context = ctypes.string_at(self._context(request), _CALLER.size)
+        uid, gid, thread, umask = _CALLER.unpack(context)
+        return Caller(uid, gid, thread, mode & ~umask)
 
     def _reply(
         self, request: int, answer: Answer, interrupted: Callable[[bytes], None] | None = None

@@ -190,6 +190,15 @@ class Ring:
             trio.lowlevel.current_trio_token().run_sync_soon(self._settle)
         self._ended.append(intent._slot)
 
+    def answered(self, intent: Intent) -> None:
+        """Forget *intent* now: the answer is written."""
+        self._release(intent._slot)
+
+    @property
+    def is_expecting(self) -> bool:
+        """Whether calls of a dead worker have yet to be repeated."""
+        return bool(self._inherited)
+
     def _settle(self) -> None:
         if self._map.closed:
             return

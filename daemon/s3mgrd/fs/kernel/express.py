@@ -11,15 +11,20 @@ Nothing here waits: each answer is made between two checkpoints.
 import errno
 import logging
 import os
+import stat
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
-from typing import Concatenate, Final, NamedTuple, ParamSpec
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec
 
-from s3mgrd.cache.nodes import Inode, Kind
+from s3mgrd.cache.nodes import Inode, Kind, Node
+from s3mgrd.fs.changing.attribute_changes import USER
+from s3mgrd.fs.changing.tree import Creator, Record
 from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.kernel import replies
 from s3mgrd.fs.kernel.entry_caches import EntryCaches
 from s3mgrd.fs.kernel.handles import Handles, read_handle
+from s3mgrd.fs.kernel.repeats import Opcode, RepeatRing
 from s3mgrd.fs.kernel.showing import Shower, absence_reply
 from s3mgrd.fs.learning.namespace import ABSENT
 from s3mgrd.fs.names import decode_name
@@ -37,6 +42,7 @@ PREPARED_NS: Final = 5_000_000
 """What was prepared is as old as this at most: it says for how long the kernel may believe it."""
 
 P = ParamSpec("P")
+Make = Callable[[Inode, str, Creator, Record], Node | None]
 Answer = bytes | list[memoryview] | int | None
 """The reply, or its pieces, good until the next answer; the errno; or that this is not for here."""
 _WRITING: Final = os.O_ACCMODE | os.O_TRUNC
@@ -66,6 +72,15 @@ def _at_once(
     return answer
 
 
+class Caller(NamedTuple):
+    """Who makes something, and with which mode, its umask applied."""
+
+    uid: int
+    gid: int
+    thread: int
+    mode: int
+
+
 class _Prepared(NamedTuple):
     """Entries of a directory as they were at a time, each with its inode number."""
 
@@ -80,10 +95,16 @@ class Express:
 
     Args:
         handles: of the mount, so that no two handles have the same number.
+        ring: recognises repeated calls; None: nothing is changed here.
     """
 
-    def __init__(self, fs: FileSystem, shower: Shower, handles: Handles) -> None:
+    def __init__(
+        self, fs: FileSystem, shower: Shower, handles: Handles, ring: RepeatRing | None = None
+    ) -> None:
         self.fs = fs
+        self._ring = ring
+        self._intent: Any = None
+        """Of the change that is being answered. Any: an Intent of the ring's own class."""
         self._volume = fs.volume
         self._shower = shower
         self._handles = handles
@@ -111,6 +132,73 @@ class Express:
         """Show attributes."""
         node = self._volume.node(inode)
         return self._shower.attributes_reply(node, self.fs.attributes_valid_for_s(node))
+
+    @_at_once
+    def getxattr(self, name: bytes) -> Answer:
+        """Say of what nobody can have set, and the kernel asks for before it writes, that it is not supported."""
+        return None if name.startswith(USER) else errno.EOPNOTSUPP
+
+    # Making
+
+    def _change(self, op: int, parent: int, name: bytes, caller: Caller, make: Make) -> Node | None:
+        """Make something unless that has to be waited for, or may be the repetition of a call; `answered` is called next."""
+        ring = self._ring
+        if ring is None or ring.is_expecting:
+            return None
+        directory, text = Inode(parent), decode_name(name)
+        who = Creator(uid=caller.uid, gid=caller.gid, mode=stat.S_IMODE(caller.mode))
+        intent = ring.begin(op, parent, name, caller.thread)
+        try:
+            node = make(
+                directory,
+                text,
+                who,
+                lambda inode: self._volume.journal.put_call(
+                    intent.number, inode, oldest=ring.oldest
+                ),
+            )
+        except Exception:
+            ring.answered(intent)
+            raise
+        if node is None:
+            ring.answered(intent)
+        else:
+            self._intent = intent
+        return node
+
+    def answered(self) -> None:
+        """Note that the answer to a change is written."""
+        if self._ring is not None and self._intent is not None:
+            self._ring.answered(self._intent)
+            self._intent = None
+
+    @_at_once
+    def mkdir(self, parent: int, name: bytes, caller: Caller) -> Answer:
+        """Make a directory."""
+        node = self._change(Opcode.MKDIR, parent, name, caller, self.fs.tree.mkdir_now)
+        if node is None:
+            return None
+        return self._shower.entry_reply(node, self.fs.namespace.valid_for_s(node))
+
+    @_at_once
+    def create(self, parent: int, name: bytes, flags: int, caller: Caller) -> Answer:
+        """Make and open a file that is going to be written."""
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            return None
+        make = partial(self.fs.tree.create_now, exclusive=bool(flags & os.O_EXCL))
+        node = self._change(Opcode.CREATE, parent, name, caller, make)
+        if node is None:
+            return None
+        self.fs.stages.take_up(node)
+        self.fs.stages.opened(node.id)
+        handle = self._handles.make(node.id, writes=True)
+        valid_s = self.fs.namespace.valid_for_s(node)
+        entry = self._shower.entry_reply(node, valid_s, self.fs.attributes_valid_for_s(node))
+        return entry + replies.OPEN_OUT.pack(handle, replies.KEEP_CACHE, 0)
+
+    def not_created(self, answer: bytes) -> None:
+        """Take back what *answer* to `create` says of a handle: who asked for it is gone."""
+        self.release(replies.OPEN_OUT.unpack(answer[replies.ENTRY_OUT.size :])[0])
 
     # Files that are read
 

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from time import perf_counter
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
@@ -26,6 +26,7 @@ from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.kernel.errnos import errno_of, is_expected
 from s3mgrd.fs.kernel.express import Express
 from s3mgrd.fs.kernel.handles import Handles, read_handle
+from s3mgrd.fs.kernel.repeats import Opcode, RepeatRing
 from s3mgrd.fs.kernel.showing import Shower, absence, blank, space
 from s3mgrd.fs.names import MAX_NAME_BYTES, decode_name
 from s3mgrd.fs.reading.reader import Superseded
@@ -39,57 +40,6 @@ MAX_REREADS: Final = 8
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Intent(Protocol):
-    """A change that is about to be made: see `s3mgrd.worker.ring`."""
-
-    @property
-    def number(self) -> int:
-        """Unique on this kernel connection, and growing."""
-
-    @property
-    def repeated(self) -> bool:
-        """Whether a worker that died had begun this very call, under this number."""
-
-
-class RepeatRing(Protocol):
-    """What recognises a repeated call: the port of `s3mgrd.worker.ring.Ring`."""
-
-    def begin(
-        self,
-        op: int,
-        parent: int,
-        name: bytes,
-        thread: int,
-        *,
-        target: tuple[int, bytes] | None = None,
-    ) -> Any:  # noqa: ANN401 - an Intent of the ring's own class, which `end` wants back
-        """Note that a change is about to be made."""
-
-    def awaited(self, op: int, parent: int, name: bytes, thread: int) -> int | None:
-        """Return the number of a call that a worker which died had begun, and that has yet to be repeated."""
-
-    def end(self, intent: Any) -> None:  # noqa: ANN401
-        """Forget it once it is answered."""
-
-    @property
-    def oldest(self) -> int:
-        """The smallest number that may still be asked about."""
-
-
-class Opcode:
-    """FUSE opcodes of the changes that must not be done twice (linux/fuse.h)."""
-
-    SYMLINK: Final = 6
-    MKNOD: Final = 8
-    MKDIR: Final = 9
-    UNLINK: Final = 10
-    RMDIR: Final = 11
-    SETXATTR: Final = 21
-    REMOVEXATTR: Final = 24
-    CREATE: Final = 35
-    RENAME2: Final = 45
 
 
 def _answer(
@@ -157,7 +107,7 @@ class Operations(pyfuse3.Operations):
         self._ring = ring
         self._handles = fs.reader.comparer.ages = Handles()
         self._shower = Shower(fs.volume, fs.stages)
-        self.express: Final = Express(fs, self._shower, self._handles)
+        self.express: Final = Express(fs, self._shower, self._handles, ring)
 
     def note_error(self, operation: str, error: Exception) -> None:
         """Log an error that a program sees, with its stack where nobody foresaw it or somebody debugs."""

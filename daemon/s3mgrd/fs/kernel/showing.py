@@ -57,12 +57,17 @@ class Shower:
         entry.st_ctime_ns = ctime_ns
         entry.entry_timeout = entry.attr_timeout = valid_s
 
-    def entry_reply(self, node: Node, valid_s: float) -> bytes:
-        """Return what answers LOOKUP with a row."""
+    def entry_reply(
+        self, node: Node, valid_s: float, attributes_valid_s: float | None = None
+    ) -> bytes:
+        """Return what answers LOOKUP with a row; its attributes may be believed for another time than its name."""
         seconds, nanoseconds = _split(valid_s)
-        return replies.ENTRY_OUT.pack(
-            node.id, 0, seconds, seconds, nanoseconds, nanoseconds, *self._attributes(node)
+        of_attributes = (
+            (seconds, nanoseconds) if attributes_valid_s is None else _split(attributes_valid_s)
         )
+        return replies.ENTRY_OUT.pack(
+            node.id, 0, seconds, of_attributes[0], nanoseconds, of_attributes[1], *self._attributes(node)
+        )  # fmt: skip
 
     def attributes_reply(self, node: Node, valid_s: float) -> bytes:
         """Return what answers GETATTR with a row."""

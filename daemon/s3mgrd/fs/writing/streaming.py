@@ -238,10 +238,6 @@ class Streams:
         self._count()
         return self._staged > self._limit
 
-    def has_room(self) -> bool:
-        """Whether `room` would have nothing to wait for."""
-        return not self._is_full()
-
     async def room(self) -> None:
         """Wait until there is room to write; hold no lock. At once where nothing can be parked.
 

@@ -387,7 +387,7 @@ async def test_a_write_that_has_to_wait_goes_the_usual_way(
             patched.setattr(Streams, "is_full", True)
             assert express.write(handle, 0, data) is None
         with monkeypatch.context() as patched:
-            patched.setattr(os, "pwrite", lambda *_: 1 // 0)
+            patched.setattr(os, "pwritev", lambda *_: 1 // 0)
             assert express.write(handle, 0, data) is None
         assert express.write(Handles().make(Inode(4711), writes=True), 0, data) is None
         assert await lab.read_inode(node.id) == b"hello"

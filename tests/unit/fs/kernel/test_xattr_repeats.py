@@ -10,7 +10,8 @@ import pyfuse3
 import pytest
 
 from s3mgrd.cache.nodes import Inode
-from s3mgrd.fs.kernel.operations import Opcode, Operations
+from s3mgrd.fs.kernel.operations import Operations
+from s3mgrd.fs.kernel.repeats import Opcode
 from s3mgrd.fuse.abi import IN_HEADER, UNIQUE_RESEND, Resent, parse_resent
 from s3mgrd.fuse.connection import make_ring
 from s3mgrd.worker.protocol import RING_BYTES

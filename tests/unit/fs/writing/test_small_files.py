@@ -52,6 +52,11 @@ def write(file: StagedFile, offset: int, data: bytes) -> None:
     file.record(offset, len(data))
 
 
+def write_pieces(file: StagedFile) -> None:
+    for offset in range(MAX_WRITES + 1):
+        write(file, offset, b"x")
+
+
 def content(file: StagedFile) -> bytes:
     return file.read(0, file.size)
 
@@ -81,7 +86,7 @@ def test_a_small_file_needs_no_file_of_its_own(site: Site) -> None:
         lambda file: write(file, SMALL_BYTES - 1, b"xy"),
         lambda file: file.truncate(3),
         lambda file: file.data_fd,
-        lambda file: [write(file, n, b"x") for n in range(MAX_WRITES + 1)],
+        write_pieces,
     ],
     ids=["grows", "is truncated", "is sent", "is written in pieces"],
 )

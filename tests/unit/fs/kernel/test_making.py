@@ -1,0 +1,251 @@
+"""Making and writing small files without a task: what is acknowledged stays, whenever the worker dies."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from pyfuse3 import FileHandleT, FileInfo, InodeT, ModeT
+
+from s3mgrd.cache.nodes import ROOT, Inode
+from s3mgrd.fs.kernel import replies
+from s3mgrd.fs.kernel.express import Caller, Express
+from s3mgrd.fs.kernel.operations import Operations
+from s3mgrd.fs.kernel.repeats import Opcode
+from s3mgrd.fuse.abi import Resent
+from s3mgrd.fuse.connection import make_ring
+from s3mgrd.worker.ring import Ring
+from tests.unit.fs.conftest import Lab, settings
+
+THREAD = 7
+CALLER = Caller(uid=1000, gid=1001, thread=THREAD, mode=stat.S_IFREG | 0o640)
+DATA = b"some bytes" * 20
+CREATE = Resent(Opcode.CREATE, int(ROOT), b"a", THREAD)
+
+
+class Context:
+    """What the handlers look at of a `RequestContext`."""
+
+    pid, uid, gid, umask = THREAD, 1000, 1001, 0
+
+
+CTX: Any = Context()  # Any: pyfuse3 makes no contexts outside of requests
+
+
+class Killed(BaseException):
+    """The worker is dead from here on."""
+
+
+class Steps:
+    """Counts what the kernel is given to keep, and dies at one of these steps."""
+
+    def __init__(self, last: int) -> None:
+        self._left = last
+
+    def step(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise Killed
+
+    def wrap(self, function: Any) -> Any:  # noqa: ANN401 - any function
+        def stepping(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            self.step()
+            result = function(*args, **kwargs)
+            self.step()
+            return result
+
+        return stepping
+
+
+class Connection:
+    """A connection of SQLite each commit of which is a step."""
+
+    def __init__(self, connection: Any, steps: Steps) -> None:  # noqa: ANN401
+        self._connection = connection
+        self._execute = steps.wrap(connection.execute)
+
+    def execute(self, query: str, *arguments: Any) -> Any:  # noqa: ANN401
+        execute = self._execute if query == "COMMIT" else self._connection.execute
+        return execute(query, *arguments)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._connection, name)
+
+
+@pytest.fixture
+def writeback(lab: Lab) -> Lab:
+    lab.settings = settings(write_mode="writeback")
+    return lab
+
+
+@contextmanager
+def dying(lab: Lab, last: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    steps = Steps(last)
+    database = lab.fs.volume.database
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwritev", steps.wrap(os.pwritev))
+        patched.setattr(database, "_connection", Connection(database._connection, steps))
+        yield
+
+
+def operations_of(lab: Lab, memory: int, *calls: Resent) -> Operations:
+    ring = Ring(memory)
+    ring.resume(calls)
+    return Operations(lab.fs, ring)
+
+
+def handle_of(answer: object) -> int:
+    assert isinstance(answer, bytes)
+    handle, flags, _ = replies.OPEN_OUT.unpack(answer[replies.ENTRY_OUT.size :])
+    assert flags == replies.KEEP_CACHE
+    return int(handle)
+
+
+def inode_of(answer: object) -> Inode:
+    assert isinstance(answer, bytes)
+    return Inode(replies.ENTRY_OUT.unpack_from(answer)[0])
+
+
+def create(express: Express, name: bytes = b"a", flags: int = os.O_WRONLY) -> object:
+    answer = express.create(ROOT, name, flags, CALLER)
+    express.answered()
+    return answer
+
+
+async def test_a_worker_that_dies_at_any_step_loses_nothing_and_does_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    """What the program was told is done is in S3 in the end; what it was not told is asked again, and done once."""
+    for last in count():
+        lab = Lab(tmp_path / str(last), settings=settings(write_mode="writeback"))
+        lab.directory.mkdir()
+        memory = make_ring()
+        told: list[object] = []
+        async with lab.mounted(sync=False) as fs:
+            await lab.ls()
+            express = operations_of(lab, memory).express
+            with dying(lab, last, monkeypatch):
+                try:
+                    told.append(create(express, flags=os.O_WRONLY | os.O_EXCL))
+                    told.append(express.write(handle_of(told[0]), 0, memoryview(DATA)))
+                    told.append(express.release(handle_of(told[0])))
+                except Killed:
+                    pass
+            assert None not in told
+        async with lab.mounted() as fs:
+            operations = operations_of(lab, memory, *(() if told else (CREATE,)))
+            if told:
+                inode, handle = inode_of(told[0]), handle_of(told[0])
+            else:
+                flags = os.O_WRONLY | os.O_EXCL
+                made = await operations.create(
+                    cast(InodeT, ROOT),
+                    b"a",
+                    ModeT(0o640),
+                    flags,
+                    CTX,
+                )
+                info: FileInfo = made[0]
+                inode, handle = Inode(made[1].st_ino), int(info.fh)
+            lab.held.add(inode)
+            if len(told) < 2:
+                await operations.write(FileHandleT(handle), 0, DATA)
+            assert await lab.read("a") == DATA
+            if len(told) < 3:
+                await operations.release(FileHandleT(handle))
+            await lab.settle()
+            assert lab.data("a") == DATA
+            assert lab.stored() == ["a"]
+            assert not fs.volume.journal.conflicts(after=0, limit=1)
+            assert (await lab.get("a")).id == inode
+        async with lab.mounted("second"):
+            assert not lab.staging_files()
+        os.close(memory)
+        if len(told) == 3:
+            break
+    assert last >= 8, "there are steps to die at"
+
+
+async def test_a_small_file_is_made_written_and_uploaded_without_a_task(writeback: Lab) -> None:
+    memory = make_ring()
+    async with writeback.mounted() as fs:
+        await writeback.ls()
+        express = operations_of(writeback, memory).express
+        answer = create(express)
+        handle = handle_of(answer)
+        assert express.write(handle, 0, memoryview(DATA)) == replies.WRITE_OUT.pack(len(DATA), 0)
+        assert express.write(handle, 5, memoryview(b"PATCH")) == replies.WRITE_OUT.pack(5, 0)
+        node = await writeback.get("a")
+        assert (node.mode, node.uid, node.gid) == (0o640, 1000, 1001)
+        assert fs.stages.size(node) == len(DATA)
+        assert express.release(handle) == 0
+        await writeback.settle()
+        assert writeback.data("a") == DATA[:5] + b"PATCH" + DATA[10:]
+        assert fs.counters.written_bytes == len(DATA) + 5
+        assert not writeback.staging_files()
+    os.close(memory)
+
+
+async def test_a_directory_is_made_without_a_task(writeback: Lab) -> None:
+    memory = make_ring()
+    async with writeback.mounted():
+        await writeback.ls()
+        express = operations_of(writeback, memory).express
+        answer = express.mkdir(ROOT, b"d", CALLER._replace(mode=0o751))
+        express.answered()
+        inner = express.create(inode_of(answer), b"f", os.O_WRONLY, CALLER)
+        assert handle_of(inner)
+        assert (await writeback.get("d")).mode == 0o751
+        assert await writeback.ls("d") == ["f"]
+        assert express.mkdir(ROOT, b"d", CALLER) is None, "the usual way says that it exists"
+    os.close(memory)
+
+
+async def test_what_may_need_more_than_mount_db_goes_the_usual_way(writeback: Lab) -> None:
+    memory = make_ring()
+    async with writeback.mounted() as fs:
+        express = operations_of(writeback, memory).express
+        assert create(express) is None, "S3 was not asked for the name"
+        await writeback.ls()
+        await writeback.write("there", b"x" * 10)
+        assert create(express, b"there") is None
+        assert create(express, b"a", os.O_RDONLY) is None
+        assert create(express, b"\xff") is None, "no UTF-8"
+        fs.volume.settings.read_only = True
+        assert create(express) is None
+        fs.volume.settings.read_only = False
+        handle = handle_of(create(express))
+        inode = (await writeback.get("a")).id
+        async with fs.volume.locks.holding(("inode", inode)):
+            assert express.write(handle, 0, memoryview(b"somebody uploads it")) is None
+        assert operations_of(writeback, memory, CREATE).express.mkdir(ROOT, b"e", CALLER)
+    os.close(memory)
+
+
+async def test_a_file_whose_maker_was_killed_is_not_open(writeback: Lab) -> None:
+    """The kernel takes no answer then, and will not close what it does not know to be open."""
+    memory = make_ring()
+    async with writeback.mounted() as fs:
+        await writeback.ls()
+        express = operations_of(writeback, memory).express
+        answer = create(express)
+        assert isinstance(answer, bytes)
+        express.not_created(answer)
+        assert not fs.stages.writing() or not fs.stages.is_open(inode_of(answer))
+        await writeback.settle()
+        assert writeback.data("a") == b""
+    os.close(memory)
+
+
+async def test_only_user_attributes_are_looked_for(writeback: Lab) -> None:
+    async with writeback.mounted():
+        memory = make_ring()
+        express = operations_of(writeback, memory).express
+        assert express.getxattr(b"security.capability") == errno.EOPNOTSUPP
+        assert express.getxattr(b"user.a") is None
+        os.close(memory)
