@@ -67,13 +67,14 @@ class Extras:
 
     def describe(self, inode: int, text: str) -> None:
         """Remember what S3 keeps with the version that an inode is."""
-        if self.description(inode) == text:
+        before = self.description(inode)
+        if before == text:
             return
         change = self._database.change_beside
         with self._database.transaction():
-            change("INSERT OR IGNORE INTO descriptions (text) VALUES (?)", (text,))
-            change("DELETE FROM described WHERE inode = ?", (inode,))
-            change(
-                "INSERT INTO described SELECT ?, id FROM descriptions WHERE text = ?",
-                (inode, text),
-            )
+            if before is not None:
+                change("DELETE FROM described WHERE inode = ?", (inode,))
+            insert = "INSERT INTO described SELECT ?, id FROM descriptions WHERE text = ?"
+            if not change(insert, (inode, text)).rowcount:
+                change("INSERT INTO descriptions (text) VALUES (?)", (text,))
+                change(insert, (inode, text))

@@ -116,6 +116,10 @@ class Locks:
         lock, _ = self._locks.get(thing, (None, 0))
         return lock is not None and lock.locked()
 
+    def is_awaited(self, thing: Hashable) -> bool:
+        """Whether somebody waits for the lock of *thing* beside who holds it."""
+        return self._locks.get(thing, (None, 0))[1] > 1
+
     def _leave(self, thing: Hashable) -> None:
         lock, users = self._locks[thing]
         if users == 1:

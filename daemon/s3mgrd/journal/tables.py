@@ -224,6 +224,10 @@ class Journal:
             self._change("DELETE FROM parked WHERE inode = ?", (inode,))
             self.abandon_upload(inode)
 
+    def forget_staged(self, inode: int) -> None:
+        """As `drop_staged`, of a file of which nothing was ever sent in parts."""
+        self._change("DELETE FROM staged WHERE inode = ?", (inode,))
+
     # Conflict copies
 
     def add_conflict(self, row: ConflictRow) -> None:
@@ -449,6 +453,15 @@ class Journal:
             "(SELECT 1 FROM writes WHERE key = ?1 AND size = ?2 AND mtime IS ?3 AND etag IS ?4)",
             (key, size, mtime, etag),
         )
+
+    def is_untouched(self, key: str) -> bool:
+        """Whether nothing lies at *key* that belongs elsewhere, shall vanish, or may have been written unseen."""
+        row = self._execute(
+            "SELECT EXISTS (SELECT 1 FROM writes WHERE key = ?1) OR EXISTS (SELECT 1 FROM deletes WHERE key = ?1) "
+            "OR EXISTS (SELECT 1 FROM inodes WHERE remote_key = ?1)",
+            (key,),
+        ).fetchone()
+        return not row[0]
 
     def end_writes(self, key: str) -> None:
         """Forget the requests that wrote *key*: it is known what lies there."""

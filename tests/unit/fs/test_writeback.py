@@ -4,10 +4,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from s3mgrd.cache.nodes import ROOT
+from s3mgrd.cache.nodes import ROOT, Inode
 from s3mgrd.errors import Unavailable
 from s3mgrd.fs.volume import NS
-from s3mgrd.fs.writing.backlog import MAX_BONUS_S, SMALL_BYTES, due_ns
+from s3mgrd.fs.writing.backlog import HOLD_S, MAX_BONUS_S, SMALL_BYTES, due_ns
 from tests.unit.fs.conftest import WHO, Lab, settings
 
 MIB = 1 << 20
@@ -311,3 +311,52 @@ async def test_the_next_upload_begins_when_one_ends(
         writeback.store.put = delayed  # type: ignore[method-assign,assignment] # the latency of a region
         await trio.sleep(400 / 4 * 0.02 + 0.5)
         assert len(writeback.stored()) == 400
+
+
+async def test_small_files_wait_while_more_of_them_come_but_not_for_long(
+    writeback: Lab, autojump_clock: MockClock
+) -> None:
+    """Who makes them waits for each; what was queued first is sent after half a second at the latest."""
+    writeback.settings.concurrency = 100
+    async with writeback.mounted():
+        sent_after = None
+        for number in range(100):
+            await close(writeback, f"f{number:02}", b"x")
+            await trio.sleep(0.01)
+            if writeback.stored() and sent_after is None:
+                sent_after = (number + 1) * 0.01
+        assert sent_after is not None
+        assert HOLD_S <= sent_after < HOLD_S + 0.2
+        await trio.sleep(0.2)
+        assert len(writeback.stored()) == 100
+
+
+async def test_who_waits_for_a_small_file_to_be_sent_changes_what_s3_has(
+    writeback: Lab, autojump_clock: MockClock
+) -> None:
+    """What was staged is not forgotten under a writer's hands, nor what was removed or renamed meanwhile."""
+    async with writeback.mounted() as fs:
+        with writeback.store.hold("put") as hold:
+            inode = Inode(await close(writeback, "a", b"hello"))
+            await trio.sleep(1)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fs.write, inode, 1, b"E")
+                await wait_all_tasks_blocked()
+                hold.release()
+        await writeback.settle()
+        assert writeback.data("a") == b"hEllo"
+        with writeback.store.hold("put"):
+            await close(writeback, "old", b"renamed")
+            gone = await close(writeback, "gone", b"removed")
+            writeback.held.add(gone)
+            await trio.sleep(1)
+            await writeback.rename("old", "new")
+            await writeback.unlink("gone")
+        await writeback.settle()
+        assert writeback.data("new") == b"renamed"
+        assert writeback.stored() == ["a", "gone", "new"]
+        assert await writeback.read_inode(Inode(gone)) == b"removed"
+        writeback.held.clear()
+        await writeback.settle()
+        assert writeback.stored() == ["a", "new"]
+    assert not writeback.staging_files()

@@ -134,6 +134,11 @@ class Uploader:
             node, row = volume.node(inode), volume.journal.staged(inode)
             if node.is_detached or row is None:
                 return
+            key = volume.wanted_key(node)
+            if self._is_plain(node, key, stage, row):
+                async with volume.locks.holding(("key", key)):
+                    await self._store_plain(node, key, stage, row)
+                return
             await self._settled(node.parent)
             await self._sender.complete(node, stage, row)
             key = volume.wanted_key(volume.node(inode))
@@ -152,6 +157,46 @@ class Uploader:
                 except CopyUnsupported:
                     continue
                 return
+
+    def _is_plain(self, node: Node, key: str, stage: Stage, row: StagedRow) -> bool:
+        """Whether a file is a small new one, and nothing has to be waited for or thought of before it is sent."""
+        volume = self._volume
+        return (
+            stage.file.is_small
+            and node.etag is None
+            and row.condition != "match"
+            and not volume.moving
+            and not volume.locks.is_held(("key", key))
+            and volume.journal.is_untouched(key)
+        )
+
+    async def _store_plain(self, node: Node, key: str, stage: Stage, row: StagedRow) -> None:
+        """As `_store`, of a file for which `_is_plain` holds: one transaction before, one after. No checkpoint before it is sent."""
+        volume, size = self._volume, stage.file.size
+        with volume.database.transaction():
+            if stage.mtime_ns is not None:
+                volume.nodes.update(node.id, mtime_ns=self._stages.mtime_ns(node))
+                self._stages.time_set(node.id)
+                node = volume.node(node.id)
+            like = _described(node, key)
+            own = self._metadata.own(node)
+            metadata = descriptions.merged(like.metadata, own)
+            volume.journal.begin_write(key, size=size, mtime=metadata.get("mtime"))
+        try:
+            written = await volume.store.put(
+                key,
+                stage.file.read(0, size),
+                metadata=metadata,
+                content_type=like.content_type,
+                like=like,
+                condition=Condition(absent=row.condition == "absent"),
+            )
+        except PreconditionFailed:
+            found = await self._find_ours(key, stage, metadata, was_sent=False)
+            if found is None:
+                raise
+            written = found
+        self._take_note(node, key, stage, written, own, like)
 
     async def _store(self, node: Node, key: str, stage: Stage, row: StagedRow) -> None:
         """Write the object and take note; the caller holds the locks of the inode and of *key*."""
@@ -261,19 +306,27 @@ class Uploader:
                 volume.changes.note(node.parent, node.name or "")
             volume.nodes.update(node.id, **columns)
             self._metadata.note_written(node.id, like)
-            volume.journal.put_staged(
-                node.id,
-                dirty=False,
-                base_etag=written.etag,
-                base_size=size,
-                condition="match",
-                now_ns=now_ns,
-            )
-            volume.journal.drop_upload(node.id)
             volume.staging.describe(node.id, None)
+            if not node.is_detached and self._stages.may_forget(node.id):
+                volume.journal.forget_staged(node.id)
+                is_forgotten = True
+            else:
+                volume.journal.put_staged(
+                    node.id,
+                    dirty=False,
+                    base_etag=written.etag,
+                    base_size=size,
+                    condition="match",
+                    now_ns=now_ns,
+                )
+                volume.journal.drop_upload(node.id)
+                is_forgotten = False
             becomes_base = bool(stage.file.parked) and not node.is_detached
-            if becomes_base or not stage.file.parked:
+            if not is_forgotten and (becomes_base or not stage.file.parked):
                 volume.journal.unpark(volume.journal.parked(node.id))
+        if is_forgotten:
+            self._stages.forget(sent.id)
+            return
         stage.dirty = False
         self._stages.sent(sent.id)
         stage.file.rebase(size)
@@ -301,8 +354,7 @@ class Uploader:
                 return await self._metadata.head_of(node, self._volume.key_in_s3(node))
             except (NotFound, PreconditionFailed):
                 pass  # the condition of the write itself judges that
-        content_type = mimetypes.guess_type(node.name or "")[0]
-        return ObjectHead(key, 0, "", 0, {}, content_type)
+        return _described(node, key)
 
     def _is_this(
         self,
@@ -341,6 +393,13 @@ class Uploader:
             digest = await trio.to_thread.run_sync(_md5, stage.file.data_fd, head.size)
             is_ours = digest == head.etag
         return Written(head.etag, head.mtime_ns) if is_ours else None
+
+
+def _described(node: Node, key: str) -> ObjectHead:
+    """Return what to send with a new file: what its name says of its type."""
+    name = node.name or ""
+    content_type = mimetypes.guess_type(name)[0] if "." in name else None
+    return ObjectHead(key, 0, "", 0, {}, content_type)
 
 
 def _has_own(head: ObjectHead, metadata: Mapping[str, str]) -> bool:

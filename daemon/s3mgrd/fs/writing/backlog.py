@@ -24,6 +24,10 @@ MAX_BONUS_S: Final = 60
 """A file of a few bytes overtakes what was queued up to so many seconds before it; each MiB costs one of them."""
 GATHER_S: Final = 0.05
 """What is queued waits so long: what is rewritten, renamed or removed meanwhile need not be sent as it was."""
+QUIET_S: Final = 0.02
+HOLD_S: Final = 0.5
+"""While small files keep coming, the next within `QUIET_S`, they wait up to `HOLD_S`: who makes them waits for each, and
+uploading takes the processor from answering. Whoever waits for S3 does not ask the queue."""
 SMALL_BYTES: Final = 32 << 10
 """Uploads up to this size wait for S3, not for the network: many more of them may be under way."""
 REST_S: Final = 0.2
@@ -61,6 +65,8 @@ class Backlog:
         """Of those that wait; what is being uploaded has none, and stays queued until S3 has it."""
         self._taken: dict[Inode, int] = {}
         self._small, self._large = _Line(), _Line()
+        self._came_at = 0.0
+        """When the last one was queued that may be changed again."""
         self._shrunk = trio.Event()
         self._max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FILES_SHARE
         self.bytes = 0
@@ -85,7 +91,11 @@ class Backlog:
         self._sizes[inode] = size
         self.bytes += size - before
         self._taken.pop(inode, None)
-        self._put(inode, place_ns, trio.current_time() + GATHER_S if gathers else 0.0)
+        ready_at = 0.0
+        if gathers:
+            self._came_at = trio.current_time()
+            ready_at = self._came_at + GATHER_S
+        self._put(inode, place_ns, ready_at)
 
     def _put(self, inode: Inode, place_ns: int, ready_at: float) -> None:
         self._places[inode] = place_ns
@@ -103,6 +113,9 @@ class Backlog:
         for (place_ns, inode, ready_at), is_small in sorted(firsts):
             if self.is_paused and place_ns > HURRIED_NS:
                 continue
+            if is_small:
+                held_until = min(self._came_at + QUIET_S, ready_at - GATHER_S + HOLD_S)
+                ready_at = max(ready_at, held_until) if ready_at else ready_at
             ready_at = max(ready_at, now + (place_ns - now_ns) / NS)
             if ready_at > now:
                 self.ready_at = min(self.ready_at, ready_at)

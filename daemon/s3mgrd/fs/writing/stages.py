@@ -256,6 +256,23 @@ class Stages:
         self._volume.staging.remove(inode)
         self._volume.journal.drop_staged(inode)
 
+    def may_forget(self, inode: Inode) -> bool:
+        """Whether a file that S3 gets now need not stay staged: it is a small one, and nobody writes it or is about to."""
+        stage = self._stages.get(inode)
+        return (
+            stage is not None
+            and stage.file.is_small
+            and inode not in self._writers
+            and not self._volume.locks.is_awaited(("inode", inode))
+        )
+
+    def forget(self, inode: Inode) -> None:
+        """Remove what is staged of a file that S3 has; its row is gone, and its note says that S3 need not get it."""
+        stage = self._stages.pop(inode)
+        stage.dirty = False
+        self.backlog.drop(inode)
+        self._volume.staging.remove(inode)
+
     # Conflict copies; the caller holds the inode's lock
 
     def lose(self, inode: Inode) -> None:

@@ -171,6 +171,41 @@ async def test_a_worker_that_dies_at_any_step_loses_nothing_and_does_nothing_twi
     assert last >= 8, "there are steps to die at"
 
 
+async def test_a_worker_that_dies_at_any_step_of_an_upload_uploads_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    """Also where S3 has the file and nobody knows; what is made with O_EXCL does not lose against itself."""
+    for last in count():
+        lab = Lab(tmp_path / str(last), settings=settings(write_mode="writeback"))
+        lab.directory.mkdir()
+        memory = make_ring()
+        died = False
+        async with lab.mounted(sync=False) as fs:
+            await lab.ls()
+            express = operations_of(lab, memory).express
+            answer = create(express, flags=os.O_WRONLY | os.O_EXCL)
+            express.write(handle_of(answer), 0, memoryview(DATA))
+            express.release(handle_of(answer))
+            with dying(lab, last, monkeypatch):
+                try:
+                    await fs.commit(inode_of(answer))
+                except Killed:
+                    died = True
+            lab.held.add(inode_of(answer))
+        async with lab.mounted() as fs:
+            assert await lab.read("a") == DATA
+            await lab.settle()
+            assert (lab.stored(), lab.data("a")) == (["a"], DATA)
+            assert not fs.volume.journal.conflicts(after=0, limit=1)
+            assert fs.syncer.left().is_nothing
+            assert (await lab.get("a")).id == inode_of(answer)
+            assert not lab.staging_files()
+        os.close(memory)
+        if not died:
+            break
+    assert last >= 8, "there are steps to die at"
+
+
 async def test_a_small_file_is_made_written_and_uploaded_without_a_task(writeback: Lab) -> None:
     memory = make_ring()
     async with writeback.mounted() as fs:
