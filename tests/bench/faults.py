@@ -20,7 +20,8 @@ from tests.servers.endpoint import Endpoint
 
 KINDS: Final = ("503", "reset", "truncate", "hang", "corrupt")
 CHECKED_BYTES: Final = MIB // 2
-"""Of ranges of larger objects the server says no checksum: damage in them cannot be noticed."""
+"""Of ranges of larger objects the server says no checksum: damage in them is noticed only by who reads the whole
+(`tests/e2e/test_faults.py`), and there is looked at in parts, too."""
 
 
 def inject(endpoint: Endpoint, kind: str | None, share: float = 0.0) -> None:

@@ -108,7 +108,8 @@ def facts(network: Network, sizes: Sizes, kinds: Sequence[type[Peer]]) -> dict[s
         "Machine:": f"{cpus} processors, {memory_gib:.0f} GiB, Linux {os.uname().release.split('-')[0]}",
         "large:": f"{sizes.big_bytes // MIB} MiB, {sizes.many:,} files",
         "S3:": network.name,
-        "versions:": ", ".join(f"{k.name} {k.version()}" for k in kinds if k.name != OURS[1]),
+        # One by one, so that pieces of a comparison with other peers add theirs.
+        **{kind.name: kind.version() for kind in kinds if kind.name != OURS[1]},
     }
 
 
