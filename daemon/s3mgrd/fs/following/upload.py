@@ -103,6 +103,7 @@ class Uploader:
                 base = self._base(inode)
                 try:
                     self.running.add(inode)
+                    stage.was_sent = True
                     try:
                         await self._commit(inode, stage)
                     except PreconditionFailed as error:

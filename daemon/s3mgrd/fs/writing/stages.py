@@ -51,6 +51,8 @@ class Stage:
         self._lacking = lacking
         self._dirty = False
         self.dirty = dirty
+        self.was_sent = True
+        """Since the last change an upload of the whole content may have been begun, by this worker or the last."""
         self.is_lost = False
         """Another writer was first: these bytes are a conflict copy, and who has the file open goes on with them alone."""
         self.mtime_ns = mtime_ns
@@ -455,10 +457,12 @@ class Stages:
             if whole and (row := self._volume.journal.staged(inode)) and row.condition == "match":
                 self._volume.journal.set_condition(inode, "always")
             # A file that never left the log of small ones was never sent in parts.
-            upload = None if stage.file.is_small else self._volume.journal.upload(inode)
-            if upload is not None and (upload.size or whole):
-                self._volume.journal.abandon_upload(inode)  # of content that is about to change
-                self._streams.drop(inode)
+            if (whole or stage.was_sent) and not stage.file.is_small:
+                stage.was_sent = False
+                upload = self._volume.journal.upload(inode)
+                if upload is not None and (upload.size or whole):
+                    self._volume.journal.abandon_upload(inode)  # of content that is about to change
+                    self._streams.drop(inode)
             return stage
         if stage is not None and stage.is_lost:
             if self._volume.journal.conflict(inode) is None:  # discarded: nobody would ever see it

@@ -233,7 +233,9 @@ class Streams:
     @property
     def is_full(self) -> bool:
         """Whether writers have to wait for room."""
-        if self._staged <= self._limit or not self._may_park:
+        if self._staged <= self._volume.settings.staging_size_bytes or not self._may_park:
+            return False  # asked before each write
+        if self._staged <= self._limit:
             return False
         self._count()
         return self._staged > self._limit
@@ -293,7 +295,7 @@ class Streams:
 
     def _launch(self, inode: Inode, stream: Stream) -> None:
         """Send what is ready, as far as that may be."""
-        if stream.is_over or trio.current_time() < stream.rests_until:
+        if not stream.ready or stream.is_over or trio.current_time() < stream.rests_until:
             return
         for number in sorted(stream.ready - stream.flying.keys()):
             if self._flying >= self._volume.settings.concurrency:
