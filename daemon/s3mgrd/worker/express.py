@@ -167,7 +167,7 @@ class _Lane:
         def setattr_(request: int, inode: int, status: int, fields: int, info: int | None) -> None:
             answer = None
             if fields == _KEPT_TIMES:
-                answer = express.written(inode, _time(status + _MTIME), _time(status + _CTIME))
+                answer = express.setattr(inode, _time(status + _MTIME), _time(status + _CTIME))
             if not reply(request, answer):
                 theirs_setattr(request, inode, status, fields, info)
 

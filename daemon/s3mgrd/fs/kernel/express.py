@@ -130,6 +130,9 @@ class Express:
     @_at_once
     def getattr(self, inode: int) -> Answer:
         """Show attributes."""
+        return self._attributes(inode)
+
+    def _attributes(self, inode: int) -> bytes:
         node = self._volume.node(inode)
         return self._shower.attributes_reply(node, self.fs.attributes_valid_for_s(node))
 
@@ -253,16 +256,20 @@ class Express:
         inode, writes = read_handle(handle)
         self.fs.reader.close(handle)
         if writes:
-            self.fs.closed(inode)
+            try:
+                self.fs.closed(inode)
+            except Exception:
+                self.fs.stages.opened(inode)  # `Operations` closes it once more
+                raise
         return 0
 
     @_at_once
-    def written(self, inode: int, mtime_ns: int, ctime_ns: int) -> Answer:
+    def setattr(self, inode: int, mtime_ns: int, ctime_ns: int) -> Answer:
         """Take the times that a kernel which gathers writes kept of a file."""
         number = Inode(inode)
         if not self.fs.stages.written_at(number, mtime_ns, ctime_ns):
             return None  # somebody set them
-        return self.getattr(inode)
+        return self._attributes(inode)
 
     # Directories
 

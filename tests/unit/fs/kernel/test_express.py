@@ -331,6 +331,28 @@ async def test_opens_that_may_write_and_errors_go_the_usual_way(lab: Lab) -> Non
         assert express.release(handle) == 0
 
 
+async def test_a_handle_is_counted_once_however_its_release_fails(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The usual way does all of it again; who else writes to the file goes on doing so."""
+    async with lab.mounted() as fs:
+        node = await lab.write("a", b"1", close=False)
+        express, handle = express_of(lab), Handles().make(node.id, writes=True)
+        before = fs.stages._writers.get(node.id, 0)
+        fs.stages.opened(node.id)
+        fs.stages.opened(node.id)
+        with monkeypatch.context() as broken:
+            broken.setattr(fs.stages, "queue", _fail)
+            assert express.release(handle) is None
+        assert fs.stages._writers[node.id] == before + 2
+        assert express.release(handle) == 0
+        assert fs.stages._writers[node.id] == before + 1
+
+
+def _fail(_: Inode) -> bool:
+    raise OSError(errno.EIO, "the disk fails")
+
+
 async def test_what_is_staged_is_not_read_from_what_s3_has(cached: Lab) -> None:
     body = bytes(range(256)) * 4096
     cached.store.insert("a", body)
@@ -435,10 +457,10 @@ async def test_the_time_of_a_write_is_taken_from_the_kernel(lab: Lab) -> None:
         express = express_of(lab)
         node = await lab.write("a", b"hello", close=False)
         later_ns = lab.now_ns + 5
-        assert isinstance(express.written(node.id, later_ns, later_ns), bytes)
+        assert isinstance(express.setattr(node.id, later_ns, later_ns), bytes)
         assert fs.stages.mtime_ns(fs.volume.node(node.id)) == later_ns
-        assert express.written(node.id, 7, later_ns) is None  # utimensat without an access time
+        assert express.setattr(node.id, 7, later_ns) is None  # utimensat without an access time
         await fs.commit(node.id)
-        assert isinstance(express.written(node.id, later_ns, later_ns + 9), bytes)
+        assert isinstance(express.setattr(node.id, later_ns, later_ns + 9), bytes)
         assert fs.volume.node(node.id).ctime_ns == later_ns + 9
         assert not fs.volume.node(node.id).attributes_dirty
