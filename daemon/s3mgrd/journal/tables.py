@@ -74,6 +74,13 @@ class BeginningRow(NamedTuple):
     until_ns: int
 
 
+_DELETABLE: Final = (
+    "SELECT * FROM deletes WHERE holder IS NULL AND NOT EXISTS "
+    "(SELECT 1 FROM inodes WHERE remote_key = key AND name IS NOT NULL) AND NOT EXISTS "
+    "(SELECT 1 FROM parked WHERE parked.key = deletes.key)"
+)
+
+
 class DeleteRow(NamedTuple):
     """One row of deletes."""
 
@@ -391,11 +398,14 @@ class Journal:
 
     def deletes(self, *, limit: int = 1000) -> list[DeleteRow]:
         """Return pending deletes that nobody holds back, but those of what has yet to be moved away from there."""
+        rows = self._execute(f"{_DELETABLE} LIMIT ?", (limit,))
+        return [DeleteRow._make(row) for row in rows]
+
+    def still_to_delete(self, keys: Sequence[str]) -> list[DeleteRow]:
+        """Return those of `deletes` that are of *keys*, as they are now."""
         rows = self._execute(
-            "SELECT * FROM deletes WHERE holder IS NULL AND NOT EXISTS "
-            "(SELECT 1 FROM inodes WHERE remote_key = key AND name IS NOT NULL) AND NOT EXISTS "
-            "(SELECT 1 FROM parked WHERE parked.key = deletes.key) LIMIT ?",
-            (limit,),
+            f"{_DELETABLE} AND key IN (SELECT value FROM json_each(?))",  # noqa: S608 - our own words
+            (msgspec.json.encode(keys).decode(),),
         )
         return [DeleteRow._make(row) for row in rows]
 
@@ -425,15 +435,6 @@ class Journal:
         """Forget deletes: done, or made void by a new object."""
         with self._database.transaction() as db:
             db.executemany("DELETE FROM deletes WHERE key = ?", [(key,) for key in keys])
-
-    def still_to_delete(self, keys: Sequence[str]) -> list[str]:
-        """Return those of *keys* that are pending deletes, but where something lies that has yet to be moved away."""
-        rows = self._execute(
-            "SELECT key FROM deletes WHERE key IN (SELECT value FROM json_each(?)) AND NOT EXISTS "
-            "(SELECT 1 FROM inodes WHERE remote_key = key AND name IS NOT NULL)",
-            (msgspec.json.encode(keys).decode(),),
-        )
-        return [str(row[0]) for row in rows]
 
     def deletes_below(self, prefix: str) -> set[str]:
         """Return the keys below *prefix* that are to be deleted."""

@@ -62,7 +62,9 @@ class Deleter:
         """
         volume = self._volume
         async with volume.locks.holding(*[("key", row.key) for row in rows]):
-            keys = volume.journal.still_to_delete([row.key for row in rows])
+            # Looked at again: another version may have come and gone while the locks were waited for.
+            rows = volume.journal.still_to_delete([row.key for row in rows])
+            keys = [row.key for row in rows]
             if not keys:  # all of them wait for renames, whose ends wake the loop
                 await trio.sleep(REST_S)
                 return

@@ -123,3 +123,21 @@ async def test_the_old_name_of_a_directory_comes_back_where_s3_keeps_the_sources
         await lab.settle()
         assert await lab.ls() == ["d/", "e/"]
         assert (await lab.ls("d"), await lab.ls("e")) == (["a"], ["a", "b"])
+
+
+async def test_what_came_while_a_batch_waited_is_deleted_as_the_version_it_is(lab: Lab) -> None:
+    """A key may be written and removed again between the choice of a batch and its turn: the condition must be the latest."""
+    async with lab.mounted(sync=False) as fs, trio.open_nursery() as nursery:
+        journal = fs.volume.journal
+        for key in ("a", "held"):
+            first = lab.store.insert(key, b"first").etag
+            journal.add_delete(key, etag=first, holder=None, now_ns=lab.now_ns)
+        async with fs.volume.locks.holding(("key", "a")):
+            nursery.start_soon(fs.syncer.deleter.delete, journal.deletes())
+            await trio.testing.wait_all_tasks_blocked()
+            for key, holder in (("a", None), ("held", 7)):
+                second = lab.store.insert(key, b"second").etag
+                journal.add_delete(key, etag=second, holder=holder, now_ns=lab.now_ns)
+        await trio.testing.wait_all_tasks_blocked()
+        assert lab.stored() == ["held"]
+        assert [row.key for row in journal.held_deletes()] == ["held"]
