@@ -15,9 +15,9 @@ SMALLEST: Final = 64 << 10
 """Below, ordinary memory costs little."""
 LARGEST: Final = 8 << 20
 """Above, nothing is kept: a request for more is rare."""
-KEPT_BYTES: Final = 96 << 20
-"""What is lent and what is spare together, at most: beyond it, what comes back is not kept. One reader in order has as much in
-hand, and lets go of a buffer about when it wants the next."""
+KEPT_BYTES: Final = 64 << 20
+"""What is lent and what is spare together, at most: beyond it, what comes back is not kept. One reader in order has half as much
+again in hand, and lets go of a buffer about when it wants the next. To keep that too made it 5 % faster, and the worker 32 MiB larger."""
 
 
 class Lender:
