@@ -5,6 +5,8 @@ import errno
 from typing import Any
 
 import pytest
+import trio
+from trio.testing import MockClock
 
 from s3mgrd.errors import BucketNotFound, PreconditionFailed, Unavailable
 from s3mgrd.fs.kernel.errnos import errno_of
@@ -299,6 +301,37 @@ async def test_a_bucket_that_is_gone_says_nothing_about_its_objects(lab: Lab) ->
         assert lab.stored() == ["b"]
         assert (await lab.get("b")).id == node.id
         assert await lab.read("b") == b"hello"
+
+
+async def test_an_upload_that_fails_as_its_file_is_removed_troubles_nobody(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with lab.mounted() as fs, trio.open_nursery() as nursery:
+        node = await lab.write("a", b"hello", close=False)
+        lab.held.add(node.id)
+        lab.store.fail_next("put", Unavailable("the network is gone"))
+        with lab.store.hold("put") as hold:
+            nursery.start_soon(fs.uploader.commit, node.id)
+            await hold.arrived()
+            await lab.unlink("a")
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+
+
+async def test_the_failures_of_a_file_go_with_it(lab: Lab, autojump_clock: MockClock) -> None:
+    """Or the mount would be degraded for ever by what nobody can do any more."""
+    async with lab.mounted() as fs:
+        node = await lab.write("a", b"hello", close=False)
+        lab.held.add(node.id)
+        lab.store.fail_next("put", Unavailable("the network is gone"), times=100)
+        with pytest.raises(Unavailable):
+            await fs.uploader.commit(node.id)
+        lab.later(30)
+        fs.syncer.wake()
+        await trio.sleep(1)
+        assert fs.syncer.errors() == ["the network is gone"]
+        await lab.unlink("a")
+        await trio.sleep(60)
+        assert fs.syncer.errors() == []
 
 
 async def test_a_file_that_was_removed_while_it_is_open_is_nothing_that_s3_lacks(lab: Lab) -> None:

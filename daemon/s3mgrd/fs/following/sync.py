@@ -125,6 +125,7 @@ class Syncer:
                 self._gathers = True
                 self._wanted = trio.Event()
                 self.release_forgotten(everything=False)
+                self._forget_failures()
                 self._idle_s = IDLE_S
                 self._start_uploads(nursery)
                 for subject, work in self._due():
@@ -268,6 +269,17 @@ class Syncer:
             if self._volume.journal.release_deletes(inode):
                 self.wake()
             self._volume.nodes.drop(inode)
+
+    def _forget_failures(self) -> None:
+        """Forget failures of what nobody wants any more: a file was removed, a rename was undone."""
+        if not self._failures:
+            return
+        wanted = {subject for subject, _ in self._all()} | self._running
+        for row in self._volume.journal.dirty_staged():
+            node = self._volume.nodes.get(Inode(row.inode))
+            if node is not None and not node.is_detached:
+                wanted.add(("upload", row.inode))
+        self._failures = {s: failure for s, failure in self._failures.items() if s in wanted}
 
     # What is to be done
 

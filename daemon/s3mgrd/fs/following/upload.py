@@ -113,6 +113,8 @@ class Uploader:
                         if notice is None:
                             continue  # removed or renamed meanwhile: there is another condition now, or none
                 except (S3mgrError, OSError) as error:
+                    if self._volume.node(inode).is_detached:
+                        continue  # removed meanwhile: nothing has to be uploaded
                     self._note_failure(inode, row, error)
                     raise
                 finally:
