@@ -275,11 +275,18 @@ class Syncer:
         if not self._failures:
             return
         wanted = {subject for subject, _ in self._all()} | self._running
-        for row in self._volume.journal.dirty_staged():
-            node = self._volume.nodes.get(Inode(row.inode))
-            if node is not None and not node.is_detached:
-                wanted.add(("upload", row.inode))
-        self._failures = {s: failure for s, failure in self._failures.items() if s in wanted}
+        self._failures = {
+            subject: failure
+            for subject, failure in self._failures.items()
+            if subject in wanted or self._is_upload(subject)
+        }
+
+    def _is_upload(self, subject: Hashable) -> bool:
+        """Whether *subject* is the upload of a file that has a name and that S3 lacks."""
+        if not isinstance(subject, tuple) or subject[0] != "upload":
+            return False
+        node = self._volume.nodes.get(subject[1])
+        return node is not None and not node.is_detached and self._is_staged(node.id)
 
     # What is to be done
 
