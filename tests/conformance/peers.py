@@ -4,8 +4,6 @@ Rivals are what is found on PATH. Each is mounted by its documented options for 
 """
 
 import os
-import re
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -21,6 +19,7 @@ from s3mgr import __version__
 from s3mgrd.fuse import syscalls
 from s3mgrd.fuse.mountinfo import read_mountinfo
 from tests.e2e.lab import Lab, wait_for
+from tests.programs import version_of
 from tests.servers.endpoint import Endpoint
 from tests.servers.plugin import make_bucket
 
@@ -184,14 +183,7 @@ class Rival(Peer):
         """Return what mounts *bucket* on *root*; *state* is for files of its own."""
 
     def version(self) -> str:
-        path = shutil.which(self.program)
-        if path is None:
-            return ""
-        done = subprocess.run(
-            [path, self.version_option], capture_output=True, text=True, check=False
-        )
-        found = re.search(r"\d+\.\d+(\.\d+)?", done.stdout + done.stderr)
-        return found[0] if found else "unknown"
+        return version_of(self.program, self.version_option)
 
     @contextmanager
     def mounted(self, endpoint: Endpoint) -> Iterator[Site]:

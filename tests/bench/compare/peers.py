@@ -4,8 +4,6 @@ Rivals are what is found on PATH. Each is one process tree, so that all it takes
 """
 
 import os
-import re
-import shutil
 import subprocess
 import time
 from abc import ABC, abstractmethod
@@ -17,6 +15,7 @@ from typing import Final
 from s3mgr import __version__
 from s3mgrd.fuse import syscalls
 from tests.e2e.lab import Daemon, Lab, wait_for
+from tests.programs import version_of
 from tests.servers.endpoint import Endpoint
 
 MOUNT_LIMIT_S: Final = 30.0
@@ -129,14 +128,7 @@ class Rival(Peer):
 
     @classmethod
     def version(cls) -> str:
-        path = shutil.which(cls.program)
-        if path is None:
-            return ""
-        done = subprocess.run(
-            [path, cls.version_option], capture_output=True, text=True, check=False
-        )
-        found = re.search(r"\d+\.\d+(\.\d+)?", done.stdout + done.stderr)
-        return found[0] if found else "unknown"
+        return version_of(cls.program, cls.version_option)
 
     @property
     def root(self) -> Path:
