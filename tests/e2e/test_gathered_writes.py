@@ -101,6 +101,17 @@ def test_what_is_still_open_is_uploaded_when_the_daemon_stops(site: Site) -> Non
     program.communicate()
 
 
+def test_what_is_still_open_is_uploaded_by_a_flush(site: Site) -> None:
+    """Also what no worker ever knew of: the one that saw the file opened is dead."""
+    site.put("log", b"")
+    program = writer(site.mount / "log")
+    site.daemon.wait_replaced(site.daemon.kill_worker())
+    site.daemon.flush()
+    assert site.get("log") == WRITTEN
+    program.kill()
+    program.communicate()
+
+
 def test_a_file_has_the_time_of_its_last_write_here_and_in_s3(site: Site) -> None:
     """And no request beyond the upload."""
     path = site.mount / "a"

@@ -36,6 +36,9 @@ class FakeConnection:
     async def ended(self) -> None:
         await self.over.wait()
 
+    async def sync(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def unmount(self, *, lazy: bool = False) -> None:
         await trio.lowlevel.checkpoint()
         self.kernel.log.append(f"unmount {self.name}" + (" lazily" if lazy else ""))

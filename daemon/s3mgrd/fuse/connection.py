@@ -141,13 +141,23 @@ class FuseConnection:
                 f"something else is mounted over {entry.mountpoint!r}",
                 hint=f"unmount that first: umount {entry.mountpoint}",
             )
-        if lazy and self.flags & tuning.WRITEBACK:
-            await self._kernel.sync_tree(entry)
+        if lazy:
+            await self._sync(entry)
         try:
             await self._kernel.unmount_path(entry.mountpoint, lazy=lazy)
         except S3mgrError:
             if self._find(read_mountinfo()) is not None:
                 raise
+
+    async def sync(self) -> None:
+        """Have the kernel send the writes it has gathered, for a limited time; see `s3mgrd.mounts.ports.Connection`."""
+        entry = self._find(read_mountinfo())
+        if entry is not None:
+            await self._sync(entry)
+
+    async def _sync(self, entry: MountEntry) -> None:
+        if self.flags & tuning.WRITEBACK:
+            await self._kernel.sync_tree(entry)
 
     def abort(self) -> None:
         """Make the kernel fail every request. The mountpoint stays, so nobody writes below it by mistake.
@@ -327,8 +337,8 @@ class FuseKernel:
     async def sync_tree(self, entry: MountEntry) -> None:
         """Have the kernel send the writes it has gathered, which go with the connection; for a limited time.
 
-        A mount that is in use goes on after it was detached, and the worker asks for what it knows to be open. What
-        only a worker that died knew of, nobody else would ask for.
+        The worker asks for what it knows to be open, also after the mount was detached. What only a worker that died
+        knew of, nobody else would ask for.
         """
         try:
             with trio.move_on_after(SYNC_TIMEOUT_S):

@@ -210,6 +210,12 @@ class MountCore(ABC):
                 hint=f"See its log: s3mgr logs {self.name}",
             ) from None
 
+    async def sync(self) -> None:
+        """Have the kernel send the worker the writes it has gathered; nothing where the mount is not up."""
+        connection = self.link.connection
+        if self.is_up and connection is not None:
+            await connection.sync()
+
     async def _serving_session(self) -> WorkerSession:
         """Return the worker; waits while one that died is being replaced."""
         while True:

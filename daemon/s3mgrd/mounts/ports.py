@@ -147,6 +147,9 @@ class Connection(Protocol):
     async def ended(self) -> None:
         """Return when the kernel has ended the connection or somebody unmounted it (mountinfo and fd are watched)."""
 
+    async def sync(self) -> None:
+        """Have the kernel send the worker the writes it has gathered, whoever of the workers saw the files opened."""
+
     async def unmount(self, *, lazy: bool = False) -> None:
         """Unmount it. Raises `Conflict` when it is busy; a mount that is gone already is a success."""
 

@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Final, Literal, TypeVar
 
+import trio
+
 from s3mgr.schema import (
     ArchivedList,
     CachedFiles,
@@ -67,6 +69,8 @@ class Questions(ABC):
     async def flush_mount(self, who: Principal, name: str, *, timeout_s: float) -> FlushReport:
         """Upload what S3 does not have, and wait for it."""
         actor = self._manage(who, name)
+        with trio.move_on_after(timeout_s):
+            await actor.sync()
         report = await self._ask(
             who, name, Flush(timeout_s=timeout_s), FlushReport, timeout_s + ANSWER_GRACE_S
         )
