@@ -158,7 +158,8 @@ class StagingDirectory:
         return disk.f_bavail * disk.f_frsize
 
     def sync(self) -> None:
-        """Bring the directory itself to the disk: which files there are."""
+        """Bring the directory itself to the disk, which files there are, and which are in the shared log no more; may run in a thread."""
+        self._shared.sync(self._shared.hold_notes())
         os.fsync(self._fd)
 
     def close(self) -> None:

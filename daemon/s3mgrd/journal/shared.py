@@ -41,6 +41,8 @@ class Segment:
     end: int = 0
     synced: int = 0
     """So much of it is on the disk."""
+    noted: int = 0
+    """The end of the last record which says that a file is gone."""
     live: set[int] = field(default_factory=set)
     """The inodes that are here and have records in it."""
 
@@ -87,6 +89,8 @@ def _record_at(segment: Segment, position: int, size: int) -> _Record | None:
     if len(head) < _HEAD.size:
         return None
     crc, inode, time_ns, said, data = _HEAD.unpack(head)
+    if not inode:  # a power loss took the bytes and not the size: no file has that number
+        return None
     length = data + (0 if said == _GONE else said)
     if position + _HEAD.size + length > size:
         return None
@@ -138,6 +142,7 @@ class SharedLog:
                 break  # torn
             segment.end = start + record.length
             if record.said is None and record.is_sound:
+                segment.noted = segment.end
                 found.pop(record.inode, None)
                 continue
             said = record.said if record.is_sound else None
@@ -164,15 +169,19 @@ class SharedLog:
     def drop(self, inode: int, *, time_ns: int) -> None:
         """Say that a file is not here any more; nothing where it is not."""
         if inode in self._files:
-            self._append(inode, time_ns, _GONE, b"", b"")
+            self._note_gone(inode, time_ns)
             self._leave(inode)
 
     def forget(self, inode: int, *, time_ns: int) -> None:
         """As `drop`, of a file that nobody wants: a full disk does not take the note, and it is looked at again after a crash."""
         if inode in self._files:
             with suppress(OSError):
-                self._append(inode, time_ns, _GONE, b"", b"")
+                self._note_gone(inode, time_ns)
             self._leave(inode)
+
+    def _note_gone(self, inode: int, time_ns: int) -> None:
+        segment = self._append(inode, time_ns, _GONE, b"", b"")
+        segment.noted = segment.end
 
     def _leave(self, inode: int) -> None:
         for segment in self._files.pop(inode):
@@ -237,9 +246,21 @@ class SharedLog:
                 if segment.synced < segment.end
             ]
 
+    def hold_notes(self) -> list[Held]:
+        """As `hold`, of what says that files are gone: without it, a power loss would bring them back.
+
+        And in the place of what a file has in files of its own since.
+        """
+        with self._lock:
+            return [
+                Held(segment, os.dup(segment.fd), segment.noted)
+                for segment in self._segments
+                if segment.synced < segment.noted
+            ]
+
     @staticmethod
     def sync(held: list[Held]) -> None:
-        """Bring to the disk what `hold` gave; may run in a thread. What others have synced meanwhile is there."""
+        """Bring to the disk what `hold` or `hold_notes` gave; may run in a thread. What others have synced meanwhile is there."""
         try:
             for segment, fd, end in held:
                 if segment.synced < end:

@@ -120,6 +120,8 @@ class SmallFile(StagedFile):
         if data is None:
             self.settle()
         if data is None or not self.is_small:
+            if data is not None:  # it was put before there were files to put it into
+                super().put(offset, data)
             super().record(offset, length)
             return
         record, self._time_ns = self.pack_record(offset, length), time.time_ns()
@@ -237,9 +239,6 @@ class SmallFile(StagedFile):
             self.is_small = False
         self._written.clear()
         self._home.settled(self._inode)
-        for (offset, _), data in self._data.items():
-            super().put(offset, data)
-        self._data.clear()
 
     def forget(self) -> None:
         """Leave the shared log: nobody wants it any more."""

@@ -33,6 +33,12 @@ class Site:
             os.close(segment.fd)
         self.staging = self._open()
 
+    def lose_power(self) -> None:
+        """Go on with no more of the log than was synced."""
+        for segment in self.staging._shared._segments:
+            os.ftruncate(segment.fd, segment.synced)
+        self.next_worker()
+
     def make(self, inode: int, *writes: tuple[int, bytes]) -> StagedFile:
         file = self.staging.create_small(inode)
         file.describe(NOTE)
@@ -144,6 +150,17 @@ def test_a_worker_that_dies_at_any_byte_of_the_log_loses_nothing_acknowledged(
         shutil.rmtree(other)
 
 
+def test_zeros_that_a_power_loss_left_are_the_end_of_the_log(site: Site, tmp_path: Path) -> None:
+    site.make(1, (0, b"one"))
+    with (tmp_path / "shared.0").open("ab") as log:
+        log.write(bytes(4096))
+    site.next_worker()
+    assert site.staging.inodes() == {1}
+    site.make(2, (0, b"two"))
+    site.next_worker()
+    assert content(site.staging.open(2, 0)) == b"two"
+
+
 def test_a_byte_that_the_disk_changed_costs_one_file(site: Site, tmp_path: Path) -> None:
     """And that one is not taken for whole."""
     for inode in (1, 2, 3):
@@ -243,3 +260,49 @@ def test_what_was_synced_in_the_log_is_synced_where_it_goes(
     )
     file.truncate(4)
     assert [Path(name).name for name in synced] == ["7", "7.log"]
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_power_loss_brings_nothing_back_in_the_place_of_what_was_synced_since(
+    site: Site, is_replaced: bool
+) -> None:
+    file = site.make(7, (0, b"first"))
+    file.sync()
+    if is_replaced:
+        site.staging.remove(7)
+        file = site.staging.create(7, 0)
+        file.describe(NOTE)
+    else:
+        file.truncate(0)
+    write(file, 0, b"second")
+    file.sync()
+    site.staging.sync()
+    file.close()
+    site.lose_power()
+    again = site.staging.open(7, 0)
+    assert content(again) == b"second"
+    again.close()
+
+
+def test_a_file_that_leaves_the_log_between_a_put_and_its_record_has_both(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a full disk does not take is not acknowledged."""
+    file = site.make(7, (0, b"one"))
+    file.put(3, b"two")
+    assert file.data_fd >= 0  # as when another file wants its room in the log
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space"):
+            file.record(3, 3)
+    assert content(file) == b"one"
+    write(file, 3, b"two")
+    file.close()
+    site.next_worker()
+    again = site.staging.open(7, 0)
+    assert content(again) == b"onetwo"
+    again.close()
