@@ -515,6 +515,43 @@ async def test_large_copies_go_by_parts(store: ObjectStore) -> None:
     assert await store.list_multiparts("") == []
 
 
+class Notes:
+    """Notes of the uploads of copies."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.ended: list[str] = []
+        self.left: list[str] = []
+
+    def upload_begun(self, key: str, upload_id: str) -> None:
+        assert key.startswith("copy")
+        self.begun.append(upload_id)
+
+    def upload_ended(self, upload_id: str) -> None:
+        self.ended.append(upload_id)
+
+    def upload_left(self, upload_id: str) -> None:
+        self.left.append(upload_id)
+
+
+async def test_the_upload_of_a_large_copy_is_noted_until_it_is_gone(store: ObjectStore) -> None:
+    """Completed, or aborted because a part cannot be copied."""
+    if isinstance(store, MemoryStore):
+        return  # it copies at once
+    assert isinstance(store, S3Store)
+    notes, size = Notes(), MIN_PART_BYTES + 1000
+    store.copy_notes = notes
+    store.max_copy_bytes, store.copy_part_bytes = 1000, MIN_PART_BYTES
+    await store.put("a", os.urandom(size), metadata={})
+    await store.copy("a", "copy", source_size=size)
+    assert notes.ended == notes.begun != []
+    with pytest.raises(S3mgrError):
+        await store.copy("a", "copy 2", source_size=3 * size)
+    assert len(notes.begun) == 2
+    assert (notes.ended, notes.left) == (notes.begun, [])
+    assert await store.list_multiparts("") == []
+
+
 # Multipart uploads.
 
 

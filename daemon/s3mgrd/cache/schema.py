@@ -68,6 +68,7 @@ abandoned   Multipart uploads that nobody will complete; S3 keeps their parts, a
 beginnings  One row per request to begin a multipart upload, written before it is sent and dropped with the note of its answer. One
             that is left tells of an upload that may be there and that nobody knows (fs/writing/beginnings.py).
     until_ns         When it was over; NULL: it is being made.
+copies      Multipart uploads of copies that are under way. Those of a worker that died are abandoned: the copy begins anew.
 deletes     Keys that shall vanish from S3. holder: an inode that may still be open; the key stays until it is
             forgotten. etag: the version that was deleted here.
 moves       A directory rename that S3 follows: copy everything below source to target, then delete it there.
@@ -356,4 +357,12 @@ def note_beginnings(db: Database) -> None:
             until_ns INTEGER
         )
         """
+    )
+
+
+@migrations()
+def note_copies(db: Database) -> None:
+    """Note the uploads of copies by parts, for those whose worker dies."""
+    db.conn.execute(
+        "CREATE TABLE copies (upload_id TEXT PRIMARY KEY, key TEXT NOT NULL) WITHOUT ROWID"
     )

@@ -138,6 +138,7 @@ class FileSystem:
         self.warmer = Warmer(volume, self.namespace, self.lister, self.reader)
         self.pins = Pins(volume, self.warmer)
         volume.store.outage.ended = self._back_online
+        volume.store.copy_notes = volume.journal
 
     def recover(self, *, is_database_lost: bool = False) -> None:
         """Take over what mount.db and the staging directory hold; before the first request.
@@ -149,6 +150,7 @@ class FileSystem:
         for move in self.volume.moves.all():
             self.volume.moving[move.inode] = trio.Event()
         self.volume.journal.leave_all_beginnings(now_ns=self.volume.now_ns())
+        self.volume.journal.abandon_copies()
         self.stages.recover()
 
     async def read(
@@ -402,6 +404,7 @@ def adopt_database(volume: Volume, *, bucket: str, connection_id: str) -> bool:
                 "conflicts",
                 "uploads",
                 "beginnings",
+                "copies",
                 "parked",
                 "deletes",
                 "moves",

@@ -362,8 +362,39 @@ class Journal:
 
     def knows_upload(self, upload_id: str) -> bool:
         """Whether an upload is one that was begun for a file, or that is to be aborted."""
-        query = "SELECT 1 FROM uploads WHERE upload_id = ?1 UNION SELECT 1 FROM abandoned WHERE upload_id = ?1"
+        query = " UNION ".join(
+            f"SELECT 1 FROM {table} WHERE upload_id = ?1"  # noqa: S608 - names from the line below
+            for table in ("uploads", "abandoned", "copies")
+        )
         return self._execute(query, (upload_id,)).fetchone() is not None
+
+    # Uploads of copies: `s3mgrd.s3.port.UploadNotes`
+
+    def upload_begun(self, key: str, upload_id: str) -> None:
+        """Note that a copy is made by an upload."""
+        with self._database.transaction() as db:
+            db.execute("INSERT INTO copies VALUES (?, ?)", (upload_id, key))
+
+    def upload_ended(self, upload_id: str) -> None:
+        """Note that S3 has nothing of it (any more) but an object."""
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM copies WHERE upload_id = ?", (upload_id,))
+
+    def upload_left(self, upload_id: str) -> None:
+        """Note that it may be there and that nobody goes on with it."""
+        self._abandon_copies(upload_id)
+
+    def abandon_copies(self) -> None:
+        """Note that nobody goes on with the copies of the last worker."""
+        self._abandon_copies(None)
+
+    def _abandon_copies(self, upload_id: str | None) -> None:
+        with self._database.transaction() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO abandoned SELECT * FROM copies WHERE ?1 IS NULL OR upload_id = ?1",
+                (upload_id,),
+            )
+            db.execute("DELETE FROM copies WHERE ?1 IS NULL OR upload_id = ?1", (upload_id,))
 
     # Bytes that are parked in S3
 

@@ -63,6 +63,7 @@ from s3mgrd.s3.port import (
     RestoreAnswer,
     Support,
     Tier,
+    UploadNotes,
     Written,
 )
 from s3mgrd.s3.reading import Reading, head_of
@@ -151,6 +152,7 @@ class S3Store:
             calls.endpoint, known=is_aws(settings.endpoint_url), head=self.head
         )
         self._tags: Final = Tags(calls, travel=is_aws(settings.endpoint_url))
+        self.copy_notes: UploadNotes | None = None
         self.max_copy_bytes = max_copy_bytes
         self.copy_part_bytes = copy_part_bytes
 
@@ -350,6 +352,7 @@ class S3Store:
             content_type=content_type,
             source_head=source_head,
             if_source_match=quoted(if_source_match),
+            notes=self.copy_notes,
         )
         by_parts = source_size > self.max_copy_bytes
 

@@ -25,7 +25,7 @@ from s3mgrd.s3.headers import describing_params, metadata_params, placing_params
 from s3mgrd.s3.listing import etag_of, time_ns
 from s3mgrd.s3.multipart import multipart_etag
 from s3mgrd.s3.operations import Params
-from s3mgrd.s3.port import MAX_PARTS, ObjectHead, Part, Written
+from s3mgrd.s3.port import MAX_PARTS, ObjectHead, Part, UploadNotes, Written
 from s3mgrd.s3.reading import head_of
 from s3mgrd.s3.retry import CallFailed
 from s3mgrd.s3.tags import Tags
@@ -51,6 +51,7 @@ class Copier:
     content_type: str | None
     source_head: ObjectHead | None
     if_source_match: str | None
+    notes: UploadNotes | None
 
     async def at_once(self, check: Check) -> Written:
         """Copy with one CopyObject.
@@ -115,7 +116,7 @@ class Copier:
         )
 
     async def by_parts(self, part_bytes: int, check: Check) -> Written:
-        """Copy with UploadPartCopy, several at the same time; what was begun is aborted when it fails or is cancelled.
+        """Copy with UploadPartCopy, several at the same time; what was begun is aborted when it fails or is cancelled, and noted until then.
 
         Raises:
             CallFailed: a call failed.
@@ -133,6 +134,8 @@ class Copier:
         )
         upload_id = str(created["UploadId"])
         try:
+            if self.notes is not None:
+                self.notes.upload_begun(self.target, upload_id)
             parts = await self._copy_parts(upload_id, version, part_bytes)
             if self.conditions.support[SOURCE] != "supported":
                 await self._ask_source(version)
@@ -146,6 +149,8 @@ class Copier:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + ABORT_LIMIT_S):
                 await self._abort(upload_id)
             raise
+        if self.notes is not None:
+            self.notes.upload_ended(upload_id)
         if tagging is not None and not self.tags.travel:
             await self.tags.put(self.target, tagging)
         return Written(etag_of(answer.get("ETag")) or multipart_etag(parts))
@@ -185,11 +190,16 @@ class Copier:
         return [parts[number] for number in sorted(parts)]
 
     async def _abort(self, upload_id: str) -> None:
+        is_gone = False
         try:
             await self.calls.call("AbortMultipartUpload", {"UploadId": upload_id}, key=self.target)
-        except CallFailed:
-            # The copy's own failure is what matters; `list_multiparts` shows what is left.
-            return
+            is_gone = True
+        except CallFailed as failure:
+            # The copy's own failure is what matters.
+            is_gone = isinstance(failure.error, NotFound)
+        finally:
+            if self.notes is not None:
+                (self.notes.upload_ended if is_gone else self.notes.upload_left)(upload_id)
 
     async def _ask_source(self, version: str | None = None) -> ObjectHead:
         try:

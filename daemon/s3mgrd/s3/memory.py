@@ -67,6 +67,7 @@ from s3mgrd.s3.port import (
     RestoreState,
     Support,
     Tier,
+    UploadNotes,
     Written,
     archive_class,
 )
@@ -162,6 +163,7 @@ class MemoryStore:
         conditions: Support = "supported",
     ) -> None:
         self.stats = StoreStats()
+        self.copy_notes: UploadNotes | None = None  # all copies are made at once
         self.outage = Outage()
         self.conditions = Conditions(*[conditions] * 5)
         self.checksums: Support = "supported"

@@ -215,8 +215,27 @@ class DeleteFailure:
 NO_VERSIONS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
+class UploadNotes(Protocol):
+    """Takes note of the multipart uploads that copies are made by: S3 keeps, and bills, the parts of one that nobody ends."""
+
+    def upload_begun(self, key: str, upload_id: str) -> None:
+        """An upload is there; nothing was copied yet."""
+
+    def upload_ended(self, upload_id: str) -> None:
+        """It is completed or aborted."""
+
+    def upload_left(self, upload_id: str) -> None:
+        """It is neither, as far as anybody knows, and has to be aborted."""
+
+
 class ObjectStore(Protocol):
-    """One bucket. Opened by an async context manager; safe for any number of tasks of one trio loop."""
+    """One bucket. Opened by an async context manager; safe for any number of tasks of one trio loop.
+
+    Attributes:
+        copy_notes: told of the uploads by which `copy` makes large objects.
+    """
+
+    copy_notes: UploadNotes | None
 
     @property
     def stats(self) -> StoreStats:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -112,6 +113,24 @@ async def test_an_upload_abandoned_before_a_crash_is_aborted_after_it(
         assert not lab.fs.syncer.left().is_nothing
         await lab.settle()
         assert await lab.store.list_multiparts("") == []
+
+
+async def test_the_upload_of_a_copy_that_a_crash_ended_is_aborted_after_it(lab: Lab) -> None:
+    """And one that goes on is not."""
+    async with lab.mounted():
+        journal = lab.fs.volume.journal
+        for key in ("dead", "done"):
+            upload_id = await lab.store.create_multipart(key, metadata={})
+            journal.upload_begun(key, upload_id)
+        await lab.settle()
+        assert len(await lab.store.list_multiparts("")) == 2
+        await lab.store.abort_multipart("done", upload_id)
+        journal.upload_ended(upload_id)
+    async with lab.mounted():
+        assert lab.fs.volume.journal.abandoned() == [("dead", ANY)]
+        await lab.settle()
+        assert await lab.store.list_multiparts("") == []
+        assert lab.fs.volume.journal.abandoned() == []
 
 
 async def test_another_writers_object_is_not_taken_for_ours(
