@@ -75,6 +75,7 @@ class Site:
         *,
         environ: Mapping[str, str] | None = None,
         log: Path | None = None,
+        cwd: Path | None = None,
     ) -> Done:
         """Run a program that works here, in a process group of its own of which nothing is left.
 
@@ -89,6 +90,7 @@ class Site:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "LC_ALL": "C.UTF-8", **(environ or {})},
+                cwd=cwd,
                 start_new_session=True,
             )
             status: int | None = None

@@ -237,6 +237,7 @@ def run_stress(box: Toolbox, site: Site) -> Ran:
             ],
             2 * box.stress_s + STEP_GRACE_S,
             log=box.scratch / "stress-ng.log",
+            cwd=box.scratch,  # some stressors leave files there
         )
         if done.status is None:
             cases.append(Case(stressor, Outcome.FAILED, _hung(done)))
