@@ -131,3 +131,29 @@ async def test_patience_begins_with_a_quick_request_and_ends_with_a_slow_one(
     after_s[0] = 1.0
     await took_s()
     assert await took_s() == pytest.approx(1.0)
+
+
+async def test_a_request_that_is_answered_at_once_is_not_announced(pipe: tuple[int, int]) -> None:
+    """pyfuse3's task learns only of those that somebody has to receive."""
+    taken: list[bytes] = []
+
+    def take() -> bool:
+        taken.append(os.read(pipe[0], 1))
+        return taken[-1] != b"3"
+
+    watch = Watch(pipe[0], Pyfuse(pipe[0]).wait, take)
+    os.write(pipe[1], b"123")
+    assert await watch()
+    assert taken == [b"1", b"2", b"3"]
+
+
+async def test_others_have_their_turn_however_many_requests_are_answered_at_once(
+    pipe: tuple[int, int],
+) -> None:
+    """The loop that answers is not the caller's, and bounded all the same."""
+    os.write(pipe[1], b"1")
+    had_turn = trio.Event()
+    watch = Watch(pipe[0], Pyfuse(pipe[0]).wait, lambda: not had_turn.is_set())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_set, had_turn)
+        assert await watch()

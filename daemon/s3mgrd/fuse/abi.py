@@ -27,6 +27,27 @@ INIT_IN_SHORT: Final = struct.Struct("=IIII")
 INIT_OUT: Final = struct.Struct("=IIIIHHIIHHIIH11H")
 """fuse_init_out: major, minor, max_readahead, flags, max_background, congestion_threshold, max_write, time_gran,
 max_pages, map_alignment, flags2, max_stack_depth, request_timeout, unused."""
+OPEN_IN: Final = struct.Struct("=II")
+"""fuse_open_in, also of a directory: flags, open_flags."""
+CREATE_IN: Final = struct.Struct("=IIII")
+"""fuse_create_in: flags, mode, umask, open_flags; the name follows."""
+MKDIR_IN: Final = struct.Struct("=II")
+"""fuse_mkdir_in: mode, umask; the name follows."""
+HANDLE_IN: Final = struct.Struct("=Q")
+"""fuse_release_in and fuse_flush_in, as far as they are read: fh."""
+READ_IN: Final = struct.Struct("=QQI")
+"""fuse_read_in, also of a directory, as far as it is read: fh, offset, size."""
+WRITE_IN: Final = struct.Struct("=QQIIQII")
+"""fuse_write_in: fh, offset, size, write_flags, lock_owner, flags, padding; the bytes follow."""
+SETATTR_IN: Final = struct.Struct("=IIQQQQQQIII")
+"""fuse_setattr_in up to the times: valid, padding, fh, size, lock_owner, atime, mtime, ctime, their nanoseconds."""
+GETXATTR_NAME_OFFSET: Final = 8
+"""Behind fuse_getxattr_in: size, padding."""
+FATTR_MTIME: Final = 1 << 5
+FATTR_FH: Final = 1 << 6
+FATTR_LOCKOWNER: Final = 1 << 9
+FATTR_CTIME: Final = 1 << 10
+"""What `valid` of fuse_setattr_in may say is there."""
 FORGET_IN: Final = struct.Struct("=Q")
 """fuse_forget_in: nlookup."""
 BATCH_FORGET_IN: Final = struct.Struct("=II")
@@ -65,6 +86,7 @@ class Opcode(IntEnum):
 
     LOOKUP = 1
     FORGET = 2
+    GETATTR = 3
     SETATTR = 4
     SYMLINK = 6
     MKNOD = 8
@@ -74,13 +96,20 @@ class Opcode(IntEnum):
     RENAME = 12
     LINK = 13
     OPEN = 14
+    READ = 15
+    WRITE = 16
+    RELEASE = 18
     SETXATTR = 21
+    GETXATTR = 22
     REMOVEXATTR = 24
+    FLUSH = 25
     INIT = 26
     OPENDIR = 27
+    RELEASEDIR = 29
     CREATE = 35
     INTERRUPT = 36
     BATCH_FORGET = 42
+    READDIRPLUS = 44
     RENAME2 = 45
 
 

@@ -54,7 +54,7 @@ from s3mgrd.journal.directory import StagingDirectory
 from s3mgrd.journal.tables import Journal
 from s3mgrd.s3.client import S3Store, open_store
 from s3mgrd.s3.settings import StoreSettings
-from s3mgrd.worker import allocator, express, session
+from s3mgrd.worker import allocator, session
 from s3mgrd.worker.caching import Cacher
 from s3mgrd.worker.conditions import Found, Memory
 from s3mgrd.worker.control import ControlServer
@@ -392,9 +392,10 @@ class MountWorker(Keeper, Cacher):
         fs.volume.kernel_keeps_times = bool(message.flags & tuning.WRITEBACK)
         try:
             operations = Operations(fs, ring)
-            express.install(operations.express)
             await self._messenger.attach(fuse_fd)
-            await session.serve(operations, fuse_fd, message, ring=ring, started=started)
+            await session.serve(
+                operations, fuse_fd, message, ring=ring, express=operations.express, started=started
+            )
         finally:
             self._fuse_fd, self._is_resumed = None, False
             ring.close()

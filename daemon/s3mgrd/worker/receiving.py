@@ -1,4 +1,4 @@
-"""Has all of pyfuse3's tasks receive requests into one buffer, whose pages are there before the first one.
+"""Receives requests for all of pyfuse3's tasks, into one buffer, whose pages are there before the first one.
 
 Each task has a buffer of its own, of more than the largest write, which libfuse allocates and the kernel fills. That has
 two faults. A worker that is killed while the kernel fills pages that are not there yet makes the kernel answer the request
@@ -9,14 +9,19 @@ for S3 keeps its buffer for as long.
 Nothing needs the buffer once libfuse has handed the request over: pyfuse3 copies data and names before it starts the
 coroutine, and what is answered without one (`s3mgrd.worker.express`) is written to the disk right from where it was received.
 So `install` puts functions of ours into the slots through which pyfuse3 receives and hands over, which lend the one buffer
-to each request in between. Where a slot is not as expected (`s3mgrd.worker.slots`), nothing is touched.
+to each request in between. And a request may be in it before libfuse is asked to receive: `Receiver.take` reads it, and
+has it answered without libfuse if that is possible. Where a slot is not as expected (`s3mgrd.worker.slots`), nothing is
+touched: all requests go to pyfuse3, and directories are read anew each time.
 
-Concurrency: pyfuse3 receives and hands over without a checkpoint in between, in one thread.
+Concurrency: pyfuse3 waits (`s3mgrd.worker.waiting`), receives and hands over without a checkpoint in between, in one thread.
 """
 
 import ctypes
+import errno
 import logging
 import mmap
+import os
+from collections.abc import Callable
 from typing import Final
 
 import pyfuse3
@@ -32,35 +37,30 @@ RECEIVE: Final = b"fuse_session_receive_buf"
 HAND_OVER: Final = b"fuse_session_process_buf"
 
 # struct fuse_buf: size_t size; enum flags; void *mem; …
-_MEMORY_OFFSET: Final = 16
+SIZE_OFFSET: Final = 0
+MEMORY_OFFSET: Final = 16
 
 # PYFUNCTYPE: both directions keep the interpreter's lock, as pyfuse3's own calls do.
 _Receive = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _HandOver = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 
-_kept: "list[_Lender]" = []
+_kept: "list[Receiver]" = []
 """What replaced pointers point to; it must never be collected."""
 
 
-def install() -> bool:
-    """Have the session that pyfuse3 will start, the only one of this process, use one buffer; whether it will."""
-    if _kept:
-        return True
-    try:
-        _kept.append(_Lender())
-    except (Unexpected, OSError, AttributeError) as exc:
-        log.warning("libfuse cannot be told where to receive requests: %s", exc)
-        return False
-    return True
-
-
-def lent(address: int, size: int) -> memoryview | None:
-    """Return received bytes where they lie, good until the request has been handed over; None: they lie elsewhere."""
-    for lender in _kept:
-        start = address - lender.address
-        if 0 <= start <= BUFFER_BYTES - size:
-            return lender.view[start : start + size]
-    return None
+def install() -> "Receiver | None":
+    """Have the session that pyfuse3 will start, the only one of this process, use one buffer; None: it cannot be done."""
+    if not _kept:
+        try:
+            _kept.append(Receiver())
+        except (Unexpected, OSError, AttributeError) as exc:
+            log.warning(
+                "libfuse cannot be told where to receive requests: metadata is slower, and the kernel keeps no directories' "
+                "entries: %s",
+                exc,
+            )
+            return None
+    return _kept[0]
 
 
 def warm(size: int) -> mmap.mmap:
@@ -72,7 +72,7 @@ def warm(size: int) -> mmap.mmap:
     return memory
 
 
-class _Lender:
+class Receiver:
     """The buffer, and the two functions that lend it to each request."""
 
     def __init__(self) -> None:
@@ -83,25 +83,43 @@ class _Lender:
             raise Unexpected("the slots of receiving hold something else")
         receive, hand_over = _Receive(addresses[0]), _HandOver(addresses[1])
         buffer = warm(BUFFER_BYTES)
-        self.view: Final = memoryview(buffer)
-        self.address: Final = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        self._view: Final = memoryview(buffer)
+        self._address: Final = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        self._received = 0
+        """So many bytes are in the buffer, and nobody has had them yet."""
         pointer = ctypes.c_uint64.from_address
 
         def ours_receive(session: int, buf: int) -> int:
-            place = pointer(buf + _MEMORY_OFFSET)
-            place.value = self.address
-            received: int = receive(session, buf)
-            if received <= 0:
+            place = pointer(buf + MEMORY_OFFSET)
+            place.value = self._address
+            received, self._received = self._received, 0
+            if received:
+                pointer(buf + SIZE_OFFSET).value = received
+                return received
+            result: int = receive(session, buf)
+            if result <= 0:
                 place.value = 0  # the task frees what is there when it ends
-            return received
+            return result
 
         def ours_hand_over(session: int, buf: int) -> None:
             hand_over(session, buf)
-            pointer(buf + _MEMORY_OFFSET).value = 0
+            pointer(buf + MEMORY_OFFSET).value = 0
 
         self._functions = _Receive(ours_receive), _HandOver(ours_hand_over)
         for slot, function in zip(slots, self._functions, strict=True):
             write_slot(slot, ctypes.cast(function, ctypes.c_void_p).value or 0)
+
+    def take(self, fd: int, answers: Callable[[memoryview], bool]) -> bool:
+        """Read the request that is there, and have *answers* answer it; False: libfuse has to be asked to receive it."""
+        try:
+            size = os.readv(fd, [self._view])
+        except OSError as error:
+            # Whoever asked was killed meanwhile; whatever else is wrong, libfuse meets it, too.
+            return error.errno in (errno.ENOENT, errno.EAGAIN)
+        if answers(self._view[:size]):
+            return True
+        self._received = size
+        return False
 
 
 def _address(module: ctypes.PyDLL, symbol: bytes) -> int:

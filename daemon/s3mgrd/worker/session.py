@@ -20,15 +20,18 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import pyfuse3
 import trio
 
+from s3mgrd.fs.kernel.express import Express
 from s3mgrd.fuse import abi, tuning
 from s3mgrd.worker import receiving, waiting
+from s3mgrd.worker.express import Lane
 from s3mgrd.worker.protocol import Serve
 from s3mgrd.worker.ring import Ring
 
@@ -121,6 +124,7 @@ async def serve(
     message: Serve,
     *,
     ring: Ring,
+    express: Express | None = None,
     started: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve the kernel connection until it ends (somebody unmounted it, or it was aborted); returns normally then.
@@ -132,6 +136,7 @@ async def serve(
         fuse_fd: the connection; stays the caller's.
         message: the supervisor's `Serve`.
         ring: of this connection; learns which calls are repeats.
+        express: answers what it can before *operations* are asked.
         started: called once libfuse reads from the kernel, or finds that the connection has ended already; always
             before this returns.
     """
@@ -151,16 +156,22 @@ async def serve(
 
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     session_fd = ours.detach()
+    receiver = receiving.install()
+    take = None
+    if receiver is not None and express is not None:
+        take = partial(receiver.take, session_fd, Lane(express, session_fd))
+    libfuse_reads = not waiting.watch(session_fd, take) or take is None
 
     def hand_over() -> None:
         os.dup2(fuse_fd, session_fd, inheritable=False)
+        os.set_blocking(session_fd, libfuse_reads)
         if asks_again:
             with suppress(OSError):  # it has ended meanwhile: libfuse's next read says so
                 os.write(fuse_fd, abi.notify_resend())
         started()
 
     operations.init = hand_over  # type: ignore[method-assign] # the one call that libfuse makes while it handles INIT
-    with theirs, interrupted_regularly():
+    with theirs, interrupted_regularly() if libfuse_reads else nullcontext():
         theirs.send(
             abi.init_request(
                 minor=message.minor,
@@ -169,10 +180,8 @@ async def serve(
                 flags2=message.flags2,
             )
         )
-        receiving.install()
         # From here on libfuse owns session_fd.
         pyfuse3.init(operations, f"/dev/fd/{session_fd}", {"fsname=s3mgr"})
-        waiting.watch(session_fd)
         try:
             await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
         finally:

@@ -6,7 +6,8 @@ requests came that fast, a task that is done looks for the next one for `PATIENC
 takes longer ends that; a request that turns out to have come fast begins it.
 
 pyfuse3 asks its own function ``_wait_fuse_readable`` and trusts the answer: what says True is followed by a read that blocks.
-`watch` puts another in its place, which says so only when a look has just shown it.
+`watch` puts another in its place, which says so only when a look has just shown it, and `s3mgrd.worker.receiving` could not
+have it answered right here.
 
 Concurrency: a look is no checkpoint, so `STRETCH_S` bounds for how long everything else in the loop waits.
 """
@@ -27,15 +28,20 @@ STRETCH_S: Final = 1e-3
 """Of requests that follow each other without a checkpoint."""
 
 
-def watch(fd: int) -> None:
-    """Have pyfuse3's tasks wait for *fd*, its connection, as the module says."""
+Take = Callable[[], bool]
+"""Called when there is a request; returns whether it is done with, and nobody needs to receive it."""
+
+
+def watch(fd: int, take: Take | None = None) -> bool:
+    """Have pyfuse3's tasks wait for *fd*, its connection, as the module says; returns whether they will."""
     module: Any = pyfuse3  # Any: the function is not part of its interface
     original = getattr(module, "_wait_fuse_readable", None)
     if original is None:
-        return
+        return False
     if isinstance(original, Watch):  # of a session before
         original = original.wait
-    module._wait_fuse_readable = Watch(fd, original)
+    module._wait_fuse_readable = Watch(fd, original, take)
+    return True
 
 
 class Watch:
@@ -44,10 +50,17 @@ class Watch:
     Args:
         fd: the connection.
         wait: pyfuse3's own way; False means that the session is over.
+        take: gets each request before it is announced.
     """
 
-    def __init__(self, fd: int, wait: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(
+        self,
+        fd: int,
+        wait: Callable[[], Awaitable[bool]],
+        take: Take | None = None,
+    ) -> None:
         self.wait: Final = wait
+        self._take = take
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         self._look = poll.poll
@@ -56,21 +69,23 @@ class Watch:
 
     async def __call__(self) -> bool:
         """Return True when there is a request, which nobody else has read; False when the session is over."""
-        look, clock = self._look, time.perf_counter
-        begun = now = clock()
-        if now > self._stretch_ends:
-            await trio.lowlevel.checkpoint()
+        look, clock, take = self._look, time.perf_counter, self._take
+        while True:
             begun = now = clock()
-            self._stretch_ends = now + STRETCH_S
-        while not look(0):
-            now = clock()
-            if self._is_patient and now - begun < PATIENCE_S:
-                os.sched_yield()
-                continue
-            self._is_patient = False
-            if not await self.wait():
-                return False
-            now = clock()
-            self._is_patient = now - begun < PATIENCE_S + WAKING_S
-            self._stretch_ends = now + STRETCH_S
-        return True
+            if now > self._stretch_ends:
+                await trio.lowlevel.checkpoint()
+                begun = now = clock()
+                self._stretch_ends = now + STRETCH_S
+            while not look(0):
+                now = clock()
+                if self._is_patient and now - begun < PATIENCE_S:
+                    os.sched_yield()
+                    continue
+                self._is_patient = False
+                if not await self.wait():
+                    return False
+                now = clock()
+                self._is_patient = now - begun < PATIENCE_S + WAKING_S
+                self._stretch_ends = now + STRETCH_S
+            if take is None or not take():
+                return True
