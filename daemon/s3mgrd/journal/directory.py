@@ -1,14 +1,14 @@
 """All staging files of a mount: those that have files of their own, and small new ones in the log they share."""
 
-import errno
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 from weakref import WeakValueDictionary
 
-from s3mgrd.journal.shared import SharedLog
+from s3mgrd.journal.shared import Entry, SharedLog
 from s3mgrd.journal.small import SmallFile
-from s3mgrd.journal.staging import Description, StagedFile
+from s3mgrd.journal.staging import Description, StagedFile, damaged, log_of_damaged
 
 MAX_SMALL: Final = 16_384
 """Files in the shared log; each costs some memory, and reading the log after a crash some time."""
@@ -31,8 +31,29 @@ class StagingDirectory:
                 file.load(entries)
             except OSError:
                 self._unreadable.add(inode)
+                self._set_aside(inode, entries)
             else:
                 self._small[inode] = self._open_files[inode] = file
+
+    def _set_aside(self, inode: int, entries: Sequence[Entry]) -> None:
+        """Give a file that cannot be read files of its own: it stays, and must not keep the log, which would only grow."""
+        with suppress(OSError):  # a full disk: another worker does it
+            data_fd, log_fd = self.make_files(inode)
+            try:
+                # What can be read of it, one after another: for people, who may know what it was.
+                for record, place, _ in entries:
+                    written = StagedFile.written_by(record) if record is not None else None
+                    if written is not None:
+                        os.write(data_fd, self._shared.read(place, written[1]))
+                os.write(log_fd, log_of_damaged())
+                os.fdatasync(data_fd)
+                os.fdatasync(log_fd)
+            finally:
+                os.close(data_fd)
+                os.close(log_fd)
+            os.fsync(self._fd)
+            self._shared.drop(inode, time_ns=0)
+            self._unreadable.remove(inode)
 
     def create_small(self, inode: int) -> StagedFile:
         """Make a staging file for an inode that is new: without files of its own, as long as it is small."""
@@ -56,7 +77,7 @@ class StagingDirectory:
     def _small_file(self, inode: int) -> SmallFile | None:
         """Return the file of an inode that lies in the shared log. Raises OSError(EIO): the disk changed it."""
         if inode in self._unreadable:
-            raise OSError(errno.EIO, "what was staged has changed on the disk")
+            raise damaged()
         return self._small.get(inode)
 
     def _relieve(self) -> None:

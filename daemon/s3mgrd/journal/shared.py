@@ -13,6 +13,7 @@ before what it takes back. Who keeps a file here for long is asked to move it (`
 Concurrency: one thread appends; `sync` may run in another.
 """
 
+import logging
 import os
 import struct
 import zlib
@@ -30,6 +31,8 @@ KEPT_SEGMENTS: Final = 4
 _HEAD: Final = struct.Struct("<IQqII")
 _CRC: Final = struct.Struct("<I")
 _GONE: Final = (1 << 32) - 1
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -126,7 +129,7 @@ class SharedLog:
             fd = os.open(f"{PREFIX}{number}", flags, dir_fd=self._directory)
             segment = Segment(number, fd)
             self._segments.append(segment)
-            self._read(segment, found)
+            self._read(segment, found, is_last=number == max(numbers))
         for inode, entries in found.items():
             self._files[inode] = list(dict.fromkeys(entry.place.segment for entry in entries))
             for segment in self._files[inode]:
@@ -134,7 +137,7 @@ class SharedLog:
         self._release()
         return found
 
-    def _read(self, segment: Segment, found: dict[int, list[Entry]]) -> None:
+    def _read(self, segment: Segment, found: dict[int, list[Entry]], *, is_last: bool) -> None:
         size = os.fstat(segment.fd).st_size
         while (record := _record_at(segment, segment.end, size)) is not None:
             start = segment.end + _HEAD.size
@@ -148,8 +151,17 @@ class SharedLog:
             said = record.said if record.is_sound else None
             place = Place(segment, start + len(record.said or b""))
             found.setdefault(record.inode, []).append(Entry(said, place, record.time_ns))
-        if segment.end < size:
+        if segment.end == size:
+            return
+        if is_last:  # and the only one that anybody can have been writing
             os.ftruncate(segment.fd, segment.end)
+        else:
+            log.warning(
+                "%d bytes of staged small files cannot be read: the disk changed %s%d",
+                size - segment.end,
+                PREFIX,
+                segment.number,
+            )
 
     @property
     def files(self) -> int:

@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Final, NamedTuple, Protocol
 
 from s3mgrd.journal.shared import Entry, Place, SharedLog
-from s3mgrd.journal.staging import Parked, StagedFile
+from s3mgrd.journal.staging import Parked, StagedFile, damaged
 
 SMALL_BYTES: Final = 32 << 10
 MAX_WRITES: Final = 64
@@ -78,7 +78,7 @@ class SmallFile(StagedFile):
         self._must_stay = True
         for record, place, time_ns in entries:
             if record is None:
-                raise OSError(errno.EIO, "what was staged has changed on the disk")
+                raise damaged()
             self._replay_chunk(record)
             if (written := self.written_by(record)) is not None:
                 self._written.append(_Written(*written, place))

@@ -9,7 +9,7 @@ Log format, ours: records of 16 bytes, two unsigned 64-bit little-endian numbers
 2**63 added to the length if the bytes are the base version's and no change; (size, 2**64-1) is a truncation to *size*;
 (n, 2**64-2) is followed by a `Description` in n bytes of JSON, padded to whole records, and n = 0 says that S3 need not get
 the data (any more); (n, 2**64-3) is followed by a `Parked` in the same way; (0, 2**64-4) says that mount.db has the time of the
-last change. A torn record at the end was never acknowledged and is ignored. The last description counts: with it, what was not
+last change; (0, 2**64-5) that some of it cannot be read, because the disk changed it. A torn record at the end was never acknowledged and is ignored. The last description counts: with it, what was not
 uploaded can be told and saved when mount.db is lost.
 
 The content of a staged file of *size* bytes: what the records cover comes from the staging file, but for what was parked
@@ -35,6 +35,7 @@ _TRUNCATE: Final = (1 << 64) - 1
 _DESCRIPTION: Final = (1 << 64) - 2
 _PARKED: Final = (1 << 64) - 3
 _TIME_SET: Final = (1 << 64) - 4
+_DAMAGED: Final = (1 << 64) - 5
 _OF_BASE: Final = 1 << 63
 _MAX_DESCRIPTION_BYTES: Final = 64 << 10
 _LOG_READ_BYTES: Final = 1 << 20
@@ -143,7 +144,7 @@ class StagedFile:
                 counts.bytes += sign * self.size
 
     def replay(self) -> None:
-        """Read the log: afterwards size and extents are as they were acknowledged."""
+        """Read the log: afterwards size and extents are as they were acknowledged. Raises OSError(EIO): the disk changed it."""
         while chunk := os.pread(self._log_fd, _LOG_READ_BYTES, self._log_end):
             used = self._replay_chunk(chunk)
             if not used:
@@ -160,6 +161,8 @@ class StagedFile:
                 self._apply_truncate(first)
             elif second == _TIME_SET:
                 self.is_changed = False
+            elif second == _DAMAGED:
+                raise damaged()
             elif second in (_DESCRIPTION, _PARKED):
                 payload = chunk[after : after + first]
                 if first > _MAX_DESCRIPTION_BYTES or len(payload) < first:
@@ -405,6 +408,16 @@ class StagedFile:
         if written != len(record):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._log_end += written
+
+
+def damaged() -> OSError:
+    """Return what is raised where the disk changed staged data."""
+    return OSError(errno.EIO, "what was staged has changed on the disk")
+
+
+def log_of_damaged() -> bytes:
+    """Return the log of a file of which some cannot be read."""
+    return StagedFile.pack_record(0, _DAMAGED)
 
 
 def punch_hole(fd: int, start: int, stop: int) -> None:

@@ -173,9 +173,45 @@ def test_a_byte_that_the_disk_changed_costs_one_file(site: Site, tmp_path: Path)
         site.staging.open(2, 0)
     assert caught.value.errno == errno.EIO
     assert content(site.staging.open(3, 0)) == b"content of 3"
+    site.next_worker()
+    with pytest.raises(OSError, match="changed on the disk"):
+        site.staging.adopt(2, 0)
     site.staging.remove(2)
     site.next_worker()
     assert site.staging.inodes() == {1, 3}
+
+
+def test_a_file_that_cannot_be_read_does_not_keep_the_log(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its bytes stay, for who knows what they were."""
+    monkeypatch.setattr(shared, "SEGMENT_BYTES", 300)
+    file = site.make(1, (0, b"begin "), (6, b"middle "), (13, b"end"))
+    file.describe(None)
+    log = tmp_path / "shared.0"
+    log.write_bytes(log.read_bytes().replace(b"middle", b"muddle"))
+    site.next_worker()
+    for inode in range(2, 5):
+        site.make(inode, (0, b"x" * 200))
+        site.staging.remove(inode)
+    assert len(site.log()) == 1
+    assert (tmp_path / "1").read_bytes() == b"begin end"
+    assert 1 in site.staging.inodes()
+
+
+def test_the_end_of_a_segment_that_cannot_be_read_is_told_of(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shared, "SEGMENT_BYTES", 300)
+    for inode in (1, 2, 3):
+        site.make(inode, (0, b"x" * 200))
+    log = tmp_path / "shared.0"
+    whole = log.read_bytes()
+    log.write_bytes(whole[:-10])
+    site.next_worker()
+    assert "cannot be read: the disk changed shared.0" in caplog.text
+    assert content(site.staging.open(3, 0)) == b"x" * 200
+    assert len(log.read_bytes()) == len(whole) - 10
 
 
 def test_segments_go_when_nobody_needs_them_and_nothing_comes_back(
