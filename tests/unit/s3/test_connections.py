@@ -1,6 +1,7 @@
 """Connections: TLS, proxies, connections that end while nobody looks, servers that refuse a body."""
 
 import os
+import socket
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
+from trio.testing import MockClock
 
 from s3mgrd.errors import Denied, TimedOut, Unavailable
 from s3mgrd.s3.client import open_store
+from s3mgrd.s3.connections import SocketConnection, WaitedTooLong
 from s3mgrd.s3.port import FileSlice
 from s3mgrd.s3.tls import shared_context
 from tests.servers.certificates import make_certificate
@@ -68,6 +72,62 @@ async def test_large_bodies_arrive_whole(is_tls: bool, tls: ssl.SSLContext) -> N
             read = await store.get_range("file", 2, 4 * MIB)
             assert read.data == data[3 : 4 * MIB + 1]
             assert store.stats.sent_bytes == 2 * len(data) - 1
+
+
+@asynccontextmanager
+async def connected(timeout_s: float) -> AsyncIterator[tuple[SocketConnection, socket.socket]]:
+    """Connect by TCP; yields our side and the other's socket."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    ours.setblocking(False)
+    with ours, theirs:
+        yield SocketConnection(ours, timeout_s), theirs
+
+
+async def test_a_body_wakes_us_for_much_of_it_at_a_time() -> None:
+    """To be woken costs as much as to receive; the end of the body and the end of the connection count as much."""
+    async with connected(60) as (connection, theirs), trio.open_nursery() as nursery:
+        view = memoryview(bytearray(64 << 10))
+        got: list[int] = []
+
+        async def receive() -> None:
+            got.append(await connection.receive_into(view))
+
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        theirs.sendall(bytes(20 << 10))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert got == []
+        theirs.sendall(bytes(44 << 10))
+        await until(lambda: got == [64 << 10])
+        theirs.sendall(b"x")
+        assert await connection.receive() == b"x", "the next head waits for no more than there is"
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        theirs.sendall(b"short")
+        theirs.shutdown(socket.SHUT_WR)
+        await until(lambda: got == [64 << 10, 5])
+
+
+async def test_a_body_that_comes_slowly_is_no_silence(autojump_clock: MockClock) -> None:
+    """Whoever waits for much is not told of little; that is not the same as nothing."""
+    async with connected(60) as (connection, theirs):
+        view = memoryview(bytearray(1 << 20))
+        theirs.sendall(b"some")
+        assert await connection.receive_into(view) == 4
+        got: list[int] = []
+
+        async def receive() -> None:
+            got.append(await connection.receive_into(view))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await trio.testing.wait_all_tasks_blocked()
+            theirs.sendall(b"more")
+        assert got == [4]
+        with pytest.raises(WaitedTooLong):
+            await connection.receive_into(view)
 
 
 async def test_a_file_that_ends_early_is_not_sent_through_tls_either(tls: ssl.SSLContext) -> None:

@@ -11,6 +11,10 @@ from typing import Final
 
 MIB: Final = 1 << 20
 FIRST_WINDOW: Final = 1 * MIB
+FIRST_FACTOR: Final = 8
+"""How many times what a program asks for first is read ahead of it: who reads in large pieces wants them all."""
+GROWTH: Final = 4
+"""How many times as much is read ahead for each further read in order: until enough is in flight, the network idles."""
 MAX_WINDOW: Final = 64 * MIB
 MIN_STEP: Final = 1 * MIB
 MAX_STEP: Final = 4 * MIB
@@ -46,7 +50,7 @@ class Stream:
             self.window = 0
         elif stop > self.position:
             self.position = stop
-            self.window = self._grown(limit)
+            self.window = self._grown(stop - offset, limit)
         if self.strides >= SURE:
             self.window = min((stop - offset) << min(self.strides, 20), MAX_WINDOW, limit)
             return True
@@ -57,8 +61,9 @@ class Stream:
         self.strides = self.strides + 1 if is_equal and (step < 0 or step > NEARBY) else 0
         self.start, self.length, self.stride = offset, stop - offset, step
 
-    def _grown(self, limit: int) -> int:
-        return min(max(2 * self.window, FIRST_WINDOW), MAX_WINDOW, max(limit, FIRST_WINDOW))
+    def _grown(self, length: int, limit: int) -> int:
+        wanted = GROWTH * self.window or FIRST_FACTOR * length
+        return min(max(wanted, FIRST_WINDOW), MAX_WINDOW, max(limit, FIRST_WINDOW))
 
     def ahead(self, stop: int, size: int) -> Iterator[tuple[int, int]]:
         """Yield the ranges to read ahead of a read that ended at *stop*, nearest first, within [0, size)."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from s3mgrd.fs.reading.patterns import FIRST_WINDOW, MAX_WINDOW, MIB, Stream
+from s3mgrd.fs.reading.patterns import FIRST_FACTOR, FIRST_WINDOW, MAX_WINDOW, MIB, Stream
 
 KIB = 1 << 10
 SIZE = 1 << 40
@@ -19,13 +19,22 @@ def ahead(stream: Stream, stop: int, size: int = SIZE) -> list[tuple[int, int]]:
     return list(stream.ahead(stop, size))
 
 
-def test_a_reader_from_the_beginning_gets_a_window_that_doubles() -> None:
-    stream, windows = Stream(), []
-    for number in range(12):
-        assert stream.follow(number * MIB, (number + 1) * MIB, limit=1 << 30)
-        windows.append(stream.window)
-    assert windows[:4] == [FIRST_WINDOW, 2 * MIB, 4 * MIB, 8 * MIB]
-    assert windows[-1] == MAX_WINDOW
+@pytest.mark.parametrize(
+    ("length", "windows"),
+    [
+        (16 * KIB, [FIRST_WINDOW, 4 * MIB, 16 * MIB, MAX_WINDOW, MAX_WINDOW]),
+        (MIB, [8 * MIB, 32 * MIB, MAX_WINDOW, MAX_WINDOW]),
+    ],
+)
+def test_a_reader_from_the_beginning_gets_a_window_that_grows_fast(
+    length: int, windows: list[int]
+) -> None:
+    """Who asks for much at once wants more of it; the kernel asks for twice a MiB before the first answer is there."""
+    stream, found = Stream(), []
+    for number in range(len(windows)):
+        assert stream.follow(number * length, (number + 1) * length, limit=1 << 30)
+        found.append(stream.window)
+    assert found == windows
 
 
 def test_the_window_stays_within_the_memory_there_is() -> None:
@@ -53,7 +62,7 @@ def test_a_jump_loses_the_window_and_order_gains_it_again() -> None:
     assert not stream.follow(900 * MIB, 901 * MIB, limit=1 << 30)
     assert stream.window == 0
     assert stream.follow(901 * MIB, 902 * MIB, limit=1 << 30)
-    assert stream.window == FIRST_WINDOW
+    assert stream.window == FIRST_FACTOR * MIB
 
 
 def test_random_reads_are_never_read_ahead_of() -> None:
