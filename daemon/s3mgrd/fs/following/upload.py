@@ -9,7 +9,9 @@ import logging
 import mimetypes
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from enum import Enum, auto
+from functools import partial
+from typing import Final, NamedTuple
 
 import trio
 
@@ -18,6 +20,7 @@ from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, TooLarge, Un
 from s3mgrd.fs import attributes, descriptions, relocation
 from s3mgrd.fs.changing.conflicts import Conflicts, Notice
 from s3mgrd.fs.following.strays import find_unseen
+from s3mgrd.fs.following.turns import Turns
 from s3mgrd.fs.learning.metadata import Metadata
 from s3mgrd.fs.reading.reader import Reader
 from s3mgrd.fs.volume import NS, Volume
@@ -40,6 +43,25 @@ FIRST_RETRY_S: Final = 5.0
 LAST_RETRY_S: Final = 300.0
 TOLERANCE_S: Final = 60
 """A file that was uploaded while it was written has the time when that began, if its last write was no later than this."""
+
+
+class _Plain(NamedTuple):
+    """How a small new file is sent: with which metadata, its own among them, and whether nothing may be there."""
+
+    like: ObjectHead
+    own: Mapping[str, str]
+    metadata: Mapping[str, str]
+    is_absent: bool
+
+
+class _Fate(Enum):
+    """What becomes of staged data that S3 has."""
+
+    FORGOTTEN = auto()
+    STAGED = auto()
+    """It stays as it is, until nobody writes the file any more."""
+    BASE = auto()
+    """Nothing stays: S3's version has everything."""
 
 
 class Uploader:
@@ -74,6 +96,7 @@ class Uploader:
         self._preserve = preserve
         self._settled = settled
         self._conflicts = conflicts
+        self._turns = Turns(volume.database)
         self.running: Final[set[Inode]] = set()
         """Files whose upload is going on now, whoever asked for it."""
 
@@ -134,13 +157,17 @@ class Uploader:
     async def _commit(self, inode: Inode, stage: Stage) -> None:
         volume = self._volume
         while True:
-            node, row = volume.node(inode), volume.journal.staged(inode)
-            if node.is_detached or row is None:
+            node = volume.node(inode)
+            if node.is_detached:
                 return
             key = volume.wanted_key(node)
-            if self._is_plain(node, key, stage, row):
+            if stage.file.is_small and not volume.locks.is_held(("key", key)):
                 async with volume.locks.holding(("key", key)):
-                    await self._store_plain(node, key, stage, row)
+                    if await self._store_plain(inode, key, stage):
+                        return
+                node = volume.node(inode)
+            row = volume.journal.staged(inode)
+            if node.is_detached or row is None:
                 return
             await self._settled(node.parent)
             await self._sender.complete(node, stage, row)
@@ -162,44 +189,61 @@ class Uploader:
                 return
 
     def _is_plain(self, node: Node, key: str, stage: Stage, row: StagedRow) -> bool:
-        """Whether a file is a small new one, and nothing has to be waited for or thought of before it is sent."""
+        """Whether a file is a small new one, and nothing has to be waited for or thought of before it is sent to *key*."""
         volume = self._volume
         return (
-            stage.file.is_small
+            not node.is_detached
+            and volume.wanted_key(node) == key
+            and stage.file.is_small
             and node.etag is None
             and row.condition != "match"
             and not volume.moving
-            and not volume.locks.is_held(("key", key))
             and volume.journal.is_untouched(key)
         )
 
-    async def _store_plain(self, node: Node, key: str, stage: Stage, row: StagedRow) -> None:
-        """As `_store`, of a file for which `_is_plain` holds: one transaction before, one after. No checkpoint before it is sent."""
-        volume, size = self._volume, stage.file.size
-        with volume.database.transaction():
-            if stage.mtime_ns is not None:
-                volume.nodes.update(node.id, mtime_ns=self._stages.mtime_ns(node))
-                self._stages.time_set(node.id)
-                node = volume.node(node.id)
-            like = _described(node, key)
-            own = self._metadata.own(node)
-            metadata = descriptions.merged(like.metadata, own)
-            volume.journal.begin_write(key, size=size, mtime=metadata.get("mtime"))
+    async def _store_plain(self, inode: Inode, key: str, stage: Stage) -> bool:
+        """As `_store`, of a file for which `_is_plain` holds, in two transactions that others share; whether it did."""
+        plain = await self._turns.make(
+            partial(self._begin_plain, inode, key, stage),
+            partial(self._begun_plain, inode, stage),
+        )
+        if plain is None:
+            return False
+        like = plain.like
         try:
-            written = await volume.store.put(
+            written = await self._volume.store.put(
                 key,
-                stage.file.read(0, size),
-                metadata=metadata,
+                stage.file.read(0, stage.file.size),
+                metadata=plain.metadata,
                 content_type=like.content_type,
                 like=like,
-                condition=Condition(absent=row.condition == "absent"),
+                condition=Condition(absent=plain.is_absent),
             )
         except PreconditionFailed:
-            found = await self._find_ours(key, stage, metadata, was_sent=False)
+            found = await self._find_ours(key, stage, plain.metadata, was_sent=False)
             if found is None:
                 raise
             written = found
-        self._take_note(node, key, stage, written, own, like)
+        await self._turns.make(
+            partial(self._note, inode, key, stage, written, plain.own, like),
+            partial(self._noted, inode, stage),
+        )
+        return True
+
+    def _begin_plain(self, inode: Inode, key: str, stage: Stage) -> _Plain | None:
+        """Note that a file is about to be sent as it is now; None: it is not for `_store_plain` (any more)."""
+        volume = self._volume
+        node, row = volume.node(inode), volume.journal.staged(inode)
+        if row is None or not self._is_plain(node, key, stage, row):
+            return None
+        if stage.mtime_ns is not None:
+            volume.nodes.update(inode, mtime_ns=stage.mtime_ns)
+            node = volume.node(inode)
+        like = _described(node, key)
+        own = self._metadata.own(node)
+        metadata = descriptions.merged(like.metadata, own)
+        volume.journal.begin_write(key, size=stage.file.size, mtime=metadata.get("mtime"))
+        return _Plain(like, own, metadata, row.condition == "absent")
 
     async def _store(self, node: Node, key: str, stage: Stage, row: StagedRow) -> None:
         """Write the object and take note; the caller holds the locks of the inode and of *key*."""
@@ -271,6 +315,10 @@ class Uploader:
                 raise PreconditionFailed(f"{key!r} exists already: somebody replaced it")
             raise Unavailable(f"{key!r} cannot be replaced: {failure.code} {failure.message}")
 
+    def _begun_plain(self, inode: Inode, stage: Stage, plain: _Plain | None) -> None:
+        if plain is not None and stage.mtime_ns is not None:
+            self._stages.time_set(inode)
+
     def _take_note(
         self,
         sent: Node,
@@ -281,59 +329,74 @@ class Uploader:
         like: ObjectHead,
     ) -> None:
         """Make the version that S3 acknowledged, with the metadata *own* and *like*'s, that of the inode."""
+        with self._volume.database.transaction():
+            fate = self._note(sent.id, key, stage, written, own, like)
+        self._noted(sent.id, stage, fate)
+
+    def _note(
+        self,
+        inode: Inode,
+        key: str,
+        stage: Stage,
+        written: Written,
+        own: Mapping[str, str],
+        like: ObjectHead,
+    ) -> _Fate:
+        """Do what `_take_note` does to rows, in a transaction of the caller's; `_noted` does the rest when it is committed."""
         volume = self._volume
         now_ns = volume.now_ns()
-        with volume.database.transaction():
-            node = volume.node(sent.id)
-            size = stage.file.size
-            is_changed = attributes.differ(own, self._metadata.own(node))
-            volume.journal.drop_deletes([key])
-            volume.journal.end_writes(key)
-            columns: dict[str, object] = {
-                "etag": written.etag,
-                "size": size,
-                "remote_mtime_ns": written.mtime_ns,
-                "attributes_known": 1,
-                "attributes_dirty": int(is_changed),
-                "seen_ns": now_ns,
-                "remote_key": None,
-            }
-            if node.is_detached:
-                volume.journal.add_delete(key, etag=written.etag, holder=node.id, now_ns=now_ns)
-                columns |= {"remote_key": key, "attributes_dirty": 0}
-            else:
-                before = volume.key_in_s3(node) if node.etag is not None else key
-                if before != key:
-                    relocation.remove_object(volume, before, etag=node.etag, holder=None)
-                columns["remote_key"] = relocation.remote_key(volume, node, key)
-                volume.changes.note(node.parent, node.name or "")
-            volume.nodes.update(node.id, **columns)
-            self._metadata.note_written(node.id, like)
-            volume.staging.describe(node.id, None)
-            if not node.is_detached and self._stages.may_forget(node.id):
-                volume.journal.forget_staged(node.id)
-                is_forgotten = True
-            else:
-                volume.journal.put_staged(
-                    node.id,
-                    dirty=False,
-                    base_etag=written.etag,
-                    base_size=size,
-                    condition="match",
-                    now_ns=now_ns,
-                )
-                volume.journal.drop_upload(node.id)
-                is_forgotten = False
-            becomes_base = bool(stage.file.parked) and not node.is_detached
-            if not is_forgotten and (becomes_base or not stage.file.parked):
-                volume.journal.unpark(volume.journal.parked(node.id))
-        if is_forgotten:
-            self._stages.forget(sent.id)
+        node = volume.node(inode)
+        size = stage.file.size
+        is_changed = attributes.differ(own, self._metadata.own(node))
+        volume.journal.drop_deletes([key])
+        volume.journal.end_writes(key)
+        columns: dict[str, object] = {
+            "etag": written.etag,
+            "size": size,
+            "remote_mtime_ns": written.mtime_ns,
+            "attributes_known": 1,
+            "attributes_dirty": int(is_changed),
+            "seen_ns": now_ns,
+            "remote_key": None,
+        }
+        if node.is_detached:
+            volume.journal.add_delete(key, etag=written.etag, holder=inode, now_ns=now_ns)
+            columns |= {"remote_key": key, "attributes_dirty": 0}
+        else:
+            before = volume.key_in_s3(node) if node.etag is not None else key
+            if before != key:
+                relocation.remove_object(volume, before, etag=node.etag, holder=None)
+            columns["remote_key"] = relocation.remote_key(volume, node, key)
+            volume.changes.note(node.parent, node.name or "")
+        volume.nodes.update(inode, **columns)
+        self._metadata.note_written(inode, like)
+        volume.staging.describe(inode, None)
+        if not node.is_detached and self._stages.may_forget(inode):
+            volume.journal.forget_staged(inode)
+            return _Fate.FORGOTTEN
+        volume.journal.put_staged(
+            inode,
+            dirty=False,
+            base_etag=written.etag,
+            base_size=size,
+            condition="match",
+            now_ns=now_ns,
+        )
+        volume.journal.drop_upload(inode)
+        if stage.file.parked and node.is_detached:
+            return _Fate.STAGED
+        volume.journal.unpark(volume.journal.parked(inode))
+        return _Fate.BASE if stage.file.parked else _Fate.STAGED
+
+    def _noted(self, inode: Inode, stage: Stage, fate: _Fate) -> None:
+        """Do with staged data that S3 has what `_note` said in its rows."""
+        if fate is _Fate.FORGOTTEN:
+            self._stages.forget(inode)
             return
         stage.dirty = False
-        self._stages.sent(sent.id)
-        stage.file.rebase(size)
-        if becomes_base:  # what was parked is about to be deleted
+        self._stages.sent(inode)
+        stage.file.rebase(stage.file.size)
+        if fate is _Fate.BASE:  # what was parked is about to be deleted
             stage.file.become_base()
             stage.file.describe(None)
 

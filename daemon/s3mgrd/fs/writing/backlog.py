@@ -25,7 +25,7 @@ MAX_BONUS_S: Final = 60
 GATHER_S: Final = 0.05
 """What is queued waits so long: what is rewritten, renamed or removed meanwhile need not be sent as it was."""
 QUIET_S: Final = 0.02
-HOLD_S: Final = 0.5
+HOLD_S: Final = 1.0
 """While small files keep coming, the next within `QUIET_S`, they wait up to `HOLD_S`: who makes them waits for each, and
 uploading takes the processor from answering. Whoever waits for S3 does not ask the queue."""
 SMALL_BYTES: Final = 32 << 10
