@@ -99,6 +99,7 @@ class Syncer:
         self._running: set[Hashable] = set()
         self._uploads = {True: 0, False: 0}
         """How many are under way, of small files and of others."""
+        self._has_uploaded = False
         self._urgent: deque[Inode] = deque()
         """To be uploaded whether their time has come or not, because somebody waits for everything."""
         self._failures: dict[Hashable, _Failure] = {}
@@ -149,7 +150,9 @@ class Syncer:
             taken = self._take_urgent(small=small, large=large)
             is_urgent = taken is not None
             if taken is None:
-                taken = self._stages.backlog.take(self._volume.now_ns(), small=small, large=large)
+                taken = self._stages.backlog.take(
+                    self._volume.now_ns(), small=small, large=large, holds=not self._wants_to_know()
+                )
             if taken is None:
                 self._idle_s = min(
                     self._idle_s, max(0.0, self._stages.backlog.ready_at - trio.current_time())
@@ -159,8 +162,13 @@ class Syncer:
             subject = ("upload", inode)
             if subject not in self._running:
                 self._running.add(subject)
+                self._has_uploaded = True
                 self._uploads[is_small] += 1
                 nursery.start_soon(self._upload, nursery, inode, is_small, is_urgent)
+
+    def _wants_to_know(self) -> bool:
+        """Whether one small file should go ahead: with it the store finds out what many would have to ask for, each for itself."""
+        return not self._has_uploaded and self._volume.store.conditions.writes == "unknown"
 
     def _take_urgent(self, *, small: bool, large: bool) -> tuple[Inode, bool] | None:
         while self._urgent:

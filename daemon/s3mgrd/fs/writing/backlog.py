@@ -102,8 +102,13 @@ class Backlog:
         line = self._small if self._sizes[inode] <= SMALL_BYTES else self._large
         line.put(place_ns, inode, ready_at)
 
-    def take(self, now_ns: int, *, small: bool, large: bool) -> tuple[Inode, bool] | None:
-        """Return the next file that is due, and whether it is a small one; of the given kinds only. `give_back` it afterwards."""
+    def take(
+        self, now_ns: int, *, small: bool, large: bool, holds: bool = True
+    ) -> tuple[Inode, bool] | None:
+        """Return the next file that is due, and whether it is a small one; of the given kinds only. `give_back` it afterwards.
+
+        *holds*: small ones wait while more keep coming.
+        """
         now, self.ready_at = trio.current_time(), float("inf")
         firsts = [
             (first, line is self._small)
@@ -113,7 +118,7 @@ class Backlog:
         for (place_ns, inode, ready_at), is_small in sorted(firsts):
             if self.is_paused and place_ns > HURRIED_NS:
                 continue
-            if is_small:
+            if is_small and holds:
                 held_until = min(self._came_at + QUIET_S, ready_at - GATHER_S + HOLD_S)
                 ready_at = max(ready_at, held_until) if ready_at else ready_at
             ready_at = max(ready_at, now + (place_ns - now_ns) / NS)
