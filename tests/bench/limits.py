@@ -9,13 +9,18 @@ blocking sockets and requests that were prepared before, nothing signed, parsed 
 give (only for servers that verify no signature). Both have as many transfers in flight as the mount may, in pieces of
 one part. Each round reads another object, so that no cache has it.
 
+Small files are made by one program in a mount with ``write_mode=writeback``: until its last close() returns, beside the same on a tmpfs;
+and until S3 lists all of them, beside the same PUTs by the store client and by one loop of bare sockets.
+
 The random reads are of an object too large to be kept, where the server makes one from nothing (``/_bench/big``).
 """
 
 import argparse
 import http.client
+import itertools
 import os
 import random
+import selectors
 import socket
 import subprocess
 import sys
@@ -51,8 +56,15 @@ RANDOM_READS: Final = 60
 HUGE_BYTES: Final = 20 << 30
 SHARE: Final = 0.8
 """Of the store's speed, at least, in order."""
+SMALL_FILES: Final = 500
+SMALL_BYTES: Final = 10_000
+SMALL_TRANSFERS: Final = 64
+"""Requests for small files at a time: what the mount makes with `concurrency` 16."""
 PROGRAM_LIMIT_S: Final = 600.0
+LOOK_S: Final = 0.01
+"""Between two looks at what S3 lists."""
 
+COLUMNS: Final = ("tmpfs", "sockets", "store", "mount")
 Job = Callable[[], Awaitable[object]]
 
 READ: Final = """
@@ -70,6 +82,16 @@ block = os.urandom(1 << 20)
 begun = time.perf_counter()
 with open(sys.argv[1], "wb", buffering=0) as file:
     for _ in range(int(sys.argv[2]) >> 20):
+        file.write(block)
+print(time.perf_counter() - begun)
+"""
+CREATE: Final = """
+import os, sys, time
+root, count, block = sys.argv[1], int(sys.argv[2]), os.urandom(int(sys.argv[3]))
+os.mkdir(root)
+begun = time.perf_counter()
+for number in range(count):
+    with open(f"{root}/{number:04d}", "xb", buffering=0) as file:
         file.write(block)
 print(time.perf_counter() - begun)
 """
@@ -93,6 +115,8 @@ class Row:
     name: str
     unit: str
     must_hold: bool
+    limit: str = "store"
+    """Who the mount is measured by."""
     best: dict[str, float] = field(default_factory=dict)
 
     def note(self, who: str, value: float) -> None:
@@ -101,8 +125,8 @@ class Row:
 
     @property
     def share(self) -> float:
-        """The mount's part of what the store client reaches."""
-        return self.best["mount"] / self.best["store"]
+        """The mount's part of what its limit reaches."""
+        return self.best["mount"] / self.best[self.limit]
 
     @property
     def holds(self) -> bool:
@@ -112,8 +136,7 @@ class Row:
     def line(self) -> str:
         """Write the figures as text."""
         figures = "".join(
-            f"{self.best[who]:11.1f}" if who in self.best else f"{'-':>11}"
-            for who in ("sockets", "store", "mount")
+            f"{self.best[who]:11.1f}" if who in self.best else f"{'-':>11}" for who in COLUMNS
         )
         bound = f"  at least {SHARE}" if self.must_hold else ""
         return f"{self.name:28}{self.unit:>8}{figures}{self.share:12.2f}{bound}"
@@ -126,6 +149,8 @@ class Ground:
     endpoint: Endpoint
     bucket: str
     mountpoint: Path
+    writeback: Path
+    """Where the bucket is mounted with ``write_mode=writeback``."""
     source_fd: int
     size: int
     huge: tuple[str, int]
@@ -216,6 +241,19 @@ def store_writes(ground: Ground, key: str) -> float:
     return with_store(ground, prepare)
 
 
+def store_puts(ground: Ground, prefix: str) -> float:
+    """Put small objects by the store client; returns seconds."""
+    block = os.urandom(SMALL_BYTES)
+
+    def prepare(store: ObjectStore) -> Job:
+        def putting(number: int) -> Job:
+            return lambda: store.put(f"{prefix}/{number:04d}", block, metadata={})
+
+        return lambda: side_by_side(SMALL_TRANSFERS, [putting(n) for n in range(SMALL_FILES)])
+
+    return with_store(ground, prepare)
+
+
 # By bare sockets
 
 
@@ -249,6 +287,32 @@ class Wire:
             start += os.sendfile(connection.fileno(), fd, start, stop - start)
         _after_head(connection)
         self._idle.append(connection)
+
+    def put_small(self, prefix: str) -> None:
+        """Put small objects in one loop, without a thread: as many at a time as the mount does."""
+        block = os.urandom(SMALL_BYTES)
+        requests = iter(
+            [
+                self._head("PUT", f"{prefix}/{number:04d}", f"Content-Length: {len(block)}") + block
+                for number in range(SMALL_FILES)
+            ]
+        )
+        with selectors.EpollSelector() as waiting:
+            for request in itertools.islice(requests, SMALL_TRANSFERS):
+                fresh = socket.create_connection(self._place)
+                fresh.sendall(request)
+                waiting.register(fresh, selectors.EVENT_READ)
+            while waiting.get_map():
+                for ready, _ in waiting.select():
+                    answered = ready.fileobj
+                    assert isinstance(answered, socket.socket)
+                    _after_head(answered)
+                    following = next(requests, None)
+                    if following is None:
+                        waiting.unregister(answered)
+                        self._idle.append(answered)
+                    else:
+                        answered.sendall(following)
 
     def close(self) -> None:
         """Close the connections."""
@@ -339,6 +403,38 @@ def read_at_random(readers: int) -> Callable[[Ground, Row, int], None]:
     return measure
 
 
+def small_returned(ground: Ground, row: Row, number: int) -> None:
+    """Make small files, until the last close() returns."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as local:
+        row.note("tmpfs", SMALL_FILES / _create(Path(local) / "tree"))
+    row.note("mount", SMALL_FILES / _create(ground.writeback / "write" / f"returned-{number}"))
+
+
+def small_durable(ground: Ground, row: Row, number: int) -> None:
+    """Make small files, until S3 lists all of them."""
+    if not ground.endpoint.verifies_signatures:
+        wire = Wire(ground)
+        begun = time.perf_counter()
+        wire.put_small(f"write/sockets-{number}")
+        row.note("sockets", SMALL_FILES / (time.perf_counter() - begun))
+        wire.close()
+    row.note("store", SMALL_FILES / store_puts(ground, f"write/store-{number}"))
+    client = ground.endpoint.boto3()
+    tree = f"write/durable-{number}"
+    took_s = _create(ground.writeback / tree)
+    begun = time.perf_counter()
+    while (
+        client.list_objects_v2(Bucket=ground.bucket, Prefix=f"{tree}/")["KeyCount"] <= SMALL_FILES
+    ):
+        time.sleep(LOOK_S)  # the directory's marker is one more
+    row.note("mount", SMALL_FILES / (took_s + time.perf_counter() - begun))
+    client.close()
+
+
+def _create(directory: Path) -> float:
+    return program(CREATE, directory, SMALL_FILES, SMALL_BYTES)
+
+
 def _make_huge(endpoint: Endpoint, bucket: str) -> tuple[str, int] | None:
     """Have the server make an object from nothing; None: it cannot. Returns its key and size."""
     query = f"bucket={bucket}&key=read/huge&size={HUGE_BYTES}"
@@ -351,11 +447,13 @@ def _make_huge(endpoint: Endpoint, bucket: str) -> tuple[str, int] | None:
     return None
 
 
-MEASURES: Final[dict[str, tuple[Callable[[Ground, Row, int], None], str, str, bool]]] = {
-    "read": (read, "in order, read", "MiB/s", True),
-    "write": (write, "in order, written", "MiB/s", True),
-    "random-1": (read_at_random(1), "at random, one reader", "/s", False),
-    "random-16": (read_at_random(16), "at random, 16 readers", "/s", False),
+MEASURES: Final[dict[str, tuple[Callable[[Ground, Row, int], None], str, str, bool, str]]] = {
+    "read": (read, "in order, read", "MiB/s", True, "store"),
+    "write": (write, "in order, written", "MiB/s", True, "store"),
+    "random-1": (read_at_random(1), "at random, one reader", "/s", False, "store"),
+    "random-16": (read_at_random(16), "at random, 16 readers", "/s", False, "store"),
+    "small-returned": (small_returned, "small files, returned", "/s", False, "tmpfs"),
+    "small-durable": (small_durable, "small files, in S3", "/s", False, "store"),
 }
 
 
@@ -382,8 +480,12 @@ def prepared(
             client.put_object(Bucket=bucket, Key="write/", Body=b"")
             huge = _make_huge(endpoint, bucket) or ("read/0", size)
             mountpoint = daemon.mount(endpoint, bucket, "limits")
-            yield Ground(endpoint, bucket, mountpoint, file.fileno(), size, huge, random_reads)
+            later = daemon.mount(endpoint, bucket, "later", "-o", "write_mode=writeback")
+            yield Ground(
+                endpoint, bucket, mountpoint, later, file.fileno(), size, huge, random_reads
+            )
         daemon.run("unmount", "limits")
+        daemon.run("unmount", "later")
     finally:
         remove_bucket(client, bucket)
         client.close()
@@ -415,7 +517,8 @@ def main() -> int:
             rows = compare(ground, chosen.only or list(MEASURES), chosen.rounds)
     finally:
         lab.end()
-    print(f"{'':28}{'':>8}{'sockets':>11}{'store':>11}{'mount':>11}{'mount/store':>12}")
+    heads = "".join(f"{who:>11}" for who in COLUMNS)
+    print(f"{'':28}{'':>8}{heads}{'share':>12}")
     for row in rows:
         print(row.line())
     return 0 if all(row.holds for row in rows) else 1
