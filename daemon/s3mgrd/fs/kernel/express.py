@@ -192,7 +192,12 @@ class Express:
         node = self._change(Opcode.CREATE, parent, name, caller, make)
         if node is None:
             return None
-        self.fs.stages.take_up(node)
+        try:
+            self.fs.stages.take_up(node)
+        except (
+            OSError
+        ) as error:  # it is made all the same: asked once more, `Operations` would say EEXIST
+            return error.errno or errno.EIO
         self.fs.stages.opened(node.id)
         handle = self._handles.make(node.id, writes=True)
         valid_s = self.fs.namespace.valid_for_s(node)

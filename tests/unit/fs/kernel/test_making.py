@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 from pyfuse3 import FileHandleT, FileInfo, InodeT, ModeT
 
-from s3mgrd.cache.nodes import ROOT, Inode
+from s3mgrd.cache.nodes import ROOT, Inode, Node
 from s3mgrd.fs.kernel import replies
 from s3mgrd.fs.kernel.express import Caller, Express
 from s3mgrd.fs.kernel.operations import Operations
@@ -284,3 +284,21 @@ async def test_only_user_attributes_are_looked_for(writeback: Lab) -> None:
         assert express.getxattr(b"security.capability") == errno.EOPNOTSUPP
         assert express.getxattr(b"user.a") is None
         os.close(memory)
+
+
+async def test_a_file_that_was_made_and_cannot_be_opened_is_not_made_once_more(
+    writeback: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O_EXCL would be told that it exists, though nobody else made it."""
+    async with writeback.mounted() as fs:
+        await writeback.ls()
+        express = operations_of(writeback, make_ring()).express
+
+        def fail(_: Node) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        monkeypatch.setattr(fs.stages, "take_up", fail)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        assert express.create(int(ROOT), b"a", flags, CALLER) == errno.EMFILE
+        express.answered()
+        assert not fs.stages.writing()
