@@ -1,7 +1,7 @@
 """A staging file that has no files of its own: a new file lies in the log that all such share, as long as it is small.
 
 It is a `StagedFile` in every respect. What the shared log cannot do (a hole, a truncation, a part that is sent by descriptor) gives it
-files of its own first, with the same records and bytes, and from then on it is like all others.
+files of its own first (`settle`), with the same records and bytes, and from then on it is like all others.
 """
 
 import errno
@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Final, NamedTuple, Protocol
 
 from s3mgrd.journal.shared import Entry, Place, SharedLog
-from s3mgrd.journal.staging import Parked, StagedFile, damaged
+from s3mgrd.journal.staging import StagedFile, damaged
 
 SMALL_BYTES: Final = 32 << 10
 MAX_WRITES: Final = 64
@@ -84,12 +84,6 @@ class SmallFile(StagedFile):
                 self._written.append(_Written(*written, place))
             self._time_ns = time_ns
 
-    @property
-    def data_fd(self) -> int:
-        """Return the descriptor of the bytes, for which there must be a file of its own."""
-        self.settle()
-        return self._data_fd
-
     def prepare(self, stop: int) -> None:
         """Give it files of its own where a `put` up to *stop* needs them."""
         if self.is_small and (stop > SMALL_BYTES or len(self._written) >= MAX_WRITES):
@@ -130,34 +124,9 @@ class SmallFile(StagedFile):
         self._note_entered(offset, length)
         self._apply_write(offset, offset + length)
 
-    def record_base(self, offset: int, length: int) -> None:
-        """As of any staged file."""
-        self.settle()
-        super().record_base(offset, length)
-
-    def truncate(self, size: int) -> None:
-        """As of any staged file."""
-        self.settle()
-        super().truncate(size)
-
-    def park(self, parked: Parked) -> None:
-        """As of any staged file."""
-        self.settle()
-        super().park(parked)
-
     def sync_log(self) -> None:
         """Bring what was said of it to the disk; may run in a thread."""
         self.sync()
-
-    def punch(self, start: int, stop: int) -> None:
-        """As of any staged file."""
-        self.settle()
-        super().punch(start, stop)
-
-    def become_base(self) -> None:
-        """As of any staged file."""
-        self.settle()
-        super().become_base()
 
     def read(self, start: int, stop: int) -> bytes:
         """Read bytes; zeros where nothing was written."""
@@ -215,7 +184,7 @@ class SmallFile(StagedFile):
             super()._append(record)
 
     def settle(self) -> None:
-        """Give it files of its own. Raises OSError (ENOSPC …): it stays where it is."""
+        """As of any staged file: here it makes them."""
         if not self.is_small:
             return
         with self._moving:

@@ -130,7 +130,11 @@ class StagedFile:
     @property
     def data_fd(self) -> int:
         """The descriptor of the bytes."""
+        self.settle()
         return self._data_fd
+
+    def settle(self) -> None:
+        """Have files of its own, which most staged files always have. Raises OSError (ENOSPC …): it stays where it is."""
 
     def prepare(self, stop: int) -> None:
         """Be ready for a `put` up to *stop* that runs in a thread."""
@@ -204,6 +208,7 @@ class StagedFile:
 
     def record_base(self, offset: int, length: int) -> None:
         """Take note of bytes of the base version that `put` wrote, so that they need not come from there: no change."""
+        self.settle()
         self._note_entered(offset, length)
         self._append(self.pack_record(offset, length | _OF_BASE))
         self.extents.add(offset, offset + length)
@@ -219,6 +224,7 @@ class StagedFile:
 
     def truncate(self, size: int) -> None:
         """Set the size; what grows is zeros."""
+        self.settle()
         self.entered.forget(min(size, self.size), max(size, self.size))
         os.ftruncate(self._data_fd, size)
         self._append(self.pack_record(size, _TRUNCATE))
@@ -232,6 +238,7 @@ class StagedFile:
 
     def park(self, parked: Parked) -> None:
         """Acknowledge that bytes which are here lie in S3, too: from here on they are read there."""
+        self.settle()
         payload = msgspec.json.encode(parked)
         self._append(
             self.pack_record(len(payload), _PARKED, payload.ljust(_padded(len(payload)), b" "))
@@ -244,11 +251,13 @@ class StagedFile:
 
     def punch(self, start: int, stop: int) -> None:
         """Give the disk back what bytes that were parked took, but for what was written over them since."""
+        self.settle()
         for first, last in self.extents.missing(start, stop):
             punch_hole(self._data_fd, first, last)
 
     def become_base(self) -> None:
         """Forget all that is here: the base version, as `rebase` declared it, has everything."""
+        self.settle()
         os.ftruncate(self._log_fd, 0)
         self._log_end = 0
         self.moves += 1
