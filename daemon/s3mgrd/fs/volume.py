@@ -263,6 +263,10 @@ class Volume:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return self.prefix_in_s3(self.node(node.parent)) + node.name
 
+    def place(self, node: Node) -> str:
+        """Return the key at which S3 has a node: a file's version, or a directory's marker. Raises as `key_in_s3`."""
+        return self.prefix_in_s3(node) if node.is_directory else self.key_in_s3(node)
+
     def path(self, node: Node) -> str:
         """Return a node's path in the mount: no leading slash, directories end in one; the root is empty."""
         parts = ["" if not node.is_directory else "/"] if node.id != ROOT else [""]
@@ -345,7 +349,19 @@ class Volume:
 
     def strays_below(self, prefix: str) -> set[str]:
         """Return the keys below *prefix* where a request of ours may have left something that no name here wants."""
-        return {key for key in self.journal.writes_below(prefix) if self.named_at(key) is None}
+        return {key for key in self.journal.writes_below(prefix) if not self.is_wanted_at(key)}
+
+    def is_wanted_at(self, key: str) -> bool:
+        """Whether a name here leads to *key*: by its path, or because S3 has yet to follow a rename of a directory around it."""
+        if self.named_at(key) is not None:
+            return True
+        for row in self.moves.all() if self.moving else ():
+            if key.startswith(row.source):
+                *above, name = key[len(row.source) :].split("/")
+                node = self.nodes.find_below(row.inode, [*above, name] if name else above)
+                if node is not None and node.is_directory == (not name) and self.place(node) == key:
+                    return True
+        return False
 
     def named_at(self, key: str) -> Node | None:
         """Return what the path that *key* spells leads to: a directory for a key that ends in a slash, otherwise none."""

@@ -10,6 +10,7 @@ Hooks: `hold` makes calls of an operation wait (and tells how many do), `fail_ne
 
 import base64
 import hashlib
+import math
 import os
 from bisect import bisect_left, bisect_right
 from collections import Counter, deque
@@ -109,6 +110,10 @@ class StoredObject:
 class Hold:
     """A gate before an operation. `waiting` calls stand at it; `release` lets them and all later ones pass."""
 
+    key: str | None = None
+    """Only calls about this key, or listings of this prefix; None: all."""
+    left: float = math.inf
+    """How many more calls wait here."""
     waiting: int = 0
     _opened: trio.Event = field(default_factory=trio.Event)
     _arrived: trio.Event = field(default_factory=trio.Event)
@@ -191,9 +196,11 @@ class MemoryStore:
     # Hooks for tests.
 
     @contextmanager
-    def hold(self, operation: Operation) -> Iterator[Hold]:
-        """Make calls of *operation* wait until the hold is released or its context is left."""
-        hold = Hold()
+    def hold(
+        self, operation: Operation, key: str | None = None, *, first: float = math.inf
+    ) -> Iterator[Hold]:
+        """Make calls of *operation* (about *key*; the *first* so many) wait until the hold is released or its context is left."""
+        hold = Hold(key, first)
         self._holds.setdefault(operation, []).append(hold)
         try:
             yield hold
@@ -569,7 +576,9 @@ class MemoryStore:
                 self.before(operation, key)
             await trio.lowlevel.checkpoint()
             for hold in list(self._holds.get(operation, ())):
-                await hold.pass_through()
+                if hold.key in (None, key) and hold.left > 0:
+                    hold.left -= 1
+                    await hold.pass_through()
             failures = self._failures.get(operation)
             if failures:
                 raise failures.popleft()

@@ -9,7 +9,8 @@ Changes inside go on meanwhile (`s3mgrd.fs.relocation` has the rules). What coul
 else is at its new place or because it was being written, says from the switch on where it lies, as a renamed file does.
 
 A move waits for one around its directory, and for one that still copies from where it would copy to. Where moves wait
-for each other in a ring (two directories that were exchanged), one goes to a place that is nobody's name first.
+for each other in a ring (two directories that were exchanged, or one that came out of another and now is around it), one
+goes to a place that is nobody's name first.
 """
 
 import logging
@@ -19,7 +20,7 @@ from typing import Final
 
 import trio
 
-from s3mgrd.cache.nodes import Marker, Node
+from s3mgrd.cache.nodes import ROOT, Marker, Node
 from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, Unavailable
 from s3mgrd.fs import relocation
 from s3mgrd.fs.learning.metadata import Metadata
@@ -114,57 +115,81 @@ class Mover:
             with volume.database.transaction():
                 relocation.abandon(volume, row)
             return
-        chain = self._waits_for(row)
-        if chain is None:
+        if self._waits_for(row) is None:
+            # In the mount's root, where it is inside of nothing that moves.
+            place = f"{volume.settings.prefix}{row.source.rstrip('/').rpartition('/')[2]}/"
             with volume.database.transaction():
-                relocation.retarget(volume, row, relocation.parked_name(row.source))
+                relocation.retarget(volume, row, relocation.parked_name(place))
         elif not self.is_waiting(row):
             await self._copy_all(row)
 
     def is_waiting(self, row: MoveRow) -> bool:
         """Whether other moves have to be made before this one."""
-        volume = self._volume
-        node = volume.nodes.get(row.inode)
-        if node is None or node.is_detached:
-            return False
-        return volume.move_around(node.parent) is not None or bool(self._waits_for(row))
+        node = self._volume.nodes.get(row.inode)
+        return node is not None and not node.is_detached and bool(self._waits_for(row))
 
     def _waits_for(self, row: MoveRow) -> list[MoveRow] | None:
-        """Return the moves that must be made before *row*, one waiting for the next; None: a ring that *row* must break."""
+        """Return the moves that must be made before *row*, one waiting for the next; None: a ring that *row* must break.
+
+        It does so by leaving its place, so it is one that another waits for because of that, and not because it is around that.
+        """
         chain: list[MoveRow] = []
+        in_the_way: list[int] = []
         rows = self._volume.moves.all()
         current = row
         while True:
-            following = [
-                other
-                for other in rows
-                if other.inode != current.inode
-                and (
-                    other.source.startswith(current.target)
-                    or current.target.startswith(other.source)
-                )
-            ]
-            if not following or following[0] in chain:
+            outer = self._around(current, rows)
+            following = outer or self._in_the_way(current, rows)
+            if following is None or following in chain:
                 return chain
-            current = following[0]
+            if outer is None:
+                in_the_way.append(following.inode)
+            current = following
             chain.append(current)
             if current == row:
-                return None if row.inode == min(r.inode for r in chain) else chain
+                return None if row.inode == min(in_the_way) else chain
+
+    def _around(self, row: MoveRow, rows: list[MoveRow]) -> MoveRow | None:
+        """Return a move of a directory around that of *row*, if it goes to a name inside of that."""
+        volume = self._volume
+        node = volume.nodes.get(row.inode)
+        if node is None or node.is_detached or row.target != volume.wanted_key(node):
+            return None
+        around = {row.inode: row for row in rows}
+        while node.id != ROOT:
+            node = volume.node(node.parent)
+            if node.id in around:
+                return around[node.id]
+        return None
+
+    def _in_the_way(self, row: MoveRow, rows: list[MoveRow]) -> MoveRow | None:
+        """Return a move that still copies from where *row* would copy to."""
+        for other in rows:
+            if other.inode != row.inode and (
+                other.source.startswith(row.target) or row.target.startswith(other.source)
+            ):
+                return other
+        return None
 
     async def _copy_all(self, row: MoveRow) -> None:
         volume = self._volume
         for number in range(MAX_PASSES):
             planned = volume.moves.all()
             look = _Pass(row, max(volume.settings.concurrency, COPIES))
-            await self._look(look, is_first=number == 0)
+            begun = volume.changes.begin()
+            try:
+                await self._look(look, is_first=number == 0)
+                is_written = volume.changes.is_newer_below(row.source, begun)
+            finally:
+                volume.changes.end()
             if volume.moves.get(row.inode) != row:
                 return  # renamed again or back: the syncer comes back
             if look.refused:
                 raise look.refused[0]
-            if not look.news and volume.moves.all() == planned:
+            if not look.news and not is_written and volume.moves.all() == planned:
                 break
         # No checkpoint between the last look and the switch.
-        if volume.move_around(volume.node(row.inode).parent) is None:
+        if self._around(row, volume.moves.all()) is None:
             self._switch(row, look.left)
 
     async def _look(self, look: _Pass, *, is_first: bool) -> None:

@@ -235,7 +235,12 @@ class Objects:
             return
         async with volume.locks.holding(("key", key)):
             node = volume.nodes.get(inode)
-            if node is None or node.is_detached or volume.wanted_key(node) != key:
+            if (
+                node is None
+                or node.is_detached
+                or volume.wanted_key(node) != key
+                or volume.move_around(inode) is not None
+            ):
                 return
             own = self._metadata.own(node)
             like = await self._marker_before(node, key)
@@ -259,7 +264,8 @@ class Objects:
                 volume.journal.end_writes(key)
                 volume.changes.note_key(key)
                 current = volume.nodes.get(inode)
-                if current is None or current.is_detached or volume.wanted_key(current) != key:
+                # Where S3 has yet to follow a rename that was made meanwhile, the marker goes with the rest.
+                if current is None or current.is_detached or volume.prefix_in_s3(current) != key:
                     volume.journal.add_delete(
                         key, etag=written.etag, holder=None, now_ns=volume.now_ns()
                     )

@@ -33,6 +33,10 @@ SPLIT_AFTER: Final = 3
 """Pages after which a directory counts as large."""
 
 
+class _Moved(Exception):
+    """S3 has the directory's contents elsewhere by now than where they were asked for."""
+
+
 class Lister:
     """Lists directories of one volume."""
 
@@ -149,20 +153,26 @@ class Lister:
             self._deliver(listing)
 
     async def _list(self, listing: Listing) -> None:
-        directory = self._volume.directory(listing.directory)
-        if directory.is_detached:
-            return  # whoever has it open sees it as it was; S3 has no place for it any more
-        if listing.begun is not None:
-            learned, span = listing.begun
-        else:
-            prefix = self._volume.prefix_in_s3(directory)
-            learned, span = Learned(directory.id, prefix, self.merger.moment()), Span()
-        async with side_by_side() as nursery:
-            work = _OneDirectory(
-                self._volume, self._metadata, self.merger, listing, learned, nursery
-            )
-            await work.run(span)
-        self.merger.complete(learned)
+        while True:
+            directory = self._volume.directory(listing.directory)
+            if directory.is_detached:
+                return  # whoever has it open sees it as it was; S3 has no place for it any more
+            if listing.begun is not None:
+                learned, span = listing.begun
+            else:
+                prefix = self._volume.prefix_in_s3(directory)
+                learned, span = Learned(directory.id, prefix, self.merger.moment()), Span()
+            try:
+                async with side_by_side() as nursery:
+                    work = _OneDirectory(
+                        self._volume, self._metadata, self.merger, listing, learned, nursery
+                    )
+                    await work.run(span)
+            except _Moved:
+                listing.begun = listing.first_page = None
+                continue
+            self.merger.complete(learned)
+            return
 
 
 class _OneDirectory:
@@ -230,6 +240,9 @@ class _OneDirectory:
 
     async def _merge(self, span: Span, page: ListPage, *, is_last: bool) -> None:
         volume = self._volume
+        directory = volume.directory(self._learned.directory)
+        if directory.is_detached or volume.prefix_in_s3(directory) != self._learned.prefix:
+            raise _Moved
         low, before = span.position, Inode(volume.nodes.last_inode())
         files = self._merger.merge(self._learned, span, page, is_last=is_last)
         self._pages += 1
@@ -237,9 +250,7 @@ class _OneDirectory:
             self._share(span, page)
         if files and self._metadata.may_want():
             self._unshown.add(before)
-            directory = volume.nodes.get(self._learned.directory)
-            if directory is not None:
-                await self._metadata.fetch(directory, files)
+            await self._metadata.fetch(directory, files)
             self._unshown.remove(before)
         if self._merger.is_current(self._learned.asked) and not self._learned.is_uncertain:
             end = span.stop if is_last else span.position

@@ -258,22 +258,27 @@ class Metadata:
     async def _fetch_one(self, inode: Inode, *, may_renew: bool = False) -> None:
         volume = self._volume
         node = volume.nodes.get(inode)
-        if node is None or node.is_detached:
-            return
-        key = volume.prefix_in_s3(node) if node.is_directory else volume.key_in_s3(node)
-        try:
-            head = await volume.store.head(key)
-        except NotFound:
-            # An implied directory has no metadata; a file that is gone is the next listing's business.
-            if node.is_directory:
+        while node is not None and not node.is_detached:
+            key = volume.place(node)
+            head: ObjectHead | None = None
+            try:
+                head = await volume.store.head(key)
+            except NotFound:
+                pass
+            except Denied as error:
+                log.warning("attributes of %s cannot be read: %s", key, error)
+                return
+            node = volume.nodes.get(inode)
+            if node is None or node.is_detached:
+                return
+            if volume.place(node) != key:
+                continue  # S3 followed a rename meanwhile: this was of what is at the old place now
+            if head is not None:
+                self.learn(node, head, may_renew=may_renew)
+            elif node.is_directory:
+                # An implied directory has no metadata; a file that is gone is the next listing's business.
                 volume.nodes.update(inode, attributes_known=1)
             return
-        except Denied as error:
-            log.warning("attributes of %s cannot be read: %s", key, error)
-            return
-        current = volume.nodes.get(inode)
-        if current is not None and not current.is_detached:
-            self.learn(current, head, may_renew=may_renew)
 
 
 def _is_touched(node: Node, head: ObjectHead) -> bool:

@@ -370,6 +370,9 @@ class Walk:
         frame.known_up_to = known_up_to
         above = frame.above
         if above is None:
+            if not self._is_in_place(frame):
+                frame.inode = None
+                return
             node = volume.nodes.get(frame.inode or 0)
         elif above.inode is None or names.why_hidden(frame.name):
             return
