@@ -5,6 +5,7 @@ the columns mean stands in `s3mgrd.cache.schema`, what may change them in `s3mgr
 
 Rows asked for by number are remembered: a walk asks for the same few directories with every name, and a statement costs
 10 µs. What `NodeTable.update` and `insert` change of them is known; any other change of inodes has them asked for again.
+And a walk asks for every directory that it has seen in another: `NodeTable.look_ahead` learns of all of them at once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -161,6 +162,21 @@ _LISTED: Final = (
     "WHERE parent = ? AND name IS NOT NULL AND id > ? AND id <= ? ORDER BY id LIMIT ?"
 )
 
+_AHEAD_DIRECTORIES: Final = 64
+_AHEAD_ENTRIES: Final = 512
+"""In all of them: a fraction of a millisecond."""
+_DIRECTORIES_IN: Final = (
+    f"SELECT {_COLUMNS} FROM inodes INDEXED BY inodes_directories "  # noqa: S608
+    "WHERE parent = ? AND kind = 2 AND name IS NOT NULL LIMIT ?"
+)
+_LISTED_BELOW: Final = (
+    f"SELECT child.parent, {', '.join(f'child.{name}' for name in Listed._fields)} "  # noqa: S608
+    "FROM inodes AS node INDEXED BY inodes_directories "
+    "CROSS JOIN inodes AS child INDEXED BY inodes_by_parent "
+    "WHERE node.parent = ? AND node.kind = 2 AND node.name IS NOT NULL "
+    "AND child.parent = node.id AND child.name IS NOT NULL ORDER BY node.id, child.id LIMIT ?"
+)
+
 
 def _ignore(_: int, __: bool) -> None:
     """Be told of a change, and do nothing."""
@@ -174,6 +190,9 @@ class NodeTable:
         self._execute = database.execute
         self._rows: dict[int, Node | None] = {}
         self._rows_as_of = -1
+        self._ahead: dict[int, list[Listed]] = {}
+        """What `listed` is about to be asked for, by directory."""
+        self._ahead_as_of = -1
         self.names_changed: Callable[[int, bool], None] = _ignore
         """Told of each directory in which names changed, and whether only new inodes came."""
 
@@ -219,7 +238,32 @@ class NodeTable:
         self, parent: int, *, after: int = 0, up_to: int = MAX_INODE, limit: int = 256
     ) -> Iterator[Listed]:
         """Yield as `children` what a listing shows, in half the time; nothing may change meanwhile."""
+        if self._ahead and not after and up_to == MAX_INODE:
+            if self._ahead_as_of != self._database.changes:
+                self._ahead.clear()
+            found = self._ahead.pop(parent, None)
+            if found is not None and len(found) <= limit:
+                return iter(found)
         return map(Listed._make, self._execute(_LISTED, (parent, after, up_to, limit)))
+
+    def look_ahead(self, parent: int) -> None:
+        """Have the directories in a directory at hand, and what is listed of each, for once; nothing where they are many."""
+        many = _AHEAD_DIRECTORIES + 1
+        directories = list(map(Node._make, self._execute(_DIRECTORIES_IN, (parent, many))))
+        if not 0 < len(directories) < many:
+            return
+        rows = self._execute(_LISTED_BELOW, (parent, _AHEAD_ENTRIES + 1)).fetchall()
+        if len(rows) > _AHEAD_ENTRIES:
+            return
+        changes = self._database.changes
+        if self._ahead_as_of != changes or len(self._ahead) >= _AHEAD_DIRECTORIES:
+            self._ahead.clear()
+            self._ahead_as_of = changes
+        self._ahead.update((node.id, []) for node in directories)
+        for row in rows:
+            self._ahead[row[0]].append(Listed._make(row[1:]))
+        if self._is_current() and len(self._rows) + many < _REMEMBERED:
+            self._rows.update((node.id, node) for node in directories)
 
     def following(self, parent: int, name: str, *, limit: int) -> list[Node]:
         """Return up to *limit* entries of a directory with names after *name*, in that order."""

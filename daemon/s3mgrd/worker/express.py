@@ -64,6 +64,7 @@ class Lane:
         """Told of an answer that nobody took, because who asked was killed."""
         self._afterwards: Final[dict[int, Callable[[Answer], object]]] = {
             Opcode.OPENDIR: _if_bytes(express.prepare),
+            Opcode.READDIRPLUS: lambda _: express.look_ahead(),
             Opcode.MKDIR: lambda _: express.answered(),
             Opcode.CREATE: lambda _: express.answered(),
         }

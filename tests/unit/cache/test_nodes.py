@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from s3mgrd.cache.database import MountDatabase, open_database
-from s3mgrd.cache.nodes import ROOT, Kind, NodeTable
+from s3mgrd.cache.nodes import ROOT, Inode, Kind, NodeTable
 from s3mgrd.journal.tables import Journal
 
 
@@ -127,3 +127,72 @@ def test_what_a_rolled_back_transaction_changed_is_not_remembered(database: Moun
     found = nodes.get(inode)
     assert found is not None
     assert found.size == 0
+
+
+def a_tree(nodes: NodeTable, directories: int, files: int) -> list[Inode]:
+    """Make directories with files in each, and one file beside them; returns the directories."""
+    made = [nodes.insert(ROOT, f"d{i}", Kind.DIRECTORY, 1) for i in range(directories)]
+    nodes.insert(ROOT, "beside", Kind.FILE, 1)
+    for i, directory in enumerate(made):
+        for k in range(files if i else 0):
+            nodes.insert(directory, f"f{k}", Kind.FILE, 1, size=i)
+    return made
+
+
+@pytest.mark.parametrize("limit", [2, 3, 256])
+def test_what_was_learned_ahead_is_what_would_be_read(database: MountDatabase, limit: int) -> None:
+    """Also of a directory without entries, of one with more than are asked for, and from the middle on."""
+    nodes = NodeTable(database)
+    made = a_tree(nodes, directories=4, files=3)
+    expected = [list(nodes.listed(directory, limit=limit)) for directory in made]
+    rest = list(nodes.listed(made[1], after=expected[1][0].id, limit=limit))
+    nodes.look_ahead(ROOT)
+    assert list(nodes.listed(made[1], after=expected[1][0].id, limit=limit)) == rest
+    assert [list(nodes.listed(directory, limit=limit)) for directory in made] == expected
+    assert [nodes.get(directory) for directory in made] == [
+        NodeTable(database).get(directory) for directory in made
+    ]
+
+
+@pytest.mark.parametrize("change", ["insert", "drop", "rename", "rollback"])
+def test_what_was_learned_ahead_is_forgotten_with_every_change(
+    database: MountDatabase, change: str
+) -> None:
+    """Whatever changed, and through whom."""
+    nodes, others = NodeTable(database), NodeTable(database)
+    first, second = a_tree(nodes, directories=2, files=1)
+    (child,) = nodes.listed(second)
+    nodes.look_ahead(ROOT)
+    if change == "insert":
+        others.insert(first, "new", Kind.FILE, 1)
+    elif change == "drop":
+        others.drop(child.id)
+    elif change == "rename":
+        others.update(child.id, name="other", parent=first)
+    else:
+
+        def fail() -> None:
+            with database.transaction():
+                others.drop(child.id)
+                nodes.look_ahead(ROOT)
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+    for directory in (first, second):
+        assert list(nodes.listed(directory)) == list(others.listed(directory))
+
+
+def test_little_is_learned_ahead(database: MountDatabase) -> None:
+    """Of many directories, or of large ones, nothing is: whoever wants one of them asks for it."""
+    nodes = NodeTable(database)
+    with database.transaction():
+        first = a_tree(nodes, directories=2, files=600)[0]
+        a_tree_below = [nodes.insert(first, f"d{i}", Kind.DIRECTORY, 1) for i in range(65)]
+    nodes.look_ahead(ROOT)
+    assert not nodes._ahead
+    nodes.look_ahead(first)
+    assert not nodes._ahead
+    nodes.drop(a_tree_below[0])
+    nodes.look_ahead(first)
+    assert set(nodes._ahead) == set(a_tree_below[1:])

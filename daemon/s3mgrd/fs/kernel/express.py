@@ -88,6 +88,7 @@ class _Prepared(NamedTuple):
     changes: int
     as_of_ns: int
     entries: list[tuple[int, bytes]]
+    has_directories: bool
 
 
 class Express:
@@ -112,6 +113,8 @@ class Express:
         self._ends: dict[int, tuple[int, int]] = {}
         """By handle of a directory: the position behind which there was nothing, and `MountDatabase.changes` then."""
         self._prepared: _Prepared | None = None
+        self._shown: Inode | None = None
+        """The directory of which the last answer showed a few entries, all of them, and directories among them."""
 
     @_at_once
     def lookup(self, parent: int, name: bytes) -> Answer:
@@ -313,7 +316,16 @@ class Express:
                 self._volume.database.changes,
                 self._volume.now_ns(),
                 [(node.id, pack(node, valid_s)) for node, valid_s in entries],
+                any(node.kind == Kind.DIRECTORY for node, _ in entries),
             )
+        return None
+
+    @_at_once
+    def look_ahead(self) -> Answer:
+        """Learn of the directories that were just shown: who walks a tree opens them next."""
+        shown, self._shown = self._shown, None
+        if shown is not None:
+            self._volume.nodes.look_ahead(shown)
         return None
 
     @_at_once
@@ -358,6 +370,8 @@ class Express:
             and (found.handle, found.changes) == (handle, changes)
             and 0 <= self._volume.now_ns() - found.as_of_ns < PREPARED_NS
         ):
+            if found.has_directories:
+                self._shown = read_handle(handle).inode
             return found.entries
         return None
 

@@ -266,6 +266,37 @@ async def test_what_was_prepared_is_given_only_while_it_is_what_there_is(
         assert {s.name: (s.size, s.valid_s) for s in shown} == expected
 
 
+async def test_a_walk_finds_what_it_saw_at_hand(lab: Lab) -> None:
+    """A directory whose parent was just read costs no statement of its own, and shows what it would show without."""
+    for key in ("d/a/1", "d/a/2", "d/b/3", "d/c"):
+        await lab.store.put(key, b"1", metadata={})
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        directory = (await lab.get("d")).id
+        inside = {name: (await lab.get(f"d/{name}")).id for name in ("a", "b")}
+        for inode in (directory, *inside.values()):
+            await fs.namespace.ensure_listed(inode)
+
+        def walked(inode: int) -> list[str]:
+            answer = express.opendir(inode)
+            assert isinstance(answer, bytes)
+            express.prepare(answer)
+            handle = struct.unpack_from("=Q", answer)[0]
+            shown = sorted(e.name for e in entries(express.readdir(handle, 0, PAGE)))
+            express.look_ahead()
+            return shown
+
+        assert walked(directory) == ["a", "b", "c"]
+        asked: list[str] = []
+        fs.volume.database._connection.set_trace_callback(asked.append)
+        assert walked(inside["a"]) == ["1", "2"]
+        assert walked(inside["b"]) == ["3"]
+        assert asked == []
+        fs.volume.database._connection.set_trace_callback(None)
+        fs.volume.nodes.insert(inside["a"], "new", Kind.FILE, 1, size=3, etag='"1"')
+        assert walked(inside["a"]) == ["1", "2", "new"]
+
+
 async def test_a_handle_that_nobody_got_is_forgotten(lab: Lab) -> None:
     """Who opened the directory was killed before the reply: it reads nothing, so it spoils no cache."""
     async with lab.mounted() as fs:
