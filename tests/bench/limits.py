@@ -487,6 +487,10 @@ def prepared(
         daemon.run("unmount", "limits")
         daemon.run("unmount", "later")
     finally:
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            keys = [{"Key": entry["Key"]} for entry in page.get("Contents", [])]
+            if keys:
+                client.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
         remove_bucket(client, bucket)
         client.close()
 
