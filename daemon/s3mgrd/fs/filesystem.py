@@ -28,7 +28,7 @@ from s3mgrd.fs.learning.namespace import Namespace
 from s3mgrd.fs.learning.pruning import Pruner
 from s3mgrd.fs.reading.pins import PINS, Pins
 from s3mgrd.fs.reading.prefetch import Prefetcher
-from s3mgrd.fs.reading.reader import Reader
+from s3mgrd.fs.reading.reader import Reader, Superseded
 from s3mgrd.fs.reading.warming import Warmer
 from s3mgrd.fs.volume import Volume
 from s3mgrd.fs.writing import parking
@@ -162,7 +162,24 @@ class FileSystem:
             Superseded: read again.
             OSError, S3mgrError: as `Reader.read`.
         """
-        node = self.volume.node(inode)
+        before = self.volume.node(inode)
+        try:
+            return await self._read(before, offset, length, handle)
+        except OSError as error:
+            if error.errno == errno.ESTALE and await self._is_overtaken(before):
+                raise Superseded from error
+            raise
+
+    async def _is_overtaken(self, before: Node) -> bool:
+        """Whether a version that S3 has no more went because we wrote the next; S3 has that before we hear of it."""
+        if before.etag is None:
+            return False
+        async with self.volume.locks.holding(("key", self.volume.key_in_s3(before))):
+            node = self.volume.nodes.get(before.id)
+        return node is not None and node.etag != before.etag
+
+    async def _read(self, node: Node, offset: int, length: int, handle: int) -> bytes | memoryview:
+        inode = node.id
         stage = self.stages.get(inode)
         if stage is None:
             if node.etag is None:

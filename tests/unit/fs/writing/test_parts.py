@@ -5,15 +5,19 @@ import os
 import random
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import wait_all_tasks_blocked
 
 from s3mgrd.errors import PreconditionFailed, Unavailable, Unsupported
 from s3mgrd.fs.kernel.errnos import errno_of
+from s3mgrd.fs.reading.reader import Superseded
 from s3mgrd.fs.writing import filling, parts
 from s3mgrd.fs.writing.parts import MIB, make_plan, part_size_for, single_put_bytes, to_fetch
 from s3mgrd.journal.directory import StagingDirectory
@@ -24,7 +28,9 @@ from s3mgrd.s3.port import (
     MAX_PARTS,
     MAX_PUT_BYTES,
     MIN_PART_BYTES,
+    Condition,
     Part,
+    Written,
 )
 from tests.unit.fs.conftest import Lab
 
@@ -192,6 +198,39 @@ async def test_a_file_that_is_open_goes_on_from_the_new_version(partial: Lab) ->
             await fs.commit(node.id)
             assert partial.data("big") == bytes(expected)
             assert await partial.read_inode(node.id, handle=step + 1) == bytes(expected)
+
+
+async def test_what_was_not_changed_is_read_while_s3_puts_the_new_version_in_place_of_the_old(
+    partial: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 has the new one, and no more the old one, before we hear of it."""
+    partial.store.insert("big", BODY)
+    done, heard = trio.Event(), trio.Event()
+    complete = partial.store.complete_multipart
+    found: list[bytes] = []
+
+    async def complete_slowly(*arguments: Any, condition: Condition) -> Written:  # noqa: ANN401
+        written = await complete(*arguments, condition=condition)
+        done.set()
+        await heard.wait()
+        return written
+
+    async def read() -> None:
+        while not found:
+            with suppress(Superseded):
+                found.append(bytes(await partial.fs.read(node.id, 15 * MIB, 50, handle=1)))
+
+    monkeypatch.setattr(partial.store, "complete_multipart", complete_slowly)
+    async with partial.mounted() as fs, trio.open_nursery() as nursery:
+        node = await partial.get("big")
+        fs.stages.opened(node.id)
+        await fs.stages.write(node.id, 30 * MIB, b"new")
+        nursery.start_soon(fs.commit, node.id)
+        await done.wait()
+        nursery.start_soon(read)
+        await wait_all_tasks_blocked()
+        heard.set()
+    assert found == [BODY[15 * MIB :][:50]]
 
 
 async def test_another_writer_between_the_copies_is_noticed(partial: Lab) -> None:
