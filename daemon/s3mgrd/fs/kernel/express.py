@@ -124,6 +124,7 @@ class Express:
         found = namespace.known(directory, text)
         if found is None:
             return None
+        namespace.note_hit(directory, text)
         self.fs.pruner.note_use(directory)
         if found is not ABSENT:
             return self._shower.entry_reply(found, namespace.valid_for_s(found))

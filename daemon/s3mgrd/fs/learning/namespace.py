@@ -80,9 +80,12 @@ class Namespace:
             return None
         if node is not None and not is_offline and not self._asker.may_show(directory, node):
             return None
+        return ABSENT if node is None else node
+
+    def note_hit(self, parent: Inode, name: str) -> None:
+        """Count a name for which mount.db had the answer, once for each time that somebody asked."""
         self.hits += 1
         log.debug("cache hit: name %r in inode %d", name, parent)
-        return ABSENT if node is None else node
 
     async def lookup(self, parent: Inode, name: str) -> Node | None:
         """Return what *name* in *parent* leads to; None: nothing.
@@ -99,6 +102,8 @@ class Namespace:
                 found = self.known(parent, name) if self._volume.is_offline else None
                 if found is None:
                     raise
+        else:
+            self.note_hit(parent, name)
         return None if found is ABSENT else found
 
     async def _ask(self, parent: Inode, name: str) -> Node | None:

@@ -10,7 +10,7 @@ from s3mgrd.cache.database import Row
 from s3mgrd.errors import NotFound, UserError
 from s3mgrd.fs.inspecting.known import Known
 from s3mgrd.worker.protocol import MAX_MESSAGE_BYTES
-from tests.unit.fs.conftest import Lab
+from tests.unit.fs.conftest import WHO, Lab
 
 
 async def pages(known: Known, path: str, limit: int) -> list[CacheReport]:
@@ -92,6 +92,24 @@ async def test_hits_are_counted_by_lookup_and_by_listing(lab: Lab) -> None:
         await lab.get("a")
         again = await Known(fs).report("", None, 0)
         assert again.metadata_hits == report.metadata_hits + 1
+
+
+async def test_a_name_is_counted_once_for_each_time_that_somebody_asks(lab: Lab) -> None:
+    """And not when something is about to be made under it: that is no question of a program's."""
+    lab.store.insert("d/a", b"1")
+    async with lab.mounted(sync=False) as fs:
+        directory = (await lab.get("d")).id
+        await fs.namespace.ensure_listed(directory)
+        before = fs.namespace.hits, fs.namespace.misses
+        fs.tree.create_now(directory, "new", WHO, lab.record, exclusive=True)
+        fs.tree.mkdir_now(directory, "made", WHO, lab.record)
+        assert (fs.namespace.hits, fs.namespace.misses) == before
+        for name in ("a", "absent", "a"):
+            await fs.namespace.lookup(directory, name)
+        assert (fs.namespace.hits, fs.namespace.misses) == (before[0] + 3, before[1])
+        lab.later(31)
+        await fs.namespace.lookup(directory, "a")
+        assert (fs.namespace.hits, fs.namespace.misses) == (before[0] + 3, before[1] + 1)
 
 
 async def test_a_page_of_the_longest_names_fits_into_a_message(lab: Lab) -> None:
