@@ -6,13 +6,16 @@ connection is cut), *corrupt* (a bit of an object's bytes is another, on their w
 """
 
 import http.client
+import multiprocessing
 import select
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.connection import Connection
 from random import Random
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -196,6 +199,50 @@ def _flipped(data: bytes) -> bytes:
 def relay_before(endpoint: Endpoint) -> Iterator[Relay]:
     """Run a relay in front of *endpoint*."""
     relay = Relay(endpoint)
+    try:
+        yield relay
+    finally:
+        relay.close()
+
+
+class FarRelay:
+    """A relay in a process of its own: it answers whatever this process waits for, a page of a mount's file, say."""
+
+    def __init__(self, behind: Endpoint) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._orders, orders = context.Pipe()
+        self._process = context.Process(target=_serve, args=(behind, orders))
+        self._process.start()
+        orders.close()
+        self.endpoint: Final[Endpoint] = self._orders.recv()
+
+    def trouble(self, what: Trouble, requests: int) -> None:
+        """Let the next *requests* meet trouble."""
+        self._orders.send((what, requests))
+        self._orders.recv()
+
+    def close(self) -> None:
+        """End it."""
+        self._orders.close()
+        self._process.join()
+
+
+def _serve(behind: Endpoint, orders: Connection) -> None:
+    """Run a relay until nobody is left who gives orders."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends when who started it does
+    with relay_before(behind) as relay:
+        orders.send(relay.endpoint)
+        with suppress(EOFError):
+            while True:
+                what, requests = orders.recv()
+                relay.trouble(what, requests)
+                orders.send(None)
+
+
+@contextmanager
+def far_relay_before(endpoint: Endpoint) -> Iterator[FarRelay]:
+    """Run a relay in front of *endpoint*, in another process."""
+    relay = FarRelay(endpoint)
     try:
         yield relay
     finally:

@@ -99,10 +99,8 @@ class _Source:
     def enlarge(self) -> None:
         """From here on work in large files, few of them, and in little else."""
         self._lengths, self._offsets, self._known_share = LARGE_LENGTHS, LARGE_OFFSETS, 0.85
-        # No mapping is written to: that may wait for room, which S3 has to give, with the lock of this process's memory
-        # held, and the relay to S3 is in this process.
         about_data = (
-            "write", "append", "read", "truncate", "open", "pwrite", "pread", "ftruncate",
+            "write", "append", "read", "truncate", "open", "pwrite", "pread", "ftruncate", "map_write", "map_read",
             "copy_range", "fsync", "close", "unlink", "rename", "chmod", "utime", "stat",
         )  # fmt: skip
         self._names = list(about_data)

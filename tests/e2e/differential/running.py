@@ -29,7 +29,7 @@ from tests.e2e.differential.steps import RECENT_NS, Step, describe
 from tests.e2e.lab import Daemon, Lab, wait_for
 from tests.servers.endpoint import Endpoint
 from tests.servers.plugin import make_bucket, remove_bucket
-from tests.servers.troubled import Relay, Trouble, relay_before
+from tests.servers.troubled import FarRelay, Trouble, far_relay_before
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ class Site:
     kind: Kind
     bucket: str
     client: Any
-    relay: Relay
+    relay: FarRelay
     mount: Path
     local: Path
 
@@ -314,7 +314,7 @@ def _replace(root: Path, target: Path, data: bytes, metadata: dict[str, str]) ->
 class Sites:
     """Makes sites: one daemon, one relay, and a new bucket for each."""
 
-    def __init__(self, daemon: Daemon, relay: Relay, behind: Endpoint, lab: Lab) -> None:
+    def __init__(self, daemon: Daemon, relay: FarRelay, behind: Endpoint, lab: Lab) -> None:
         self._daemon = daemon
         self._relay = relay
         self._behind = behind
@@ -341,5 +341,5 @@ class Sites:
 @contextmanager
 def sites(lab: Lab, endpoint: Endpoint) -> Iterator[Sites]:
     """Start a daemon, and a relay before *endpoint*."""
-    with relay_before(endpoint) as relay:
+    with far_relay_before(endpoint) as relay:
         yield Sites(lab.daemon(), relay, endpoint, lab)
