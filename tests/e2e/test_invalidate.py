@@ -179,3 +179,32 @@ def test_data_that_s3_does_not_have_is_untouched(site: Site) -> None:
         assert path.read_text() == "written"
         file.write(" on")
     assert path.read_text() == "written on"
+
+
+def test_the_command_shows_what_is_known_and_whence_and_what_it_was_good_for(site: Site) -> None:
+    """Entries with age and source, keys without a name, names that are not there, and how often mount.db had the answer."""
+    site.put("known/a", "x")
+    site.put("known/b", "y")
+    site.put("known/b/inside", "z")
+    site.put("known//nameless", "z")
+    site.invalidate()
+    directory = site.mount / "known"
+    assert sorted(os.listdir(directory)) == ["a", "b"]
+    assert not (directory / "absent").exists()
+    (directory / "ours").write_text("made here")
+    before = site.daemon.api.mount_cache("m", limit=0)
+    os.listdir(directory / "b")
+    shown = site.daemon.run("cache", "m", "known").stdout
+    rows = {line.split()[-1].rstrip("/"): line.split() for line in shown.splitlines() if line}
+    after_source = len(rows["PATH"]) - rows["PATH"].index("SOURCE")
+    assert {"AGE", "FRESH"} <= set(rows["PATH"])
+    sources = {path: rows[f"known/{path}"][-after_source] for path in ("a", "b", "ours")}
+    assert sources == {"a": "listing", "b": "listing", "ours": "request"}
+    assert "shadowed by a directory of the same name" in shown
+    assert "empty component" in shown
+    assert any(line.split()[0] == "absent" for line in shown.splitlines() if line)
+    assert "metadata hits:" in shown
+    report = site.daemon.api.mount_cache("m", path="known")
+    assert all(entry.age_s is not None and entry.age_s < 60 for entry in report.items)
+    asked = report.listing_hits + report.listing_misses
+    assert asked > before.listing_hits + before.listing_misses
