@@ -276,6 +276,7 @@ class Tree:
     def _check_movable(self, node: Node, new_parent: Inode, new_name: str) -> None:
         self._archive.check(node)
         directory = self._volume.directory(new_parent)
+        _check_there(directory)
         if node.is_directory and self._volume.is_below(directory, node.id):
             raise _os_error(errno.EINVAL)
         self._check_lengths(node, self._volume.wanted_key(directory) + new_name)
@@ -418,6 +419,7 @@ class Tree:
     ) -> Inode:
         volume = self._volume
         directory = volume.directory(parent)
+        _check_there(directory)
         key = volume.wanted_key(directory) + name
         names.check_key(key + "/" if kind == Kind.DIRECTORY else key)
         if volume.nodes.find(parent, name) is not None:
@@ -465,6 +467,12 @@ class Tree:
         if current is None or current.id != node.id:
             raise _os_error(errno.ENOENT)
         return current
+
+
+def _check_there(directory: Node) -> None:
+    """Refuse a new name in a directory that somebody else removed while a program works in it. Raises OSError(ENOENT)."""
+    if directory.is_detached:
+        raise _os_error(errno.ENOENT)
 
 
 def _os_error(number: int) -> OSError:

@@ -12,7 +12,7 @@ from s3mgrd.errors import Unavailable
 from s3mgrd.fs.changing.attribute_changes import AttributeChange
 from s3mgrd.fs.changing.tree import RENAME_EXCHANGE, RENAME_NOREPLACE
 from s3mgrd.s3.port import ListPage
-from tests.unit.fs.conftest import Lab
+from tests.unit.fs.conftest import WHO, Lab
 
 
 async def expect(number: int, call: Callable[[], object]) -> None:
@@ -506,3 +506,25 @@ async def test_a_directory_made_where_another_was_keeps_its_own_marker(
             puts.release()
         await lab.settle()
         assert lab.stored() == ["d/", "e/"]
+
+
+async def test_nothing_is_made_in_a_directory_that_another_client_removed(lab: Lab) -> None:
+    """A program may still work in it; what it made there would be nowhere."""
+    lab.store.insert("d/f", b"1")
+    lab.store.insert("g", b"2")
+    async with lab.mounted() as fs:
+        directory = (await lab.get("d")).id
+        file = await lab.get("g")
+        lab.store.remove("d/f")
+        lab.later(60)
+        assert await lab.find("d") is None
+        for change in (
+            fs.tree.create(directory, "new", WHO, lab.record, exclusive=False),
+            fs.tree.mkdir(directory, "new", WHO, lab.record),
+            fs.tree.symlink(directory, "new", "target", WHO, lab.record),
+            fs.tree.rename(file.parent, "g", directory, "new", 0, lab.record),
+        ):
+            with pytest.raises(FileNotFoundError):
+                await change
+        await lab.settle()
+    assert lab.stored() == ["g"]
