@@ -104,5 +104,5 @@ def _object_differences(path: str, client: Any, bucket: str, key: str) -> list[s
         found += [digest(body), shown_time(said.mtime_ns or 1 << 62)]
     elif stat.S_ISLNK(status.st_mode):
         expected += [os.readlink(path)]
-        found += [body.decode()]
+        found += [body.decode(errors="replace")]
     return [f"{key}: local {expected}, object {found}"] if expected != found else []

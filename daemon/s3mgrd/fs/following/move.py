@@ -315,7 +315,7 @@ class Mover:
         """Return what lies at *key* below the source, by the names in the directory now."""
         *above, name = key[len(row.source) :].split("/")
         node = self._volume.nodes.find_below(row.inode, [*above, name] if name else above)
-        if node is None or node.is_directory != (not name):
+        if node is None or node.is_directory != (not name) or self._volume.place(node) != key:
             return None
         is_elsewhere = node.remote_key is not None or node.remote_prefix is not None
         return None if is_elsewhere and node.id != row.inode else node

@@ -105,42 +105,6 @@ async def test_two_directories_change_places(lab: Lab, autojump_clock: MockClock
         assert await lab.read("p/e/s/y") == b"d/s/y"
 
 
-async def test_directories_change_places_around_one_that_goes_from_one_to_the_other(
-    lab: Lab, autojump_clock: MockClock
-) -> None:
-    """Each waits for another: the inner one for the move around it, that for the inner one to leave where it goes to."""
-    fill(lab, "a/x/1", "a/2", "b/3")
-    async with lab.mounted():
-        inner = (await lab.get("a/x")).id
-        await lab.rename("a/x", "b/x")
-        await lab.rename("a", "b", RENAME_EXCHANGE)
-        with trio.fail_after(30):
-            await lab.settle()
-        assert (await lab.get("a/x")).id == inner
-        assert await lab.ls() == ["a/", "b/"]
-        assert await lab.ls("a") == ["3", "x/"]
-    assert contents(lab) == {"a/3": b"b/3", "a/x/1": b"a/x/1", "b/2": b"a/2"}
-
-
-async def test_a_directory_takes_the_name_below_which_another_inside_of_it_still_is(
-    lab: Lab, autojump_clock: MockClock
-) -> None:
-    fill(lab, "a/x/1", "b/3", "c/4")
-    async with lab.mounted():
-        await lab.ls("b")
-        await lab.rename("a/x", "b/x")
-        await lab.rename("b", "c", RENAME_EXCHANGE)
-        await lab.mkdir("d")
-        await lab.rename("a", "d", RENAME_EXCHANGE)
-        await lab.rename("c", "d", RENAME_EXCHANGE)
-        with trio.fail_after(30):
-            await lab.settle()
-        assert await lab.ls("d") == ["3", "x/"]
-    assert {k: v for k, v in contents(lab).items() if not k.endswith("/")} == {
-        "b/4": b"c/4", "d/3": b"b/3", "d/x/1": b"a/x/1",
-    }  # fmt: skip
-
-
 async def test_a_file_and_a_directory_change_places(lab: Lab, autojump_clock: MockClock) -> None:
     fill(lab, "a", "p/d/x")
     async with lab.mounted():
