@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -57,9 +58,10 @@ def remove_bucket(client: Any, name: str) -> None:  # noqa: ANN401 boto3 is unty
             for entry in (*page.get("Versions", []), *page.get("DeleteMarkers", [])):
                 client.delete_object(Bucket=name, Key=entry["Key"], VersionId=entry["VersionId"])
         for upload in client.list_multipart_uploads(Bucket=name).get("Uploads", []):
-            client.abort_multipart_upload(
-                Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"]
-            )
+            with suppress(client.exceptions.NoSuchUpload):  # it ends just now
+                client.abort_multipart_upload(
+                    Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"]
+                )
         client.delete_bucket(Bucket=name)
     except client.exceptions.NoSuchBucket:
         return

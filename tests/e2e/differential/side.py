@@ -97,7 +97,8 @@ class Side:
             raise OSError(errno.EBADF, "nothing is open there") from None
 
     def _opened(self, path: str, flags: int, mode: int = 0o644) -> int:
-        if not self._is_mount and (os.path.isfile(self._at(path)) or flags & os.O_CREAT):
+        is_file = os.path.isfile(self._at(path))
+        if not self._is_mount and (is_file or not os.path.exists(self._at(path))):
             flags &= ~os.O_DIRECT  # which in a mount needs no alignment
         try:
             return os.open(self._at(path), flags | os.O_NONBLOCK, mode)

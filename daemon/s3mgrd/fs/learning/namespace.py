@@ -30,6 +30,8 @@ SMALL_DIRECTORY: Final = 1000
 BURST: Final = 8
 """Names asked for one by one in one directory within `BURST_NS`; more, and the directory is listed."""
 BURST_NS: Final = 5 * NS
+WITNESSES: Final = 8
+"""Entries of a directory that are looked at to know whether it is still there without a marker."""
 
 
 class Absent(Enum):
@@ -292,12 +294,15 @@ class Namespace:
         )
 
     def marker_wanted(self, directory: Inode) -> bool:
-        """Whether a directory would vanish from S3 now that an entry left it."""
+        """Whether a directory would vanish from S3 now that an entry left it, or may: what else it had, others may have removed."""
         node = self._volume.nodes.get(directory)
         return (
             node is not None
             and node.id != ROOT
             and not node.is_detached
             and node.marker == Marker.NONE
-            and not self._volume.nodes.count_children(directory, limit=1)
+            and not any(
+                self._volume.is_offline or self._asker.is_known(node, child.name or "", child)
+                for child in self._volume.nodes.children(directory, limit=WITNESSES)
+            )
         )

@@ -12,7 +12,7 @@ from s3mgrd.errors import Unavailable
 from s3mgrd.fs.changing.attribute_changes import AttributeChange
 from s3mgrd.fs.changing.tree import RENAME_EXCHANGE, RENAME_NOREPLACE
 from s3mgrd.s3.port import ListPage
-from tests.unit.fs.conftest import WHO, Lab
+from tests.unit.fs.conftest import WHO, Lab, settings
 
 
 async def expect(number: int, call: Callable[[], object]) -> None:
@@ -528,3 +528,20 @@ async def test_nothing_is_made_in_a_directory_that_another_client_removed(lab: L
                 await change
         await lab.settle()
     assert lab.stored() == ["g"]
+
+
+async def test_a_directory_that_only_its_entries_made_outlives_the_last_though_others_removed_the_rest(
+    lab: Lab, autojump_clock: object
+) -> None:
+    lab.settings = settings(metadata_ttl_s=0.0, negative_ttl_s=0.0)
+    lab.store.insert("d/1", b"1")
+    lab.store.insert("d/2", b"2")
+    async with lab.mounted() as fs:
+        directory = await lab.get("d")
+        await lab.ls("d")
+        lab.store.remove("d/2")
+        fs.volume.distrust(directory.id)
+        await lab.rename("d/1", "e")
+        await lab.settle()
+        assert (await lab.get("d")).id == directory.id
+    assert lab.stored() == ["d/", "e"]
