@@ -295,14 +295,13 @@ class Namespace:
 
     def marker_wanted(self, directory: Inode) -> bool:
         """Whether a directory would vanish from S3 now that an entry left it, or may: what else it had, others may have removed."""
-        node = self._volume.nodes.get(directory)
-        return (
-            node is not None
-            and node.id != ROOT
-            and not node.is_detached
-            and node.marker == Marker.NONE
-            and not any(
-                self._volume.is_offline or self._asker.is_known(node, child.name or "", child)
-                for child in self._volume.nodes.children(directory, limit=WITNESSES)
-            )
+        nodes = self._volume.nodes
+        node = nodes.get(directory)
+        if node is None or node.id == ROOT or node.is_detached or node.marker != Marker.NONE:
+            return False
+        if self._volume.is_offline or self._lister.is_fresh(node):
+            return not nodes.count_children(directory, limit=1)
+        return not any(
+            self._asker.is_known(node, child.name or "", child)
+            for child in nodes.children(directory, limit=WITNESSES)
         )
