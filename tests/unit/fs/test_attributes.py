@@ -557,3 +557,30 @@ async def test_special_files_are_metadata_and_nothing_else(
         node = await lab.get("t")
         assert (node.kind, attributes.type_bits(node)) == (Kind.SPECIAL, stat.S_IFMT(st_mode))
         assert node.rdev == rdev
+
+
+@pytest.mark.parametrize("how", ["listed", "asked for"])
+async def test_attributes_that_wait_for_an_upload_outlive_a_copy_of_the_object(
+    lab: Lab, how: str
+) -> None:
+    """S3's copy of an object, as of a renamed directory, has a later date than the attributes were learned with."""
+    lab.store.insert("a", b"12", metadata={"uid": "0", "mode": str(0o100644)})
+    async with lab.mounted(sync=False) as fs:
+        await lab.ls()
+        node = await lab.get("a")
+        await fs.metadata.know(node.id)
+        await lab.write("a", b"345", close=False)
+        await fs.attributes.change(node.id, AttributeChange(uid=7, mode=0o600))
+        lab.later(60)
+        lab.store.clock = lambda: START_NS + 60 * 10**9
+        lab.store.insert("a", b"12", metadata={"uid": "0", "mode": str(0o100644)})
+        if how == "listed":
+            await lab.ls()
+            await fs.metadata.know(node.id)
+        else:
+            fs.metadata.learn(fs.volume.node(node.id), await lab.store.head("a"))
+        shown = await lab.get("a")
+        assert (shown.id, fs.volume.owner(shown)[0], fs.volume.mode(shown)) == (node.id, 7, 0o600)
+        await fs.commit(node.id)
+    assert lab.store.objects["a"].head.metadata["uid"] == "7"
+    assert lab.data("a") == b"345"

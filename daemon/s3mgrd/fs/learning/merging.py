@@ -319,7 +319,7 @@ class Merger:
         before_ns = node.remote_mtime_ns
         if before_ns is not None and info.mtime_ns // NS > before_ns // NS:
             volume.extras.forget_description(node.id)
-            if not node.attributes_dirty:
+            if not volume.has_newer_attributes(node):
                 columns |= {"mtime_ns": info.mtime_ns, "attributes_known": 0}
                 if (
                     node.kind == Kind.FILE

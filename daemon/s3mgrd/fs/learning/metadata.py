@@ -146,7 +146,9 @@ class Metadata:
             return node
         if not node.is_directory and head.etag != node.etag:
             return node
-        if node.attributes_known and not _is_touched(node, head):
+        if node.attributes_known and (
+            not _is_touched(node, head) or volume.has_newer_attributes(node)
+        ):
             return node
         found = attributes.decode(head.metadata)
         if not found.is_empty:
