@@ -68,7 +68,10 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start the command as a process; it is gone after the test."""
+    """Start the command as a process, as a terminal does; it is gone after the test.
+
+    Whoever started the tests in the background of a script has SIGINT ignored by all of their processes.
+    """
     started: list[subprocess.Popen[str]] = []
 
     def start(*args: str, **more: object) -> subprocess.Popen[str]:
@@ -78,7 +81,9 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
             "stderr": subprocess.PIPE,
             "text": True,
         }
-        process: subprocess.Popen[str] = subprocess.Popen([*PROGRAM, *args], **{**options, **more})  # type: ignore[call-overload]  # chosen by tests
+        process: subprocess.Popen[str] = subprocess.Popen(
+            ["env", "--default-signal=INT", *PROGRAM, *args], **{**options, **more}
+        )  # type: ignore[call-overload]  # chosen by tests
         started.append(process)
         return process
 
