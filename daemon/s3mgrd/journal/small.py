@@ -103,6 +103,7 @@ class SmallFile(StagedFile):
         """Keep bytes that do not count yet."""
         self.prepare(offset + len(data))
         if not self.is_small:
+            self._data.pop((offset, len(data)), None)  # of a put that was given up
             super().put(offset, data)
             return
         self.note_put(offset, data)
@@ -111,10 +112,10 @@ class SmallFile(StagedFile):
     def record(self, offset: int, length: int) -> None:
         """Acknowledge bytes that `put` keeps: with one write of both."""
         data = self._data.pop((offset, length), None)
-        if data is None:
-            self.settle()
         if data is None or not self.is_small:
-            if data is not None:  # it was put before there were files to put it into
+            if data is None:
+                self.settle()
+            else:  # it was put before there were files to put it into
                 super().put(offset, data)
             super().record(offset, length)
             return

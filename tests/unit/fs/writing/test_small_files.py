@@ -342,3 +342,12 @@ def test_a_file_that_leaves_the_log_between_a_put_and_its_record_has_both(
     again = site.staging.open(7, 0)
     assert content(again) == b"onetwo"
     again.close()
+
+
+def test_a_put_that_was_given_up_does_not_overwrite_a_later_one(site: Site) -> None:
+    file = site.make(7)
+    file.put(0, b"never")
+    assert file.data_fd >= 0  # as when another file wants its room in the log
+    write(file, 0, b"whole")
+    assert content(file) == b"whole"
+    file.close()
