@@ -296,16 +296,14 @@ class Volume:
         if node.remote_key is not None or node.remote_prefix is not None:
             return True
         if not node.is_directory:
-            return node.etag is None or self._is_dirty(node)
+            return node.etag is None or self.journal.is_dirty(node.id)
         return node.marker == Marker.WANTED or self.nodes.has_ours_below(node.id)
 
     def has_newer_attributes(self, node: Node) -> bool:
         """Whether attributes were changed here, or may have been, that S3 gets by a request of their own or with an upload."""
-        return bool(node.attributes_dirty) or (not node.is_directory and self._is_dirty(node))
-
-    def _is_dirty(self, node: Node) -> bool:
-        row = self.journal.staged(node.id)
-        return row is not None and bool(row.dirty)
+        return bool(node.attributes_dirty) or (
+            not node.is_directory and self.journal.is_dirty(node.id)
+        )
 
     def detach(self, node: Node) -> None:
         """Take a name away; who holds the inode keeps what it was. Below a directory everything goes with it."""

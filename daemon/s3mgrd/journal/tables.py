@@ -114,6 +114,11 @@ class Journal:
         row = self._execute("SELECT * FROM staged WHERE inode = ?", (inode,)).fetchone()
         return None if row is None else StagedRow._make(row)
 
+    def is_dirty(self, inode: int) -> bool:
+        """Whether an inode has staged data that S3 is to get."""
+        row = self.staged(inode)
+        return row is not None and bool(row.dirty)
+
     def all_staged(self) -> list[StagedRow]:
         """Return every staging row."""
         return [

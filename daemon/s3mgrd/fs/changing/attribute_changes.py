@@ -174,8 +174,7 @@ class AttributeChanges:
         """Whether what changed needs a request of its own: no upload is due that takes it along."""
         if self._volume.settings.attributes == "off" or node.is_detached or node.id == ROOT:
             return False
-        staged = self._volume.journal.staged(node.id)
-        return staged is None or not staged.dirty
+        return not self._volume.journal.is_dirty(node.id)
 
 
 def _os_error(number: int) -> OSError:

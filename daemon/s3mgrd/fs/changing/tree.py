@@ -329,8 +329,7 @@ class Tree:
         moved = volume.node(node.id)
         remote_key = None if where is None else relocation.remote_key(volume, moved, where)
         volume.nodes.update(node.id, remote_key=remote_key)
-        staged = volume.journal.staged(node.id)
-        if staged is not None and staged.dirty:
+        if volume.journal.is_dirty(node.id):
             # The condition was about the old name; under the new one rename() already decided who wins.
             volume.journal.set_condition(node.id, "always")
             note_purpose(volume, node.id)

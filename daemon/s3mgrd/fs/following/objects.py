@@ -44,8 +44,7 @@ class Objects:
             node = volume.nodes.get(inode)
             if node is None or node.is_detached or node.remote_key is None:
                 return
-            staged = volume.journal.staged(inode)
-            if staged is not None and staged.dirty:
+            if volume.journal.is_dirty(inode):
                 return  # its upload goes to the right key
             source, target = node.remote_key, volume.wanted_key(node)
             if source == target:
@@ -298,8 +297,7 @@ class Objects:
         if node.is_directory:
             await self.mark(inode)
             return
-        staged = volume.journal.staged(inode)
-        if (staged is not None and staged.dirty) or volume.move_around(node.parent) is not None:
+        if volume.journal.is_dirty(inode) or volume.move_around(node.parent) is not None:
             return
         await self.place(inode)
         node = volume.nodes.get(inode)  # None at each look: removed, and forgotten by the kernel

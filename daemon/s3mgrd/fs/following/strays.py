@@ -74,12 +74,7 @@ class Strays:
         """Whether work is pending that writes the key of *node*."""
         if node.is_directory:
             return node.marker == Marker.WANTED or bool(node.attributes_dirty)
-        staged = self._volume.journal.staged(node.id)
-        return bool(
-            (staged is not None and staged.dirty)
-            or node.attributes_dirty
-            or node.remote_key is not None
-        )
+        return self._volume.has_newer_attributes(node) or node.remote_key is not None
 
     async def resolve(self, key: str) -> None:
         """Delete what a request of ours left at *key* if no name leads there. May be repeated at any point."""

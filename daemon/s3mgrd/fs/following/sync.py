@@ -294,7 +294,7 @@ class Syncer:
         if not isinstance(subject, tuple) or subject[0] != "upload":
             return False
         node = self._volume.nodes.get(subject[1])
-        return node is not None and not node.is_detached and self._is_staged(node.id)
+        return node is not None and not node.is_detached and self._volume.journal.is_dirty(node.id)
 
     # What is to be done
 
@@ -330,13 +330,13 @@ class Syncer:
             if not self._mover.is_waiting(move):
                 yield ("move", move.inode), partial(self._mover.follow, move.inode)
         for node in volume.nodes.misplaced(limit=BATCH):
-            if volume.move_around(node.parent) is None and not self._is_staged(node.id):
+            if volume.move_around(node.parent) is None and not volume.journal.is_dirty(node.id):
                 yield ("object", node.id), partial(self._objects.place, node.id)
         for node in volume.nodes.with_wanted_marker(limit=BATCH):
             if volume.move_around(node.id) is None:
                 yield ("object", node.id), partial(self._objects.mark, node.id)
         for node in volume.nodes.with_dirty_attributes(limit=BATCH):
-            if not self._is_staged(node.id) and volume.move_around(node.parent) is None:
+            if not volume.journal.is_dirty(node.id) and volume.move_around(node.parent) is None:
                 yield ("object", node.id), partial(self._objects.describe, node.id)
         deletes = volume.journal.deletes(limit=MAX_DELETE_KEYS)
         if deletes:
@@ -348,10 +348,6 @@ class Syncer:
         long_ago_ns = volume.now_ns() - beginnings.GRACE_S * NS
         for row in volume.journal.left_beginnings(before_ns=long_ago_ns):
             yield ("beginning", row.key), partial(beginnings.resolve, volume, row)
-
-    def _is_staged(self, inode: Inode) -> bool:
-        row = self._volume.journal.staged(inode)
-        return row is not None and bool(row.dirty)
 
     async def _do(self, subject: Hashable, work: Work) -> None:
         try:
