@@ -196,7 +196,7 @@ class Syncer:
         counts = self._volume.journal.counts()
         lacking = self._stages.lacking
         operations = sum(n for kind, n in counts.items() if kind not in ("staged", "held"))
-        operations += sum(1 for _ in self._strays.pending())
+        operations += len(self._strays.pending())
         return Left(max(lacking.files, counts["staged"]), lacking.bytes, operations)
 
     def errors(self) -> list[str]:
@@ -307,17 +307,21 @@ class Syncer:
                 subject not in self._running
                 and (failure is None or failure.retry_at <= now)
                 and self._rested_at.get(subject, now) <= now
-                and self._is_gathered(subject, now)
+                and self._has_come(subject, now)
             ):
                 yield subject, work
 
-    def _is_gathered(self, subject: Hashable, now: float) -> bool:
-        """Whether an object was seen long enough ago; everything else always is."""
-        if self._is_flushing or not isinstance(subject, tuple) or subject[0] != "object":
+    def _has_come(self, subject: Hashable, now: float) -> bool:
+        """Whether the time of an object, seen long enough ago, or of a stray has come; everything else has no time."""
+        kind, what = subject if isinstance(subject, tuple) else (subject, None)
+        if kind == "stray":
+            due_at = self._strays.again_at(what)
+        elif kind == "object" and not self._is_flushing:
+            if len(self._seen_at) > MAX_SEEN:
+                self._seen_at.clear()
+            due_at = self._seen_at.setdefault(subject, now) + GATHER_S
+        else:
             return True
-        if len(self._seen_at) > MAX_SEEN:
-            self._seen_at.clear()
-        due_at = self._seen_at.setdefault(subject, now) + GATHER_S
         if due_at > now:
             self._idle_s = min(self._idle_s, due_at - now)
             return False

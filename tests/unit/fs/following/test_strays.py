@@ -6,9 +6,12 @@ from typing import Any
 from unittest.mock import ANY
 
 import pytest
+import trio
+import trio.testing
 
 from s3mgrd.errors import Unavailable
 from s3mgrd.fs.changing.attribute_changes import AttributeChange
+from s3mgrd.s3.port import ObjectHead
 from tests.unit.fs.conftest import Lab
 
 
@@ -60,6 +63,46 @@ async def test_a_file_removed_after_an_unseen_upload_does_not_come_back(
     async with lab.mounted():
         await lab.settle()
         assert lab.stored() == []
+
+
+async def test_an_upload_that_s3_carries_out_after_its_worker_died_leaves_nothing_behind(
+    lab: Lab, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes were on their way, or the server was slow, when the next worker looked for it."""
+    late: list[Any] = []
+
+    async def sent(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - kept
+        late.append((args, kwargs))
+        raise Unavailable("the worker died")
+
+    async with lab.mounted():
+        with monkeypatch.context() as patch:
+            patch.setattr(lab.store, "put", sent)
+            with pytest.raises(Unavailable):
+                await lab.write("a", b"1")
+    async with lab.mounted():
+        await lab.rename("a", "b")
+        looked = trio.Event()
+        really = lab.store.head
+
+        async def head(key: str) -> ObjectHead:
+            try:
+                return await really(key)
+            finally:
+                if key == "a":
+                    looked.set()
+
+        monkeypatch.setattr(lab.store, "head", head)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lab.settle)
+            await looked.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            ((args, kwargs),) = late
+            await lab.store.put(*args, **kwargs)
+            lab.later(60)
+            assert await lab.ls() == ["b"]
+        assert lab.fs.syncer.left().is_nothing
+        assert lab.stored() == ["b"]
 
 
 async def test_a_file_written_on_after_an_unseen_upload_has_lost_no_race(
