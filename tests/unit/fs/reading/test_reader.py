@@ -12,7 +12,7 @@ from s3mgrd.cache.blockindex import BLOCK_BYTES
 from s3mgrd.cache.blocks import open_block_cache
 from s3mgrd.errors import Unavailable
 from s3mgrd.fs.reading.prefetch import MAX_WINDOW
-from s3mgrd.fs.reading.reader import FILL_AFTER, FILL_FIRST, FILL_STEP, LINGER_S, MIB
+from s3mgrd.fs.reading.reader import FILL_AFTER, FILL_FIRST, FILL_STEP, LINGER_S, MIB, WHOLE_BYTES
 from tests.unit.fs.conftest import Lab, settings
 
 
@@ -128,6 +128,39 @@ async def test_a_random_read_fetches_the_blocks_it_touches(cached: Lab) -> None:
             await read_at(cached, "a", 3 * MIB + 77, 4096, handle=1) == body[3 * MIB + 77 :][:4096]
         )
         assert fs.volume.store.stats.received_bytes == BLOCK_BYTES
+
+
+async def test_a_small_object_is_read_whole_however_little_is_wanted_so_that_it_can_be_verified(
+    lab: Lab,
+) -> None:
+    body = content(WHOLE_BYTES)
+    lab.store.insert("a", body)
+    async with lab.mounted() as fs:
+        assert await read_at(lab, "a", 70_000, 4096, handle=1) == body[70_000:][:4096]
+        assert fs.volume.store.stats.received_bytes == len(body)
+
+
+async def test_of_a_small_object_of_which_a_block_is_not_cached_all_is_fetched_again(
+    cached: Lab, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    body = content(WHOLE_BYTES)
+    cached.store.insert("a", body)
+    async with cached.mounted() as fs:
+        await read_through(cached, "a")
+        await wait_for_cache(cached, len(body))
+        await trio.sleep(LINGER_S + 1)
+        with (tmp_path / "blocks.data").open("r+b") as file:
+            file.seek(BLOCK_BYTES)
+            file.write(b"damaged")
+        node = await cached.get("a")
+        assert cached.blocks is not None
+        assert node.etag is not None
+        found = cached.blocks.find(node.id, node.etag, BLOCK_BYTES, 2 * BLOCK_BYTES)
+        assert found is not None
+        assert await cached.blocks.read(found, BLOCK_BYTES, 2 * BLOCK_BYTES) is None
+        assert cached.blocks.has(node.id, node.etag, 0, BLOCK_BYTES)
+        assert await read_through(cached, "a") == body
+        assert fs.volume.store.stats.received_bytes == 2 * len(body)
 
 
 async def test_an_edited_file_is_completed_from_the_right_blocks(cached: Lab) -> None:
