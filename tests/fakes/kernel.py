@@ -13,7 +13,7 @@ from s3mgrd.worker.protocol import Descriptors
 
 @dataclass(eq=False)
 class FakeConnection:
-    """One connection. `busy`: an unmount that is not lazy is refused. `hang`: it never returns."""
+    """One connection. `busy`: an unmount that is not lazy is refused. `hang`: it never returns. `stall_s`: the next takes so long."""
 
     id: str
     name: str
@@ -27,6 +27,7 @@ class FakeConnection:
     can_resend: bool = True
     busy: bool = False
     hang: bool = False
+    stall_s: float = 0.0
     mounted: bool = True
     aborted: bool = False
     closed: bool = False
@@ -44,6 +45,8 @@ class FakeConnection:
         self.kernel.log.append(f"unmount {self.name}" + (" lazily" if lazy else ""))
         if not self.mounted:
             return
+        stall_s, self.stall_s = self.stall_s, 0.0
+        await trio.sleep(stall_s)
         if self.hang and not lazy:
             await trio.sleep_forever()
         if self.busy and not lazy:

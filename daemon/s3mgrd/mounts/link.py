@@ -244,15 +244,28 @@ class Link:
 
     async def dismantle(self) -> None:
         """Take everything apart, whatever state it is in; bounded, also when cancelled."""
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + DISMANTLE_S):
+        with trio.CancelScope(shield=True):
             if self.connection is not None and not self.detached:
                 self._expect_end = True
+                await self._unmount(self.connection)
+            with trio.move_on_after(DISMANTLE_S):
+                await self.stop_worker()
+        self.close_connection()
+
+    async def _unmount(self, connection: Connection) -> None:
+        """Unmount lazily, or log why not.
+
+        Tried twice: a process that was stopped meanwhile, or whose machine slept, finds its time over, and a mount that
+        stays would be dead for all who enter it, and in the way of the next.
+        """
+        for _ in range(2):
+            with trio.move_on_after(DISMANTLE_S):
                 try:
-                    await self.connection.unmount(lazy=True)
+                    await connection.unmount(lazy=True)
                 except S3mgrError as error:
                     log.warning("cannot unmount: %s", error.detail, extra={"mount": self._name})
-            await self.stop_worker()
-        self.close_connection()
+                return
+        log.warning("not unmounted in time", extra={"mount": self._name})
 
     async def _grant(self) -> CredentialGrant:
         """Answer a worker that asks for keys."""

@@ -16,6 +16,7 @@ from s3mgrd.errors import (
     Unavailable,
     WorkerLost,
 )
+from s3mgrd.mounts.link import DISMANTLE_S
 from s3mgrd.worker.protocol import (
     Configure,
     Configured,
@@ -159,6 +160,27 @@ async def test_a_mount_attempt_that_hangs_is_given_up(autojump_clock: MockClock)
         assert ended.error is not None
         assert "longer than 20 s" in ended.error.detail
         assert c.workers.alive() == []
+
+
+async def test_no_dead_mount_stays_of_an_attempt_that_is_given_up_on_a_machine_that_sleeps_meanwhile(
+    autojump_clock: MockClock,
+) -> None:
+    """All time limits are over at once then, that of the unmount as well."""
+
+    async def stop_at_serve(worker: FakeWorker, message: SupervisorRequest) -> Reply | None:
+        if isinstance(message, Serve):
+            c.kernel.live("data").stall_s = DISMANTLE_S + 1
+            await trio.sleep_forever()
+        return None
+
+    async with control(config=make_config(mount_timeout_s=20.0)) as c:
+        c.workers.script = stop_at_serve
+        _, _, operation = await c.manager.put_mount(ROOT, "data", make_request())
+        assert operation is not None
+        assert (await c.manager.wait_operation(operation.id)).state == "failed"
+        (connection,) = c.kernel.connections
+        assert not connection.mounted
+        assert connection.closed
 
 
 async def test_a_bad_mountpoint_is_refused_at_once_and_nothing_is_stored(
