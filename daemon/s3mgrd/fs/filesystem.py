@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from s3mgrd.cache.nodes import ROOT, Inode, Kind, Marker, Node
-from s3mgrd.errors import Conflict, Corrupt
+from s3mgrd.errors import Conflict, Corrupt, S3mgrError
 from s3mgrd.fs.changing.archive import ArchiveGate
 from s3mgrd.fs.changing.attribute_changes import AttributeChanges
 from s3mgrd.fs.changing.conflicts import Conflicts, Notice
@@ -171,12 +171,21 @@ class FileSystem:
             raise
 
     async def _is_overtaken(self, before: Node) -> bool:
-        """Whether a version that S3 has no more went because we wrote the next; S3 has that before we hear of it."""
+        """Whether a version that S3 has no more went because we wrote the next.
+
+        S3 has that before we hear of it; or the worker died in between.
+        """
         if before.etag is None:
             return False
         async with self.volume.locks.holding(("key", self.volume.key_in_s3(before))):
             node = self.volume.nodes.get(before.id)
-        return node is not None and node.etag != before.etag
+        if node is None or node.etag != before.etag:
+            return node is not None
+        try:
+            return await self.uploader.take_up_unseen(before.id)
+        except S3mgrError as error:
+            log.info("inode %d: whether it was uploaded is not known: %s", before.id, error)
+            return False
 
     async def _read(self, node: Node, offset: int, length: int, handle: int) -> bytes | memoryview:
         inode = node.id

@@ -170,6 +170,8 @@ class Uploader:
             if node.is_detached or row is None:
                 return
             await self._settled(node.parent)
+            if await self._take_up_unseen(node, row):
+                continue
             await self._sender.complete(node, stage, row)
             key = volume.wanted_key(volume.node(inode))
             await self._clear_key(key, inode)
@@ -187,6 +189,34 @@ class Uploader:
                 except CopyUnsupported:
                     continue
                 return
+
+    async def take_up_unseen(self, inode: Inode) -> bool:
+        """Find out whether the version that a file is a change of is gone because a worker that died put the next there; take it up.
+
+        Returns whether there is another version now.
+
+        Raises:
+            S3mgrError: S3 did not answer.
+        """
+        async with self._volume.locks.holding(("inode", inode)):
+            node, row = self._volume.nodes.get(inode), self._volume.journal.staged(inode)
+            return node is not None and row is not None and await self._take_up_unseen(node, row)
+
+    async def _take_up_unseen(self, node: Node, row: StagedRow) -> bool:
+        volume = self._volume
+        if not row.dirty or row.base_etag is None or row.base_etag != node.etag:
+            return False
+        found = await find_unseen(volume, volume.key_in_s3(node))
+        # What is not staged of the file is the same in both: the worker made that one of them and of what it had staged.
+        if found is None or found.etag == node.etag or found.size < row.base_size:
+            return False
+        with volume.database.transaction():
+            if volume.node(node.id).etag != node.etag:
+                return True
+            volume.nodes.update(node.id, etag=found.etag, remote_mtime_ns=found.mtime_ns)
+            volume.journal.rebase_staged(node.id, node.etag, found.etag)
+        log.info("inode %d: took up version %s, which was uploaded unseen", node.id, found.etag)
+        return True
 
     def _is_plain(self, node: Node, key: str, stage: Stage, row: StagedRow) -> bool:
         """Whether a file is a small new one, and nothing has to be waited for or thought of before it is sent to *key*."""

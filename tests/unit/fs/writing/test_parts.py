@@ -309,6 +309,39 @@ async def test_an_interrupted_partial_upload_is_taken_up(partial: Lab) -> None:
         assert await partial.store.list_multiparts("") == []
 
 
+@pytest.mark.parametrize("again", [False, True])
+async def test_what_was_not_changed_is_read_after_the_upload_was_completed_unseen(
+    partial: Lab, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """The version that it is a change of is gone from S3, and the worker died before it heard of the new one."""
+    partial.store.insert("big", BODY)
+    complete = partial.store.complete_multipart
+
+    async def unseen(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
+        await complete(*args, **kwargs)
+        raise Unavailable("no answer came")
+
+    async with partial.mounted(sync=False):
+        node = await partial.get("big")
+        await partial.fs.stages.write(node.id, 5 * MIB, b"mine")
+        with monkeypatch.context() as patch:
+            patch.setattr(partial.store, "complete_multipart", unseen)
+            with pytest.raises(Unavailable):
+                await partial.fs.commit(node.id)
+    expected = BODY[: 5 * MIB] + b"mine" + BODY[5 * MIB + 4 :]
+    async with partial.mounted(sync=False) as fs:
+        if again:
+            await fs.stages.write(node.id, 6 * MIB, b"more")
+            expected = expected[: 6 * MIB] + b"more" + expected[6 * MIB + 4 :]
+        with pytest.raises(Superseded):
+            await fs.read(node.id, 30 * MIB, 100, handle=1)
+        assert await fs.read(node.id, 30 * MIB, 100, handle=1) == expected[30 * MIB :][:100]
+        sent = partial.store.calls["upload_part"]
+        await fs.commit(node.id)
+        assert again == (partial.store.calls["upload_part"] > sent)
+        assert partial.data("big") == expected
+
+
 async def test_a_file_just_renamed_is_changed_where_its_object_still_is(partial: Lab) -> None:
     partial.store.insert("d/big", BODY)
     async with partial.mounted(sync=False) as fs:
