@@ -121,7 +121,6 @@ class UploadChecksums:
     def __init__(self, endpoint: str, *, known: bool) -> None:
         self._endpoint: Final = endpoint
         self.support: Support = "supported" if known else "unknown"
-        self._may_ask = not known
         self.is_full_object = False
         """Multipart uploads end with the checksum of the whole, as S3 said when it began the last one."""
 
@@ -168,10 +167,9 @@ class UploadChecksums:
         return self.support == "unknown" and failure.code in UNKNOWN_TO_STORE
 
     async def find_out(self, send_wrong: Callable[[], Awaitable[object]]) -> None:
-        """Learn from a small part of an upload, sent by *send_wrong* with a wrong checksum, what the store does; once."""
-        if self.support != "unknown" or not self._may_ask:
+        """Learn from a small part of an upload, sent by *send_wrong* with a wrong checksum, what the store does."""
+        if self.support != "unknown":
             return
-        self._may_ask = False
         try:
             await send_wrong()
         except CallFailed as failure:

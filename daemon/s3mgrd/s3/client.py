@@ -72,7 +72,8 @@ from s3mgrd.s3.retry import CallFailed
 from s3mgrd.s3.settings import CredentialProvider, StoreSettings, is_aws
 from s3mgrd.s3.tags import Tags
 from s3mgrd.s3.tls import shared_context
-from s3mgrd.s3.uploads import TRIAL, find_out_about_checksums, list_parts, list_uploads
+from s3mgrd.s3.trials import Trial
+from s3mgrd.s3.uploads import list_parts, list_uploads
 from s3mgrd.s3.versions import checksum_of, find_version
 
 log = logging.getLogger("s3mgrd.s3")
@@ -85,8 +86,6 @@ BUCKET_SEEN_S: Final = 60.0
 """How long an answer about the bucket lets us believe that a 404 is about the key."""
 VERIFY_BYTES: Final = 64 << 10
 """Largest body that is sent a second time to find out whether the store evaluates conditions."""
-TRIAL_BYTES: Final = 64 << 20
-"""Largest upload that is completed in a way which tells the same, though a strange store may forget an upload that it refused."""
 GONE_AFTER_S: Final = 1.0
 FILE_THREADS: Final = 4
 HEAD_WITHOUT_REASON: Final = (400, 401, 403)
@@ -152,6 +151,7 @@ class S3Store:
             calls.endpoint, known=is_aws(settings.endpoint_url), head=self.head
         )
         self._tags: Final = Tags(calls, travel=is_aws(settings.endpoint_url))
+        self._is_tried = False
         self.copy_notes: UploadNotes | None = None
         self.max_copy_bytes = max_copy_bytes
         self.copy_part_bytes = copy_part_bytes
@@ -387,12 +387,18 @@ class S3Store:
         if self._calls.checksums.are_sent:
             described |= MULTIPART
         answer = await self._call("CreateMultipartUpload", described, key=key)
-        upload_id = str(answer["UploadId"])
         self._calls.checksums.began(answer)
-        await find_out_about_checksums(
-            self._calls, UploadBody(TRIAL, self._threads), key, upload_id
-        )
-        return upload_id
+        return str(answer["UploadId"])
+
+    @property
+    def wants_trial(self) -> bool:
+        """See the port."""
+        return not self._is_tried and "unknown" in (self.checksums, self.conditions.complete)
+
+    async def try_upload(self, key: str) -> None:
+        """See the port."""
+        self._is_tried = True
+        await Trial(self._calls, self._conditions, self._threads, key, self.copy_notes).make()
 
     async def _described(
         self, metadata: Mapping[str, str], content_type: str | None, like: ObjectHead | None
@@ -466,14 +472,8 @@ class S3Store:
         async def send(check: Check) -> Answer:
             return await self._complete(key, upload_id, {**params, **check})
 
-        conditions = self._conditions
-        is_trial = sum(p.size for p in parts) <= TRIAL_BYTES
         try:
-            answer = None
-            if is_trial and conditions.support[COMPLETE] == "unknown":
-                answer = await conditions.try_completing(key, condition, send)
-            if answer is None:
-                answer = await conditions.run(COMPLETE, key, condition, send)
+            answer = await self._conditions.run(COMPLETE, key, condition, send)
         except CallFailed as failure:
             etag = multipart_etag(parts)
             if etag and may_be_ours(failure) and await self._holds(key, etag, None):

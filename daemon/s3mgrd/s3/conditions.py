@@ -9,7 +9,8 @@ everything except a race within milliseconds.
 What PUT does is found out with the first conditional PUT of a small body that succeeds: the same PUT again, with
 If-None-Match: * or an If-Match that nothing matches, must be refused. Where it is not, it has written the same bytes
 again, and we know. What a delete does is found out with the first one that has a version: it is first sent with a version
-that nothing has. A store that deletes nevertheless has done what was wanted (`s3mgrd.s3.deleting`).
+that nothing has. A store that deletes nevertheless has done what was wanted (`s3mgrd.s3.deleting`). What the end of a
+multipart upload does is found out with one of no use (`s3mgrd.s3.trials`).
 
 Two habits of radosgw 16: for PUT it compares If-Match with the ETag as it is, so that the quotes of RFC 9110 make it
 refuse every write; and it ignores a copy's condition on the source (`SOURCE`, see `s3mgrd.s3.copying`).
@@ -181,21 +182,18 @@ class ConditionalWrites:
             else:
                 self.note_unsupported(kind)
 
-    async def try_completing(
-        self, key: str, condition: Condition, write: Callable[[Check], Awaitable[T]]
-    ) -> T | None:
-        """Complete an upload under a condition that never holds, to learn whether it counts: a HEAD less each time, if it does.
+    async def find_out_completing(self, write: Callable[[Check], Awaitable[object]]) -> bool:
+        """Learn whether conditions count when an upload is completed from *write*, which completes one of no use.
 
-        Returns what *write* did where the store does not evaluate it: no more is lost than without it. None: it was refused.
+        Returns whether it was completed, although it should have been refused.
 
         Raises:
-            PreconditionFailed: *condition* does not hold.
             CallFailed: *write* failed for another reason.
         """
-        if condition != ALWAYS:
-            await self._check(key, condition)
+        if self.support[COMPLETE] != "unknown":
+            return False
         try:
-            result = await write({"IfMatch": quoted(NO_ETAG)})
+            await write({"IfMatch": quoted(NO_ETAG)})
         except CallFailed as failure:
             if isinstance(failure.error, PreconditionFailed) or failure.code == "NoSuchKey":
                 self.support[COMPLETE] = "supported"
@@ -203,9 +201,9 @@ class ConditionalWrites:
                 self.note_unsupported(COMPLETE)
             else:
                 raise
-            return None
+            return False
         self.note_unsupported(COMPLETE)
-        return result
+        return True
 
     def note_unsupported(self, kind: str) -> None:
         """Note that the store does not evaluate conditions of a kind, and say what that means."""

@@ -29,10 +29,10 @@ from s3mgrd.s3.port import MAX_PARTS, ObjectHead, Part, UploadNotes, Written
 from s3mgrd.s3.reading import head_of
 from s3mgrd.s3.retry import CallFailed
 from s3mgrd.s3.tags import Tags
+from s3mgrd.s3.uploads import abort_noted
 
 COPY_PART_BYTES: Final = 256 << 20
 """The server does the work, so parts are large; grows where 10,000 of them would not suffice."""
-ABORT_LIMIT_S: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -146,8 +146,7 @@ class Copier:
                 key=self.target,
             )
         except BaseException:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + ABORT_LIMIT_S):
-                await self._abort(upload_id)
+            await abort_noted(self.calls, self.notes, self.target, upload_id)
             raise
         if self.notes is not None:
             self.notes.upload_ended(upload_id)
@@ -188,18 +187,6 @@ class Copier:
         if failures:
             raise failures[0]
         return [parts[number] for number in sorted(parts)]
-
-    async def _abort(self, upload_id: str) -> None:
-        is_gone = False
-        try:
-            await self.calls.call("AbortMultipartUpload", {"UploadId": upload_id}, key=self.target)
-            is_gone = True
-        except CallFailed as failure:
-            # The copy's own failure is what matters.
-            is_gone = isinstance(failure.error, NotFound)
-        finally:
-            if self.notes is not None:
-                (self.notes.upload_ended if is_gone else self.notes.upload_left)(upload_id)
 
     async def _ask_source(self, version: str | None = None) -> ObjectHead:
         try:

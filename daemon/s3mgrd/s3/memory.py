@@ -465,6 +465,14 @@ class MemoryStore:
             self._objects[key] = replace(self._objects[key], head=ongoing)
             return "begun"
 
+    @property
+    def wants_trial(self) -> bool:
+        """See the port."""
+        return False
+
+    async def try_upload(self, key: str) -> None:
+        """See the port."""
+
     async def create_multipart(
         self,
         key: str,

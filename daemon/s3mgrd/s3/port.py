@@ -215,8 +215,12 @@ class DeleteFailure:
 NO_VERSIONS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
+TRIAL: Final = b"s3mgr"
+"""What `ObjectStore.try_upload` sends."""
+
+
 class UploadNotes(Protocol):
-    """Takes note of the multipart uploads that copies are made by: S3 keeps, and bills, the parts of one that nobody ends."""
+    """Takes note of the multipart uploads that a store begins and ends by itself: S3 keeps, and bills, the parts of one that nobody ends."""
 
     def upload_begun(self, key: str, upload_id: str) -> None:
         """An upload is there; nothing was copied yet."""
@@ -232,7 +236,7 @@ class ObjectStore(Protocol):
     """One bucket. Opened by an async context manager; safe for any number of tasks of one trio loop.
 
     Attributes:
-        copy_notes: told of the uploads by which `copy` makes large objects.
+        copy_notes: told of the uploads by which `copy` makes large objects, and of `try_upload`'s.
     """
 
     copy_notes: UploadNotes | None
@@ -387,6 +391,19 @@ class ObjectStore(Protocol):
         like: ObjectHead | None = None,
     ) -> str:
         """Begin a multipart upload and return its id. *like* as for `put`."""
+
+    @property
+    def wants_trial(self) -> bool:
+        """Whether `try_upload` would tell news; once at most."""
+
+    async def try_upload(self, key: str) -> None:
+        """Find out what the store does with checksums and conditions of multipart uploads, by one at *key*, where nothing may lie.
+
+        Beside other uploads: those that know it are spared a HEAD, and a hash of what they send.
+
+        Raises:
+            S3mgrError: something failed, and may lie at *key*.
+        """
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
         """Upload one part; the same number again replaces it. Raises `NotFound` when the upload is gone."""

@@ -1,30 +1,35 @@
-"""Multipart uploads beside their parts: those that nobody has finished, and what a store does with checksums."""
+"""Multipart uploads beside their parts: those that nobody has finished."""
 
 from collections.abc import Sequence
 from typing import Final
 
+import trio
+
+from s3mgrd.errors import NotFound
 from s3mgrd.s3.answers import Answer
-from s3mgrd.s3.body import UploadBody
 from s3mgrd.s3.calls import Calls
-from s3mgrd.s3.checksums import MEMBER, crc64nvme, decode, encode
+from s3mgrd.s3.checksums import MEMBER, decode
 from s3mgrd.s3.http import Exchange
 from s3mgrd.s3.listing import UploadsPage, etag_of, parse_uploads_page
-from s3mgrd.s3.port import Part, PendingUpload
+from s3mgrd.s3.port import Part, PendingUpload, UploadNotes
+from s3mgrd.s3.retry import CallFailed
 
-TRIAL: Final = b"s3mgr"
-"""What is sent with a wrong checksum to find out whether the store verifies checksums."""
+ABORT_LIMIT_S: Final = 5.0
 
 
-async def find_out_about_checksums(
-    calls: Calls, trial: UploadBody, key: str, upload_id: str
-) -> None:
-    """Send *trial*, `TRIAL`, as what will be part 1 later, with a checksum that it has not, where that would tell news."""
-
-    async def send_wrong() -> None:
-        wrong = {"UploadId": upload_id, "PartNumber": 1, MEMBER: encode(crc64nvme(TRIAL) ^ 1)}
-        await calls.call("UploadPart", wrong, key=key, body=trial, deadline_s=0)
-
-    await calls.checksums.find_out(send_wrong)
+async def abort_noted(calls: Calls, notes: UploadNotes | None, key: str, upload_id: str) -> None:
+    """Abort an upload of our own, also when cancelled, and have *notes* know what became of it. Raises nothing of S3's."""
+    is_gone = False
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + ABORT_LIMIT_S):
+        try:
+            await calls.call("AbortMultipartUpload", {"UploadId": upload_id}, key=key)
+            is_gone = True
+        except CallFailed as failure:
+            # Why it is aborted is what matters.
+            is_gone = isinstance(failure.error, NotFound)
+        finally:
+            if notes is not None:
+                (notes.upload_ended if is_gone else notes.upload_left)(upload_id)
 
 
 async def list_parts(calls: Calls, key: str, upload_id: str) -> list[Part]:

@@ -16,7 +16,7 @@ from s3mgrd.errors import Corrupt, Unavailable
 from s3mgrd.s3.checksums import MEMBER, combine, crc64nvme, decode, encode, expected_of
 from s3mgrd.s3.client import open_store
 from s3mgrd.s3.multipart import multipart_crc64nvme
-from s3mgrd.s3.port import FileSlice, Part
+from s3mgrd.s3.port import TRIAL, FileSlice, Part
 from tests.servers.scripted import Answer, Request, serve
 from tests.servers.scripted import error as refuse
 from tests.unit.s3.support import settings
@@ -186,13 +186,15 @@ async def test_what_is_refused_for_another_reason_says_nothing_about_checksums()
 async def test_whether_a_silent_store_verifies_is_found_out_by_a_part_with_a_wrong_checksum(
     server_is: Verifier, support: str, trials: int
 ) -> None:
-    """The part is replaced by the real one, so that no object is at stake; asked once."""
+    """The part is of an upload of no use, so that no object is at stake."""
     async with serve(server_is) as server, open_store(settings(server.url)) as store:
-        for _ in range(2):
-            upload = await store.create_multipart("k", metadata={})
-            await store.upload_part("k", upload, 1, b"p" * 10)
+        await store.try_upload("trial")
         assert store.checksums == support
-        assert len([r for r in server.requests if r.body == b"s3mgr"]) == trials
+        wrong = encode(crc64nvme(TRIAL) ^ 1)
+        sent = [r.target for r in server.requests if r.headers.get(HEADER) == wrong]
+        assert len(sent) == trials
+        assert all("partNumber=2" in target for target in sent)
+        await store.upload_part("k", "u", 1, b"p" * 10)
         last = server.requests[-1].headers
         assert (HEADER in last) == (support == "supported")
         assert (last["x-amz-content-sha256"] == UNSIGNED) == (support == "supported")

@@ -220,46 +220,6 @@ async def test_what_was_found_out_before_is_believed() -> None:
         assert store.conditions == Conditions("supported", "supported", delete="unsupported")
 
 
-def completed(parts: list[Part]) -> Answer:
-    text = f"<CompleteMultipartUploadResult><ETag>{multipart_etag(parts)}</ETag></CompleteMultipartUploadResult>"
-    return Answer(body=text.encode())
-
-
-@pytest.mark.parametrize("refusal", [LOST, error("404 Not Found", "NoSuchKey")])
-async def test_completing_an_upload_tells_once_that_its_condition_counts(refusal: Answer) -> None:
-    """No HEAD is needed from then on."""
-    parts = [Part(1, MD5_OF_X, 1)]
-    script = [refusal, completed(parts), completed(parts)]
-    async with serve(script) as server, open_store(settings(server.url)) as store:
-        await store.complete_multipart("k", "1", parts)
-        assert store.conditions.complete == "supported"
-        match = Condition(if_match="abc")
-        assert (await store.complete_multipart("k", "2", parts, condition=match)).etag
-        assert methods(server) == "POST POST POST"
-        asked = [request.headers.get("if-match") for request in server.requests]
-        assert asked == ['"00000000000000000000000000000000"', None, '"abc"']
-
-
-async def test_an_upload_that_is_completed_against_its_condition_was_checked_before() -> None:
-    parts = [Part(1, MD5_OF_X, 1)]
-    script = [object_answer("abc"), completed(parts), object_answer("other")]
-    match = Condition(if_match="abc")
-    async with serve(script) as server, open_store(settings(server.url)) as store:
-        await store.complete_multipart("k", "1", parts, condition=match)
-        assert store.conditions.complete == "unsupported"
-        with pytest.raises(PreconditionFailed):
-            await store.complete_multipart("k", "2", parts, condition=match)
-        assert methods(server) == "HEAD POST HEAD"
-
-
-async def test_a_large_upload_is_not_put_at_risk_to_find_out() -> None:
-    parts = [Part(1, MD5_OF_X, 1 << 30)]
-    async with serve([completed(parts)]) as server, open_store(settings(server.url)) as store:
-        await store.complete_multipart("k", "1", parts)
-        assert store.conditions.complete == "unknown"
-        assert "if-match" not in server.requests[0].headers
-
-
 DELETED = Answer(body=b"<DeleteResult/>")
 
 

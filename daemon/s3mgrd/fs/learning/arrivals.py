@@ -29,12 +29,14 @@ class Listing:
     """What another merged of it already; None: nothing."""
     first_page: ListPage | None = None
     """What was asked for ahead, to be merged as what comes next."""
+    pages: int = 0
+    """So many are merged."""
     page: trio.Event = field(default_factory=trio.Event)
     done: trio.Event = field(default_factory=trio.Event)
     error: BaseException | None = None
 
     async def next_page(self) -> None:
-        """Wait for one more page or the end. Raises what the listing failed with."""
+        """Wait until the names of one more page are known, or its attributes, or for the end. Raises what the listing failed with."""
         with Waiting():
             await self.page.wait()
         self.raise_failure()

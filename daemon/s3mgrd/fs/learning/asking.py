@@ -171,9 +171,10 @@ class Asker:
 
     async def _await_listing(self, directory: Inode, name: str) -> bool:
         """Wait for a listing under way to come past a name, not for long; returns whether it did."""
-        for _ in range(PATIENCE):
-            listing = self._lister.running(directory)
-            if listing is None or self._is_covered(directory, name):
+        listing = self._lister.running(directory)
+        last = listing.pages + PATIENCE if listing is not None else 0
+        while (listing := self._lister.running(directory)) is not None:
+            if self._is_covered(directory, name) or listing.pages >= last:
                 break
             try:
                 await listing.next_page()
@@ -255,8 +256,12 @@ class Asker:
         is_last = page.next_token is None
         if is_last and not low:
             listing = self._lister.adopt(directory, prefix, page, learned.asked)
-            if listing is not None:
-                await listing.finished()
+            while (
+                listing is not None
+                and not listing.done.is_set()
+                and not self._is_covered(directory.id, name)
+            ):
+                await listing.next_page()
             return
         span = Span(position=low)
         merger.merge(learned, span, page, is_last=is_last)

@@ -246,15 +246,18 @@ class _OneDirectory:
         low, before = span.position, Inode(volume.nodes.last_inode())
         files = self._merger.merge(self._learned, span, page, is_last=is_last)
         self._pages += 1
+        self._listing.pages += 1
         if not is_last:
             self._share(span, page)
-        if files and self._metadata.may_want():
-            self._unshown.add(before)
-            await self._metadata.fetch(directory, files)
-            self._unshown.remove(before)
         if self._merger.is_current(self._learned.asked) and not self._learned.is_uncertain:
             end = span.stop if is_last else span.position
             volume.covered.add(self._learned.directory, low, end, self._learned.asked.time_ns)
+        if files and self._metadata.may_want():
+            self._unshown.add(before)
+            # Who waits for one name need not wait for the attributes of others.
+            self._listing.announce()
+            await self._metadata.fetch(directory, files)
+            self._unshown.remove(before)
         last = Inode(volume.nodes.last_inode())
         self._listing.shown_up_to = min(self._unshown, default=last)
         self._listing.announce()

@@ -6,6 +6,8 @@ and asks for the others' before they are shown if that one carries POSIX metadat
 first `SAMPLES` directories of a bucket had none, until some turns up (a GET tells it too). What a version's metadata
 says is remembered with it and never asked again; so is what else S3 keeps with it (`s3mgrd.fs.descriptions`), because
 each copy has to say it again.
+
+Concurrency: who wants a file's attributes, or a directory judged, while somebody else asks for the same, waits for that.
 """
 
 import logging
@@ -20,6 +22,7 @@ from s3mgrd.errors import Denied, NotFound, PreconditionFailed
 from s3mgrd.fs import attributes, descriptions
 from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import NS, Volume
+from s3mgrd.s3.counting import Waiting
 from s3mgrd.s3.port import ObjectHead, archive_class
 
 log = logging.getLogger(__name__)
@@ -46,11 +49,16 @@ class Metadata:
         self._bare: set[Inode] = set()
         """Directories of which the file that was looked at carried nothing; forgotten when too many."""
         self._in_use = volume.database.get_meta(USED) == "yes"
+        self._judging: dict[Inode, trio.Event] = {}
+        """Directories of which a file is being looked at."""
+        self._asking: dict[tuple[Inode, bool], trio.Event] = {}
+        """What is being asked for, and whether it may be renewed."""
 
     def may_want(self) -> bool:
         """Whether `fetch` might ask for anything: False spares going through entries for nothing."""
         policy = self._volume.settings.attributes
-        return policy == "full" or (policy == "lazy" and (self._in_use or self._samples_left > 0))
+        is_open = self._in_use or self._samples_left > 0 or len(self._judging) > 0
+        return policy == "full" or (policy == "lazy" and is_open)
 
     def wants_all(self) -> bool:
         """Whether `fetch` is likely to ask for everything."""
@@ -89,6 +97,9 @@ class Metadata:
 
     async def _sample(self, directory: Node, inodes: list[Inode]) -> bool:
         """Whether the files of *directory* carry POSIX metadata, judged by one of them."""
+        while (judged := self._judging.get(directory.id)) is not None:
+            with Waiting():
+                await judged.wait()
         if directory.id in self._carrying:
             return True
         if directory.id in self._bare:
@@ -101,7 +112,12 @@ class Metadata:
         samples = [
             node.id for node in nodes if node is not None and not node.is_directory
         ] or inodes
-        await self._fetch_one(samples[0], may_renew=True)
+        judged = self._judging[directory.id] = trio.Event()
+        try:
+            await self._fetch_one(samples[0], may_renew=True)
+        finally:
+            del self._judging[directory.id]
+            judged.set()
         sample = self._volume.nodes.get(samples[0])
         if sample is None or sample.mode is None:
             if len(self._bare) >= MAX_BARE:
@@ -253,11 +269,34 @@ class Metadata:
 
     async def _fetch_limited(self, inode: Inode, limiter: trio.CapacityLimiter) -> None:
         try:
-            await self._fetch_one(inode, may_renew=True)
+            node = self._volume.nodes.get(inode)
+            if node is not None and not node.attributes_known:
+                await self._fetch_one(inode, may_renew=True)
         finally:
             limiter.release_on_behalf_of(inode)
 
     async def _fetch_one(self, inode: Inode, *, may_renew: bool = False) -> None:
+        while (asked := self._asked(inode, may_renew=may_renew)) is not None:
+            with Waiting():
+                await asked.wait()
+            node = self._volume.nodes.get(inode)
+            if node is None or node.attributes_known:
+                return
+        asked = self._asking[inode, may_renew] = trio.Event()
+        try:
+            await self._ask(inode, may_renew=may_renew)
+        finally:
+            del self._asking[inode, may_renew]
+            asked.set()
+
+    def _asked(self, inode: Inode, *, may_renew: bool) -> trio.Event | None:
+        """Return what to wait for where somebody asks for the same, and may do as much with the answer."""
+        asked = self._asking.get((inode, True))
+        if asked is None and not may_renew:
+            asked = self._asking.get((inode, False))
+        return asked
+
+    async def _ask(self, inode: Inode, *, may_renew: bool) -> None:
         volume = self._volume
         node = volume.nodes.get(inode)
         while node is not None and not node.is_detached:

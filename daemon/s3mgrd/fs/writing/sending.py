@@ -202,6 +202,7 @@ class Sender:
                 UploadRow(inode, key, upload_id, plan.part_size, plan.size, metadata=cut)
             )
 
+        self._streams.begins()
         upload_id = await beginnings.begin(
             self._volume,
             key,

@@ -35,7 +35,7 @@ from s3mgrd.errors import Corrupt, NotFound, S3mgrError, TimedOut, Unavailable, 
 from s3mgrd.fs import attributes, descriptions
 from s3mgrd.fs.learning.metadata import Metadata
 from s3mgrd.fs.volume import Volume
-from s3mgrd.fs.writing import beginnings, parking
+from s3mgrd.fs.writing import beginnings, parking, trials
 from s3mgrd.fs.writing.parts import Grid, part_size_for, single_put_bytes
 from s3mgrd.journal.staging import Parked, StagedFile
 from s3mgrd.journal.tables import PartRow, UploadRow
@@ -293,6 +293,11 @@ class Streams:
 
     # Sending
 
+    def begins(self) -> None:
+        """Note that an upload of several parts is about to begin, one of these or another."""
+        if self._volume.store.wants_trial:
+            self._nursery.start_soon(trials.find_out, self._volume)
+
     def _launch(self, inode: Inode, stream: Stream) -> None:
         """Send what is ready, as far as that may be."""
         if not stream.ready or stream.is_over or trio.current_time() < stream.rests_until:
@@ -440,6 +445,7 @@ class Streams:
             if node is None or node.is_detached or self._streams.get(inode) is not stream:
                 stream.is_in_order = False
                 raise NotFound("the file was removed")
+            self.begins()
             key = key or volume.wanted_key(node)
             own = self._metadata.own(node._replace(mtime_ns=stream.mtime_ns))
 

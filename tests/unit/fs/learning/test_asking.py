@@ -200,3 +200,39 @@ async def test_a_name_changed_here_while_its_page_is_on_the_way_is_not_undone(la
         await wait_all_tasks_blocked()
         assert fs.volume.nodes.find(directory.id, "f0000800") is None
         assert fs.volume.nodes.find(directory.id, "f0000700") is not None
+
+
+async def test_a_directory_is_found_while_the_attributes_of_its_neighbours_are_asked_for(
+    lab: Lab,
+) -> None:
+    """The root's listing looks at one file for them; who wants a directory without a marker need not wait for that."""
+    lab.store.insert("a", b"x")
+    lab.store.insert("d/f", b"x")
+    async with lab.mounted(sync=False):
+        with lab.store.hold("head") as hold:
+            assert (await lab.get("d")).is_directory
+            await wait_all_tasks_blocked()
+            assert (
+                hold.waiting == 2
+            )  # of the root's file, and of the directory's, which is likely to be next
+
+
+async def test_a_file_is_not_shown_before_its_directory_was_judged(lab: Lab) -> None:
+    """Another of its files is being looked at, the last that may be looked at: whether this one's attributes matter is not known."""
+    for name in ("a", "b"):
+        lab.store.insert(f"d/{name}", b"x", metadata={"mode": str(0o100600)})
+    async with lab.mounted(sync=False) as fs, trio.open_nursery() as nursery:
+        fs.metadata._samples_left = 2  # and one for the root
+        modes: list[int | None] = []
+
+        async def look() -> None:
+            modes.append((await lab.get("d/b")).mode)
+
+        with lab.store.hold("head", "d/a") as hold:
+            nursery.start_soon(look)
+            await hold.arrived()
+            await wait_all_tasks_blocked()
+            assert modes == []
+        await wait_all_tasks_blocked()
+        assert modes == [0o600]
+        assert lab.store.calls["head"] == 3  # the root's sample, and each file once

@@ -1,0 +1,25 @@
+"""What a store does with multipart uploads, found out beside the first one, so that no program waits for it."""
+
+import logging
+
+from s3mgrd.errors import S3mgrError
+from s3mgrd.fs.volume import Volume
+from s3mgrd.fs.writing import parking
+from s3mgrd.s3.port import TRIAL
+
+log = logging.getLogger(__name__)
+
+
+async def find_out(volume: Volume) -> None:
+    """Make an upload of no use, if that tells news. What it leaves by accident is deleted later, as what was written unseen."""
+    if not volume.store.wants_trial:
+        return
+    key = parking.parked_key(volume)
+    async with volume.locks.holding(("key", key)):
+        volume.journal.begin_write(key, size=len(TRIAL))
+        try:
+            await volume.store.try_upload(key)
+        except S3mgrError as error:
+            log.info("what this store does with uploads is not known: %s", error)
+        else:
+            volume.journal.end_writes(key)
