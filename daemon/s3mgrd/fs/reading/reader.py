@@ -9,9 +9,6 @@ Random reads fetch the blocks they touch and no more. An object that fits the bl
 random is also fetched in the background: `FILL_FIRST` bytes on trial, then `FILL_PER_HIT` for each random read that found its
 bytes here. Soon no read waits, and what is fetched in vain is bounded by what was of use.
 
-An object of up to `WHOLE_BYTES` is always fetched whole, because S3 says a checksum of a whole object only: what of it is in the block
-cache saves nothing where another part is missing.
-
 Memory: `Reader.held_bytes` is what all segments hold or will hold, and what is fetched in the background. Reading ahead stops
 at the limit; what a program waits for is fetched always (the kernel bounds it: max_background requests of 1 MiB). Room is made
 of what was read, and not of what was read ahead and is about to be wanted: many readers have small windows, not vain ones.
@@ -46,7 +43,7 @@ log = logging.getLogger(__name__)
 
 MIB: Final = 1 << 20
 WHOLE_BYTES: Final = MIB // 2
-"""Four blocks: at 90 MB/s a connection, as one to S3 has, the other three come within 5 ms, a third of the time until the first byte."""
+"""Up to here all of an object is fetched, because S3 says a checksum of whole objects only. Four blocks: at 90 MB/s a connection, as one to S3 has, the other three come within 5 ms, a third of the time until the first byte."""
 LINGER_S: Final = 5.0
 FILL_AFTER: Final = 3
 """Random reads of a version before more of it is fetched than they ask for."""
