@@ -129,11 +129,19 @@ def remove_object(volume: Volume, key: str, *, etag: str | None, holder: int | N
             _drop_copies(volume, row, [copied])
 
 
-def forget_copy(volume: Volume, key: str) -> None:
-    """Note that the copy which a move made at *key* is replaced by something else, or about to be."""
+def forget_copy(volume: Volume, key: str, *, by: Node) -> None:
+    """Note that the copy which a move made at *key* is replaced by what *by* has, or about to be.
+
+    Until it is, the row of a file whose own copy that is says where its object lies: the move may end before, and would leave the
+    object there for ever.
+    """
     for row in volume.moves.all() if volume.moving else ():
-        if key.startswith(row.target):
-            volume.moves.drop_copied(row.inode, [row.source + key[len(row.target) :]])
+        source = row.source + key[len(row.target) :] if key.startswith(row.target) else None
+        if source is None or volume.moves.copied_key(row.inode, source) is None:
+            continue
+        volume.moves.drop_copied(row.inode, [source])
+        if by.etag is not None and by.remote_key is None and volume.key_in_s3(by) == source:
+            volume.nodes.update(by.id, remote_key=source)
 
 
 def _leave_outer(volume: Volume, directory: Inode, lies_at: str) -> None:

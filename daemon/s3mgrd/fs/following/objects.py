@@ -165,7 +165,7 @@ class Objects:
             volume.journal.begin_write(
                 target, size=node.size, mtime=(metadata or {}).get("mtime"), etag=node.etag
             )
-            relocation.forget_copy(volume, target)
+            relocation.forget_copy(volume, target, by=node)
             written = await volume.store.copy(
                 source,
                 target,

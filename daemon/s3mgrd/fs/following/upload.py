@@ -308,8 +308,9 @@ class Uploader:
             (write.size, write.mtime) == (stage.file.size, None)
             for write in volume.journal.writes_of(key)
         )
-        volume.journal.begin_write(key, size=stage.file.size, mtime=metadata.get("mtime"))
-        relocation.forget_copy(volume, key)
+        with volume.database.transaction():
+            volume.journal.begin_write(key, size=stage.file.size, mtime=metadata.get("mtime"))
+            relocation.forget_copy(volume, key, by=node)
         try:
             written = await self._sender.send(
                 node, key, stage, row, metadata, like, condition, stream

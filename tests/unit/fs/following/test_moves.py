@@ -2,7 +2,8 @@
 
 import errno
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from typing import Any
 
 import pytest
 import trio
@@ -12,6 +13,7 @@ from s3mgrd.errors import Denied, TimedOut, Unavailable
 from s3mgrd.fs.changing.attribute_changes import AttributeChange
 from s3mgrd.fs.changing.tree import RENAME_EXCHANGE, RENAME_NOREPLACE
 from s3mgrd.fs.following import move, sync
+from s3mgrd.fs.following.move import Mover
 from s3mgrd.fs.following.strays import Strays
 from s3mgrd.fs.inspecting import inspection
 from tests.unit.fs.conftest import Lab, settings
@@ -251,6 +253,40 @@ async def test_changes_after_the_copies_and_before_the_switch_count(
         assert contents(lab) == {
             "e/a": b"changed", "out": b"d/c", "e/a2": b"d/d", "e/d": b"another",
         }  # fmt: skip
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_file_that_is_sent_again_as_its_directorys_rename_ends_leaves_nothing_behind(
+    lab: Lab, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """After the last look at the old place, where its copy was still good, and before the switch."""
+    fill(lab, "d/a", "d/b")
+    really = Mover._look
+    async with lab.mounted() as fs, trio.open_nursery() as nursery:
+        node = await lab.get("d/a")
+        fs.stages.opened(node.id)
+        await fs.stages.write(node.id, 0, b"D")
+        with lab.store.hold("put", "e/a") as puts:
+
+            async def look(mover: Mover, look: Any, *, is_first: bool) -> None:  # noqa: ANN401 - passed on
+                await really(mover, look, is_first=is_first)
+                if not is_first:
+                    nursery.start_soon(commit)
+                    await puts.arrived()
+
+            async def commit() -> None:
+                with suppress(Unavailable):
+                    await fs.commit(node.id)
+
+            monkeypatch.setattr(Mover, "_look", look)
+            await lab.rename("d", "e")
+            (moved,) = fs.volume.moving.values()
+            await moved.wait()
+            assert puts.waiting
+            if fails:
+                lab.store.fail_next("put", Unavailable("no"))
+        await lab.settle()
+        assert contents(lab) == {"e/a": b"D/a", "e/b": b"d/b"}
 
 
 async def test_what_a_renamed_directory_leaves_is_deleted_without_waiting_for_more(
