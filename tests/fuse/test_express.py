@@ -169,6 +169,7 @@ BODIES: Final = {
         abi.CREATE_IN.pack(os.O_WRONLY, 0o666, 0o027, 0) + b"f\0extension",
         ("create", 5, b"f", os.O_WRONLY, CALLER),
     ),
+    abi.Opcode.UNLINK: (b"f\0", ("unlink", 5, b"f", THREAD)),
     abi.Opcode.GETXATTR: (bytes(8) + b"security.x\0", ("getxattr", b"security.x")),
     abi.Opcode.OPEN: (abi.OPEN_IN.pack(os.O_RDWR, 0), ("open", 5, os.O_RDWR)),
     abi.Opcode.READ: (abi.READ_IN.pack(3, 4096, 512) + bytes(20), ("read", 3, 4096, 512)),

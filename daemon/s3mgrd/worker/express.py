@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 _BODY: Final = abi.IN_HEADER.size
 """Where a request goes on behind its header."""
 _HEAD_BYTES: Final = abi.OUT_HEADER.size
+_THREAD: Final = 6
+"""The field of a request's header that says which thread asks."""
 _KEPT_TIMES: Final = abi.FATTR_MTIME | abi.FATTR_CTIME
 """What a kernel that gathers writes says of a file before it flushes."""
 _BESIDE: Final = abi.FATTR_FH | abi.FATTR_LOCKOWNER
@@ -47,6 +49,7 @@ class Lane:
             Opcode.SETATTR: self._setattr,
             Opcode.MKDIR: self._mkdir,
             Opcode.CREATE: self._create,
+            Opcode.UNLINK: self._unlink,
             Opcode.GETXATTR: self._getxattr,
             Opcode.OPEN: self._open,
             Opcode.READ: self._read,
@@ -67,6 +70,7 @@ class Lane:
             Opcode.READDIRPLUS: lambda _: express.look_ahead(),
             Opcode.MKDIR: lambda _: express.answered(),
             Opcode.CREATE: lambda _: express.answered(),
+            Opcode.UNLINK: lambda _: express.answered(),
         }
 
     def __call__(self, request: memoryview) -> bool:
@@ -120,6 +124,10 @@ class Lane:
         flags, mode, umask, _ = abi.CREATE_IN.unpack_from(request, _BODY)
         name = _name(request, abi.CREATE_IN.size)
         return self._express.create(inode, name, flags, _caller(request, mode & ~umask))
+
+    def _unlink(self, inode: int, request: memoryview) -> Answer:
+        thread = abi.IN_HEADER.unpack_from(request)[_THREAD]
+        return self._express.unlink(inode, _name(request, 0), thread)
 
     def _getxattr(self, _: int, request: memoryview) -> Answer:
         return self._express.getxattr(_name(request, abi.GETXATTR_NAME_OFFSET))

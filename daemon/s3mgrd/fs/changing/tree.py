@@ -175,6 +175,20 @@ class Tree:
         node = await self._namespace.existing(parent, name)
         if node.is_directory:
             raise _os_error(errno.EISDIR)
+        self._unlink(node, parent, name, record)
+
+    def unlink_now(self, parent: Inode, name: str, record: Record) -> Node | None:
+        """As `unlink`, of a name that is known to be a file's, which is returned; None: nothing was done."""
+        if self._volume.settings.read_only:
+            return None
+        node = self._namespace.known(parent, name)
+        if node is None or node is ABSENT or node.is_directory:
+            return None
+        self._namespace.note_hit(parent, name)
+        self._unlink(node, parent, name, record)
+        return node
+
+    def _unlink(self, node: Node, parent: Inode, name: str, record: Record) -> None:
         with self._volume.database.transaction():
             self._remove_file(node)
             self._left(parent, name)

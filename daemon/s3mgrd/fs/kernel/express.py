@@ -13,7 +13,6 @@ import logging
 import os
 import stat
 from collections.abc import Callable
-from functools import partial
 from time import perf_counter
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec
 
@@ -42,7 +41,8 @@ PREPARED_NS: Final = 5_000_000
 """What was prepared is as old as this at most: it says for how long the kernel may believe it."""
 
 P = ParamSpec("P")
-Make = Callable[[Inode, str, Creator, Record], Node | None]
+Change = Callable[[Inode, str, Record], Node | None]
+"""Changes a name if nothing has to be waited for, and returns what that was or is; None: nothing was done."""
 Answer = bytes | list[memoryview] | int | None
 """The reply, or its pieces, good until the next answer; the errno; or that this is not for here."""
 _WRITING: Final = os.O_ACCMODE | os.O_TRUNC
@@ -79,6 +79,10 @@ class Caller(NamedTuple):
     gid: int
     thread: int
     mode: int
+
+
+def _creator(caller: Caller) -> Creator:
+    return Creator(uid=caller.uid, gid=caller.gid, mode=stat.S_IMODE(caller.mode))
 
 
 class _Prepared(NamedTuple):
@@ -145,21 +149,21 @@ class Express:
         """Say of what nobody can have set, and the kernel asks for before it writes, that it is not supported."""
         return None if name.startswith(USER) else errno.EOPNOTSUPP
 
-    # Making
+    # Changes of names
 
-    def _change(self, op: int, parent: int, name: bytes, caller: Caller, make: Make) -> Node | None:
-        """Make something unless that has to be waited for, or may be the repetition of a call; `answered` is called next."""
+    def _change(
+        self, op: int, parent: int, name: bytes, thread: int, change: Change
+    ) -> Node | None:
+        """Make a change unless that has to be waited for, or may be the repetition of a call; `answered` is called next."""
         ring = self._ring
         if ring is None or ring.is_expecting:
             return None
         directory, text = Inode(parent), decode_name(name)
-        who = Creator(uid=caller.uid, gid=caller.gid, mode=stat.S_IMODE(caller.mode))
-        intent = ring.begin(op, parent, name, caller.thread)
+        intent = ring.begin(op, parent, name, thread)
         try:
-            node = make(
+            node = change(
                 directory,
                 text,
-                who,
                 lambda inode: self._volume.journal.put_call(
                     intent.number, inode, oldest=ring.oldest
                 ),
@@ -182,7 +186,11 @@ class Express:
     @_at_once
     def mkdir(self, parent: int, name: bytes, caller: Caller) -> Answer:
         """Make a directory."""
-        node = self._change(Opcode.MKDIR, parent, name, caller, self.fs.tree.mkdir_now)
+        tree, who = self.fs.tree, _creator(caller)
+        node = self._change(
+            Opcode.MKDIR, parent, name, caller.thread,
+            lambda directory, text, record: tree.mkdir_now(directory, text, who, record),
+        )  # fmt: skip
         if node is None:
             return None
         return self._shower.entry_reply(node, self.fs.namespace.valid_for_s(node))
@@ -192,8 +200,13 @@ class Express:
         """Make and open a file that is going to be written."""
         if flags & os.O_ACCMODE == os.O_RDONLY:
             return None
-        make = partial(self.fs.tree.create_now, exclusive=bool(flags & os.O_EXCL))
-        node = self._change(Opcode.CREATE, parent, name, caller, make)
+        tree, who, exclusive = self.fs.tree, _creator(caller), bool(flags & os.O_EXCL)
+        node = self._change(
+            Opcode.CREATE, parent, name, caller.thread,
+            lambda directory, text, record: tree.create_now(
+                directory, text, who, record, exclusive=exclusive
+            ),
+        )  # fmt: skip
         if node is None:
             return None
         try:
@@ -211,6 +224,12 @@ class Express:
     def not_created(self, answer: bytes) -> None:
         """Take back what *answer* to `create` says of a handle: who asked for it is gone."""
         self.release(replies.OPEN_OUT.unpack(answer[replies.ENTRY_OUT.size :])[0])
+
+    @_at_once
+    def unlink(self, parent: int, name: bytes, thread: int) -> Answer:
+        """Remove a file."""
+        node = self._change(Opcode.UNLINK, parent, name, thread, self.fs.tree.unlink_now)
+        return None if node is None else 0
 
     # Files that are read
 

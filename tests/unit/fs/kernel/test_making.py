@@ -241,6 +241,63 @@ async def test_a_directory_is_made_without_a_task(writeback: Lab) -> None:
     os.close(memory)
 
 
+async def test_a_file_is_removed_without_a_task(lab: Lab) -> None:
+    """Who has it open goes on reading it; a directory, and a name that S3 was not asked for, go the usual way."""
+    memory = make_ring()
+    lab.store.insert("d/a", DATA)
+    lab.store.insert("d/b", DATA)
+    async with lab.mounted() as fs:
+        directory = (await lab.get("d")).id
+        express = operations_of(lab, memory).express
+        assert express.unlink(directory, b"a", THREAD) is None
+        node = await lab.get("d/a")
+        lab.held.add(node.id)
+        assert express.unlink(directory, b"a", THREAD) == 0
+        express.answered()
+        assert await lab.ls("d") == ["b"]
+        assert await lab.read_inode(node.id) == DATA
+        assert express.unlink(directory, b"a", THREAD) is None, "the usual way says that it is gone"
+        assert express.unlink(ROOT, b"d", THREAD) is None
+        fs.volume.settings.read_only = True
+        await lab.get("d/b")
+        assert express.unlink(directory, b"b", THREAD) is None
+        assert set(fs.counters.calls) == {"unlink"}
+    os.close(memory)
+
+
+async def test_a_worker_that_dies_at_any_step_of_a_removal_removes_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    """Asked again, it does not say that there is no such file."""
+    for last in count():
+        lab = Lab(tmp_path / str(last), settings=settings(write_mode="writeback"))
+        lab.directory.mkdir()
+        lab.store.insert("a", DATA)
+        memory = make_ring()
+        answer = None
+        async with lab.mounted(sync=False):
+            await lab.ls()
+            express = operations_of(lab, memory).express
+            with dying(lab, last, monkeypatch):
+                try:
+                    answer = express.unlink(ROOT, b"a", THREAD)
+                    assert answer == 0
+                    express.answered()
+                except Killed:
+                    pass
+        async with lab.mounted():
+            if answer is None:
+                again = Resent(Opcode.UNLINK, int(ROOT), b"a", THREAD)
+                await operations_of(lab, memory, again).unlink(cast(InodeT, ROOT), b"a", CTX)
+            assert await lab.ls() == []
+            await lab.settle()
+            assert lab.stored() == []
+        os.close(memory)
+        if answer is not None:
+            break
+    assert last == 2, "before and after the commit"
+
+
 async def test_what_may_need_more_than_mount_db_goes_the_usual_way(writeback: Lab) -> None:
     memory = make_ring()
     async with writeback.mounted() as fs:
