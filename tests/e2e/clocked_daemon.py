@@ -10,6 +10,7 @@ import os
 import struct
 import sys
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,7 +21,7 @@ import s3mgrd.daemon
 from s3mgrd import __main__ as program
 from s3mgrd.cache.nodes import Listed, Node
 from s3mgrd.fs.kernel import express, operations
-from s3mgrd.fs.kernel.showing import Shower, absence, absence_reply
+from s3mgrd.fs.kernel.showing import Piece, Shower, absence, absence_reply
 from s3mgrd.fs.volume import Volume
 from s3mgrd.worker import main as worker
 from s3mgrd.worker.spawn import DEFAULT_WARM, WorkerProcesses
@@ -74,8 +75,10 @@ class Asking(Shower):
     def attributes_reply(self, node: Node, valid_s: float) -> bytes:
         return super().attributes_reply(node, 0.0)
 
-    def listed_reply(self, node: Listed, valid_s: float) -> bytes:
-        return super().listed_reply(node, 0.0)
+    def piece(
+        self, entries: Iterable[tuple[Listed, float]], room: int, position: int, head: bytes = b""
+    ) -> Piece:
+        return super().piece(((node, 0.0) for node, _ in entries), room, position, head)
 
 
 def set_clock() -> None:

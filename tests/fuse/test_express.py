@@ -258,11 +258,11 @@ def test_a_request_that_vanished_is_done_with() -> None:
         "import os, sys; from s3mgrd.worker import receiving\n"
         "receiver, (read, write) = receiving.install(), os.pipe()\n"
         "os.set_blocking(read, False)\n"
-        "assert receiver.take(read, None)\n"
+        "assert receiver.take(read, None) is None\n"
         "os.write(write, b'request')\n"
         "assert not receiver.take(read, lambda request: bytes(request) != b'request')\n"
         "os.write(write, b'request')\n"
         "assert receiver.take(read, lambda request: bytes(request) == b'request')\n"
-        "assert not receiver.take(write, None)\n"
+        "assert receiver.take(write, None) is False\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

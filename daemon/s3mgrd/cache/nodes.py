@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any, Final, NamedTuple, NewType
 
-from s3mgrd.cache.database import MountDatabase
+from s3mgrd.cache.database import MountDatabase, Row
 
 Inode = NewType("Inode", int)
 
@@ -94,6 +94,7 @@ class Listed(NamedTuple):
     rdev: int
     special: int
     seen_ns: int
+    parent: Inode
 
     @property
     def is_directory(self) -> bool:
@@ -167,10 +168,10 @@ _AHEAD_ENTRIES: Final = 512
 """In all of them: a fraction of a millisecond."""
 _DIRECTORIES_IN: Final = (
     f"SELECT {_COLUMNS} FROM inodes INDEXED BY inodes_directories "  # noqa: S608
-    "WHERE parent = ? AND kind = 2 AND name IS NOT NULL LIMIT ?"
+    "WHERE parent = ? AND kind = 2 AND name IS NOT NULL ORDER BY id LIMIT ?"
 )
 _LISTED_BELOW: Final = (
-    f"SELECT child.parent, {', '.join(f'child.{name}' for name in Listed._fields)} "  # noqa: S608
+    f"SELECT {', '.join(f'child.{name}' for name in Listed._fields)} "  # noqa: S608
     "FROM inodes AS node INDEXED BY inodes_directories "
     "CROSS JOIN inodes AS child INDEXED BY inodes_by_parent "
     "WHERE node.parent = ? AND node.kind = 2 AND node.name IS NOT NULL "
@@ -190,7 +191,7 @@ class NodeTable:
         self._execute = database.execute
         self._rows: dict[int, Node | None] = {}
         self._rows_as_of = -1
-        self._ahead: dict[int, list[Listed]] = {}
+        self._ahead: dict[int, list[Row]] = {}
         """What `listed` is about to be asked for, by directory."""
         self._ahead_as_of = -1
         self.names_changed: Callable[[int, bool], None] = _ignore
@@ -243,27 +244,31 @@ class NodeTable:
                 self._ahead.clear()
             found = self._ahead.pop(parent, None)
             if found is not None and len(found) <= limit:
-                return iter(found)
+                return map(Listed._make, found)
         return map(Listed._make, self._execute(_LISTED, (parent, after, up_to, limit)))
 
-    def look_ahead(self, parent: int) -> None:
-        """Have the directories in a directory at hand, and what is listed of each, for once; nothing where they are many."""
+    def look_ahead(self, parent: int) -> list[Inode]:
+        """Have the directories in a directory at hand, and what is listed of each, for once; nothing where they are many.
+
+        Returns those, in the order in which they are listed.
+        """
         many = _AHEAD_DIRECTORIES + 1
         directories = list(map(Node._make, self._execute(_DIRECTORIES_IN, (parent, many))))
         if not 0 < len(directories) < many:
-            return
+            return []
         rows = self._execute(_LISTED_BELOW, (parent, _AHEAD_ENTRIES + 1)).fetchall()
         if len(rows) > _AHEAD_ENTRIES:
-            return
+            return []
         changes = self._database.changes
         if self._ahead_as_of != changes or len(self._ahead) >= _AHEAD_DIRECTORIES:
             self._ahead.clear()
             self._ahead_as_of = changes
         self._ahead.update((node.id, []) for node in directories)
         for row in rows:
-            self._ahead[row[0]].append(Listed._make(row[1:]))
+            self._ahead[row[-1]].append(row)
         if self._is_current() and len(self._rows) + many < _REMEMBERED:
             self._rows.update((node.id, node) for node in directories)
+        return [node.id for node in directories]
 
     def following(self, parent: int, name: str, *, limit: int) -> list[Node]:
         """Return up to *limit* entries of a directory with names after *name*, in that order."""

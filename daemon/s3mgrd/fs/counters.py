@@ -34,9 +34,10 @@ class Counters:
 
     def answered(self, name: str, begun: float, now: float, *, failed: bool) -> None:
         """Count a request that was answered without waiting for anything, so `begin` was not called."""
+        seconds = now - begun
         if not self.busy.running:
-            self.busy.total_s += now - begun
-        self._count(name, now - begun, failed=failed)
+            self.busy.total_s += seconds
+        self._count(name, seconds, failed=failed)
 
     def _count(self, name: str, seconds: float, *, failed: bool) -> AskedStats:
         stats = self.calls.get(name)

@@ -18,6 +18,8 @@ HEADER_ROOM: Final = 4096
 
 IN_HEADER: Final = struct.Struct("=IIQQIIIHH")
 """fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding."""
+IN_HEADER_BEGIN: Final = struct.Struct("=4xIQQ")
+"""What each request is told by: opcode, unique, nodeid."""
 OUT_HEADER: Final = struct.Struct("=IiQ")
 """fuse_out_header: len, error, unique. A notification has unique 0 and its code in error."""
 INIT_IN: Final = struct.Struct("=IIIII11I")

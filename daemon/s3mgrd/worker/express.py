@@ -75,7 +75,7 @@ class Lane:
 
     def __call__(self, request: memoryview) -> bool:
         """Answer a request; False: it is for libfuse. The request's memory is not used any longer than this."""
-        _, opcode, unique, inode, *_ = abi.IN_HEADER.unpack_from(request)
+        opcode, unique, inode = abi.IN_HEADER_BEGIN.unpack_from(request)
         handler = self._handlers.get(opcode)
         if handler is None:
             return False

@@ -84,6 +84,7 @@ class Receiver:
         receive, hand_over = _Receive(addresses[0]), _HandOver(addresses[1])
         buffer = warm(BUFFER_BYTES)
         self._view: Final = memoryview(buffer)
+        self._views: Final = [self._view]
         self._address: Final = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
         self._received = 0
         """So many bytes are in the buffer, and nobody has had them yet."""
@@ -109,13 +110,18 @@ class Receiver:
         for slot, function in zip(slots, self._functions, strict=True):
             write_slot(slot, ctypes.cast(function, ctypes.c_void_p).value or 0)
 
-    def take(self, fd: int, answers: Callable[[memoryview], bool]) -> bool:
-        """Read the request that is there, and have *answers* answer it; False: libfuse has to be asked to receive it."""
+    def take(self, fd: int, answers: Callable[[memoryview], bool]) -> bool | None:
+        """Read the next request, and have *answers* answer it.
+
+        Returns whether that is done; False: libfuse has to be asked to receive it; None: there is none.
+        """
         try:
-            size = os.readv(fd, [self._view])
+            size = os.readv(fd, self._views)
         except OSError as error:
+            if error.errno == errno.EAGAIN:
+                return None
             # Whoever asked was killed meanwhile; whatever else is wrong, libfuse meets it, too.
-            return error.errno in (errno.ENOENT, errno.EAGAIN)
+            return error.errno == errno.ENOENT
         if answers(self._view[:size]):
             return True
         self._received = size

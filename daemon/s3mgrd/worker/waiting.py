@@ -7,7 +7,7 @@ takes longer ends that; a request that turns out to have come fast begins it.
 
 pyfuse3 asks its own function ``_wait_fuse_readable`` and trusts the answer: what says True is followed by a read that blocks.
 `watch` puts another in its place, which says so only when a look has just shown it, and `s3mgrd.worker.receiving` could not
-have it answered right here.
+have it answered right here. To look is to read: one system call less for each request.
 
 Concurrency: a look is no checkpoint, so `STRETCH_S` bounds for how long everything else in the loop waits.
 """
@@ -28,8 +28,8 @@ STRETCH_S: Final = 1e-3
 """Of requests that follow each other without a checkpoint."""
 
 
-Take = Callable[[], bool]
-"""Called when there is a request; returns whether it is done with, and nobody needs to receive it."""
+Take = Callable[[], bool | None]
+"""Looks for a request; returns whether it is done with, and nobody needs to receive it. None: there is none."""
 
 
 def watch(fd: int, take: Take | None = None) -> bool:
@@ -50,7 +50,7 @@ class Watch:
     Args:
         fd: the connection.
         wait: pyfuse3's own way; False means that the session is over.
-        take: gets each request before it is announced.
+        take: gets each request before it is announced; by default none is.
     """
 
     def __init__(
@@ -60,23 +60,22 @@ class Watch:
         take: Take | None = None,
     ) -> None:
         self.wait: Final = wait
-        self._take = take
         poll = select.poll()
         poll.register(fd, select.POLLIN)
-        self._look = poll.poll
+        self._take: Final = take or (lambda: False if poll.poll(0) else None)
         self._is_patient = False
         self._stretch_ends = 0.0
 
     async def __call__(self) -> bool:
         """Return True when there is a request, which nobody else has read; False when the session is over."""
-        look, clock, take = self._look, time.perf_counter, self._take
+        take, clock = self._take, time.perf_counter
         while True:
             begun = now = clock()
             if now > self._stretch_ends:
                 await trio.lowlevel.checkpoint()
                 begun = now = clock()
                 self._stretch_ends = now + STRETCH_S
-            while not look(0):
+            while (is_done := take()) is None:
                 now = clock()
                 if self._is_patient and now - begun < PATIENCE_S:
                     os.sched_yield()
@@ -87,5 +86,5 @@ class Watch:
                 now = clock()
                 self._is_patient = now - begun < PATIENCE_S + WAKING_S
                 self._stretch_ends = now + STRETCH_S
-            if take is None or not take():
+            if not is_done:
                 return True

@@ -12,7 +12,8 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from time import perf_counter
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec
 
@@ -24,8 +25,8 @@ from s3mgrd.fs.kernel import replies
 from s3mgrd.fs.kernel.entry_caches import EntryCaches
 from s3mgrd.fs.kernel.handles import Handles, read_handle
 from s3mgrd.fs.kernel.repeats import Opcode, RepeatRing
-from s3mgrd.fs.kernel.showing import Shower, absence_reply
-from s3mgrd.fs.learning.namespace import ABSENT
+from s3mgrd.fs.kernel.showing import Piece, Shower, absence_reply
+from s3mgrd.fs.learning.namespace import ABSENT, Entry
 from s3mgrd.fs.names import decode_name
 
 log = logging.getLogger("s3mgrd.fs.kernel.operations")
@@ -34,9 +35,13 @@ log = logging.getLogger("s3mgrd.fs.kernel.operations")
 ENTRY_BYTES: Final = replies.DIRENT_PLUS.size + replies.ALIGNMENT
 """The least that an entry takes in a reply."""
 MAX_ENDS: Final = 4096
+MAX_FOLLOWING: Final = 4096
+"""Directories of which the next is remembered, at about 100 bytes each."""
 
 PREPARED: Final = 64
 """Entries: a directory that has as many is not prepared as a whole."""
+AMPLE_BYTES: Final = 1 << 20
+"""More than these take."""
 PREPARED_NS: Final = 5_000_000
 """What was prepared is as old as this at most: it says for how long the kernel may believe it."""
 
@@ -86,13 +91,12 @@ def _creator(caller: Caller) -> Creator:
 
 
 class _Prepared(NamedTuple):
-    """Entries of a directory as they were at a time, each with its inode number."""
+    """All entries of a directory as they were at a time."""
 
-    handle: int
+    inode: Inode
     changes: int
     as_of_ns: int
-    entries: list[tuple[int, bytes]]
-    has_directories: bool
+    piece: Piece
 
 
 class Express:
@@ -117,8 +121,10 @@ class Express:
         self._ends: dict[int, tuple[int, int]] = {}
         """By handle of a directory: the position behind which there was nothing, and `MountDatabase.changes` then."""
         self._prepared: _Prepared | None = None
-        self._shown: Inode | None = None
-        """The directory of which the last answer showed a few entries, all of them, and directories among them."""
+        self._read: tuple[Inode, bool] | None = None
+        """The directory of which the last answer showed a few entries, all of them, and whether there are directories among them."""
+        self._following: dict[Inode, Inode] = {}
+        """By directory: which one a walk opens after it."""
 
     @_at_once
     def lookup(self, parent: int, name: bytes) -> Answer:
@@ -318,82 +324,106 @@ class Express:
 
     @_at_once
     def prepare(self, answer: bytes) -> Answer:
-        """Make the beginning of the listing that whoever got *answer* to `opendir` is about to ask for.
+        """Make the beginning of the listing that whoever got *answer* to `opendir` is about to ask for."""
+        handle, flags, _ = replies.OPEN_OUT.unpack(answer)
+        if not flags & replies.KEEP_CACHE:
+            self._prepare(read_handle(handle).inode)
+        return None
+
+    def look_ahead(self) -> None:
+        """Learn of the directories that were just shown, and prepare the next: who walks a tree opens them in this order."""
+        read, self._read = self._read, None
+        if read is not None:
+            inode, has_directories = read
+            self._look_further(inode, has_directories=has_directories)
+
+    @_at_once
+    def _look_further(self, inode: Inode, *, has_directories: bool) -> Answer:
+        following = self._following.pop(inode, None)
+        if has_directories:
+            inside = self._volume.nodes.look_ahead(inode)
+            if inside:
+                if len(self._following) >= MAX_FOLLOWING:
+                    self._following.clear()
+                self._following.update(pairwise(inside))
+                if following is not None:
+                    self._following[inside[-1]] = following
+                following = inside[0]
+        if following is not None:
+            self._prepare(following)
+        return None
+
+    def _prepare(self, inode: Inode) -> None:
+        """Make the beginning of a directory's listing before anybody asks for it.
 
         The kernel and the program are at work meanwhile, on another processor. What is written to a staged file changes
         no row, so directories that have any are left alone; staging a file does change one.
         """
-        handle, flags, _ = replies.OPEN_OUT.unpack(answer)
-        directory = self._volume.directory(read_handle(handle).inode)
-        if flags & replies.KEEP_CACHE or not self.fs.lister.is_fresh(directory):
-            return None
-        entries = self.fs.namespace.entries_now(directory.id, 0, PREPARED)
-        stages = self.fs.stages
-        if len(entries) < PREPARED and not any(stages.get(node.id) for node, _ in entries):
-            pack = self._shower.listed_reply
-            self._prepared = _Prepared(
-                handle,
-                self._volume.database.changes,
-                self._volume.now_ns(),
-                [(node.id, pack(node, valid_s)) for node, valid_s in entries],
-                any(node.kind == Kind.DIRECTORY for node, _ in entries),
-            )
-        return None
+        volume = self._volume
+        if self._is_prepared(inode, volume.database.changes):
+            return
+        directory = volume.directory(inode)
+        if not self.fs.lister.is_fresh(directory):
+            return
+        entries = self.fs.namespace.entries_now(inode, 0, PREPARED)
+        if len(entries) < PREPARED and not self.fs.stages.has_any(node.id for node, _ in entries):
+            piece = self._piece(directory, entries, 0)
+            self._prepared = _Prepared(inode, volume.database.changes, volume.now_ns(), piece)
 
-    @_at_once
-    def look_ahead(self) -> Answer:
-        """Learn of the directories that were just shown: who walks a tree opens them next."""
-        shown, self._shown = self._shown, None
-        if shown is not None:
-            self._volume.nodes.look_ahead(shown)
-        return None
+    def _is_prepared(self, inode: Inode, changes: int) -> bool:
+        found = self._prepared
+        return (
+            found is not None
+            and found.inode == inode
+            and found.changes == changes
+            and 0 <= self._volume.now_ns() - found.as_of_ns < PREPARED_NS
+        )
 
     @_at_once
     def readdir(self, handle: int, position: int, size: int) -> Answer:
         """Give the two dots, then entries in the order of their inode numbers, which are also the positions."""
         inode = read_handle(handle).inode
-        changes = self._volume.database.changes
+        volume, namespace = self._volume, self.fs.namespace
+        changes = volume.database.changes
         if position and self._ends.get(handle) == (position, changes):
             self.fs.lister.note_read(inode)  # what a walk does next, it does after the end
             return replies.NOTHING
-        limit = size // ENTRY_BYTES + 1  # more than there is room for
-        entries = self.fs.namespace.known_entries(inode, position, limit)
-        if entries is None:
+        directory = volume.directory(inode)
+        if not namespace.knows_entries(directory, position):
             return None
         self.fs.pruner.note_use(inode)
-        self.reading(handle, position)
-        pack = self._shower.listed_reply
-        parts: list[bytes] = []
-        given = None
-        if position == 0:
-            given = self._take_prepared(handle, changes)
-            parts.append(replies.dots(inode, self._volume.node(inode).parent or inode))
-            size -= len(parts[0])
-            position = replies.DOTS_POSITION
-        for number, part in given or ((node.id, pack(node, left)) for node, left in entries):
-            size -= len(part)
-            if size < 0:
-                break
-            parts.append(part)
-            position = number
+        self._caches.reading(directory, handle, position)
+        prepared = self._prepared
+        if (
+            prepared is not None
+            and position == 0
+            and len(prepared.piece.body) <= size
+            and self._is_prepared(inode, changes)
+        ):
+            piece, self._prepared = prepared.piece, None
+            self._read = inode, piece.has_directories
         else:
+            limit = size // ENTRY_BYTES + 1  # more than there is room for
+            entries = namespace.known_entries(directory, position, limit)
+            piece = self._piece(directory, entries, position, size)
+        if piece.is_all:
             if len(self._ends) >= MAX_ENDS:
                 self._ends.clear()
-            self._ends[handle] = position, changes
-        return b"".join(parts)
+            self._ends[handle] = piece.position, changes
+        return piece.body
 
-    def _take_prepared(self, handle: int, changes: int) -> list[tuple[int, bytes]] | None:
-        """Return all entries of a directory, with their inode numbers, if they were prepared for a handle a moment ago."""
-        found, self._prepared = self._prepared, None
-        if (
-            found is not None
-            and (found.handle, found.changes) == (handle, changes)
-            and 0 <= self._volume.now_ns() - found.as_of_ns < PREPARED_NS
-        ):
-            if found.has_directories:
-                self._shown = read_handle(handle).inode
-            return found.entries
-        return None
+    def _piece(
+        self,
+        directory: Node,
+        entries: Iterable[Entry],
+        position: int,
+        room: int = AMPLE_BYTES,
+    ) -> Piece:
+        """Return what answers READDIRPLUS for a position with *entries*, the first time with the two dots before them."""
+        if position:
+            return self._shower.piece(entries, room, position)
+        head = replies.dots(directory.id, directory.parent or directory.id)
+        return self._shower.piece(entries, room, replies.DOTS_POSITION, head)
 
     def reading(self, handle: int, position: int) -> None:
         """Note that entries from *position* on, as they are now, are given to a handle. No checkpoint until they are."""

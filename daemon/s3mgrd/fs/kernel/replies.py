@@ -28,10 +28,9 @@ ALIGNMENT: Final = 8
 PADDING: Final = tuple(bytes(-length % ALIGNMENT) for length in range(ALIGNMENT))
 """By the length of a name modulo `ALIGNMENT`."""
 
-DIRENT: Final = struct.Struct("=QQII")
-"""fuse_dirent alone."""
-NO_ENTRY: Final = bytes(ENTRY_OUT.size)
-"""Before a fuse_dirent: it leads to nothing that the kernel should look at."""
+_DOT: Final = f"{ENTRY_OUT.size}xQQII{ALIGNMENT}s"
+"""fuse_direntplus of one of the dots: before its fuse_dirent and its name, nothing that the kernel should look at."""
+_TWO_DOTS: Final = struct.Struct(f"={_DOT}{_DOT}")
 DOTS_POSITION: Final = 1
 """Behind "." and "..", which are given together; no entry has this number, the root's."""
 DOTS: Final = b".", b".."
@@ -52,11 +51,7 @@ def dots(inode: int, parent: int) -> bytes:
     An empty directory whose entries the kernel may keep (`CACHE_DIR`) would stay empty: its cache has no page, and the lack of
     a page is how the kernel finds that it was told to drop what it had.
     """
-    numbers = inode, parent
-    return b"".join(
-        NO_ENTRY
-        + DIRENT.pack(number, DOTS_POSITION, len(name), _DIRECTORY)
-        + name
-        + PADDING[len(name)]
-        for number, name in zip(numbers, DOTS, strict=True)
+    one, two = DOTS
+    return _TWO_DOTS.pack(
+        inode, DOTS_POSITION, 1, _DIRECTORY, one, parent, DOTS_POSITION, 2, _DIRECTORY, two
     )

@@ -4,7 +4,8 @@ This runs for every entry of every listing, a hundred thousand times a second: i
 """
 
 import stat
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, InodeT, StatvfsData
@@ -25,6 +26,20 @@ _TYPES: Final = (0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
 """By kind; that of a special file is in its row."""
 _TYPE_SHIFT: Final = 12
 """From st_mode to d_type."""
+_DIRECTORY: Final = stat.S_IFDIR >> _TYPE_SHIFT
+_pack_entry: Final = replies.DIRENT_PLUS.pack
+_ENTRY_BYTES: Final = replies.DIRENT_PLUS.size
+
+
+class Piece(NamedTuple):
+    """Some entries of a directory as READDIRPLUS answers them."""
+
+    body: bytes
+    position: int
+    """Of the last of them."""
+    is_all: bool
+    """Nothing that was there to be shown is left out."""
+    has_directories: bool
 
 
 class Shower:
@@ -73,16 +88,41 @@ class Shower:
         """Return what answers GETATTR with a row."""
         return replies.ATTR_OUT.pack(*_split(valid_s), 0, *self._attributes(node))
 
-    def listed_reply(self, node: Listed, valid_s: float) -> bytes:
-        """Return one entry of what answers READDIRPLUS; its position is its inode number."""
-        inode, name, attributes = node.id, node.name.encode(), self._attributes(node)
-        length, (seconds, nanoseconds) = len(name), _split(valid_s)
-        kind = attributes[9] >> _TYPE_SHIFT
-        head = replies.DIRENT_PLUS.pack(
-            inode, 0, seconds, seconds, nanoseconds, nanoseconds, *attributes,
-            inode, inode, length, kind,
-        )  # fmt: skip
-        return head + name + replies.PADDING[length % replies.ALIGNMENT]
+    def piece(
+        self, entries: Iterable[tuple[Listed, float]], room: int, position: int, head: bytes = b""
+    ) -> Piece:
+        """Return what answers READDIRPLUS with entries, behind *head*: as many as *room* (bytes) is for.
+
+        The position of an entry is its inode number. *entries* are rows, each with for how long (s) it may be believed.
+        """
+        pack, padding, attributes_of = _pack_entry, replies.PADDING, self._attributes
+        parts = [head]
+        room -= len(head)
+        has_directories, is_all = False, True
+        split_s, seconds, nanoseconds = 0.0, 0, 0
+        for node, valid_s in entries:
+            if valid_s != split_s:
+                split_s = valid_s
+                seconds, nanoseconds = _split(valid_s)
+            inode, name, attributes = node[0], node[1].encode(), attributes_of(node)
+            length = len(name)
+            pad = padding[length % 8]
+            room -= _ENTRY_BYTES + length + len(pad)
+            if room < 0:
+                is_all = False
+                break
+            kind = attributes[9] >> _TYPE_SHIFT
+            parts += (
+                pack(
+                    inode, 0, seconds, seconds, nanoseconds, nanoseconds, *attributes,
+                    inode, inode, length, kind,
+                ),
+                name,
+                pad,
+            )  # fmt: skip
+            position = inode
+            has_directories = has_directories or kind == _DIRECTORY
+        return Piece(b"".join(parts), position, is_all, has_directories)
 
     def give_dots(self, token: pyfuse3.ReaddirToken, directory: Node) -> None:
         """Give pyfuse3 the first two entries of a directory; see `replies.dots`."""

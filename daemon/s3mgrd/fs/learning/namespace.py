@@ -207,18 +207,20 @@ class Namespace:
             await self._lister.start(directory).finished()
         return self._volume.directory(inode)
 
-    def known_entries(self, inode: Inode, after: int, limit: int) -> Iterable[Entry] | None:
-        """Return entries as `entries` does if mount.db has them all; None: S3 has to be asked, or is being asked."""
-        directory = self._volume.directory(inode)
-        is_fresh = self._lister.is_fresh(directory)
+    def knows_entries(self, directory: Node, after: int) -> bool:
+        """Whether mount.db has all entries of a directory that somebody reads now; no: S3 has to be asked, or is being asked."""
         if (
             not directory.listed_ns
-            or (after == 0 and not is_fresh and not self._volume.is_offline)
-            or self._lister.running(inode) is not None
+            or (after == 0 and not self._lister.is_fresh(directory) and not self._volume.is_offline)
+            or self._lister.running(directory.id) is not None
         ):
-            return None
+            return False
         if after == 0:
-            self._note_listing(inode, is_hit=True)
+            self._note_listing(directory.id, is_hit=True)
+        return True
+
+    def known_entries(self, directory: Node, after: int, limit: int) -> Iterable[Entry]:
+        """Yield entries as `entries` returns them, where `knows_entries` says so."""
         return self._entries_of(directory, None, after, limit)
 
     def _note_listing(self, inode: Inode, *, is_hit: bool) -> None:

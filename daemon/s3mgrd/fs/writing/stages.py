@@ -10,7 +10,7 @@ mixture of two states. Reads need no lock: they plan and copy without a checkpoi
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Final
 
@@ -140,6 +140,10 @@ class Stages:
     def get(self, inode: Inode) -> Stage | None:
         """Return the stage of a file, None where all is in S3."""
         return self._stages.get(inode)
+
+    def has_any(self, inodes: Iterable[Inode]) -> bool:
+        """Whether any of *inodes* has a stage."""
+        return bool(self._stages) and not self._stages.keys().isdisjoint(inodes)
 
     def size(self, node: Node) -> int:
         """Return the size to show."""

@@ -286,11 +286,17 @@ async def test_a_walk_finds_what_it_saw_at_hand(lab: Lab) -> None:
             express.look_ahead()
             return shown
 
+        def prepared() -> Inode | None:
+            return None if express._prepared is None else express._prepared.inode
+
         assert walked(directory) == ["a", "b", "c"]
+        assert prepared() == inside["a"]
         asked: list[str] = []
         fs.volume.database._connection.set_trace_callback(asked.append)
         assert walked(inside["a"]) == ["1", "2"]
+        assert prepared() == inside["b"]
         assert walked(inside["b"]) == ["3"]
+        assert prepared() is None
         assert asked == []
         fs.volume.database._connection.set_trace_callback(None)
         fs.volume.nodes.insert(inside["a"], "new", Kind.FILE, 1, size=3, etag='"1"')

@@ -43,8 +43,9 @@ async def test_what_was_known_is_shown_without_asking_and_believed_for_no_time(l
         for name in ("absent", "never asked for"):
             assert await lab.find(name) is None
             assert fs.namespace.tell_absent(ROOT, name) == 0
-        entries = fs.namespace.known_entries(ROOT, 0, 10)
-        assert entries is not None
+        root = fs.volume.directory(ROOT)
+        assert fs.namespace.knows_entries(root, 0)
+        entries = fs.namespace.known_entries(root, 0, 10)
         assert {entry.valid_s for entry in entries} == {0.0}
         assert lab.store.calls.total() == asked
 
@@ -61,7 +62,7 @@ async def test_what_was_never_known_is_not_said_to_be_absent(lab: Lab) -> None:
         assert await lab.ls() == ["d/"]
         directory = await lab.get("d")
         asked = go_offline(lab)
-        assert fs.namespace.known_entries(directory.id, 0, 10) is None
+        assert not fs.namespace.knows_entries(directory, 0)
         for look in (lab.find("d/b"), lab.find("d/x"), lab.ls("d")):
             with pytest.raises(Unavailable, match="not known here: down"):
                 await look
