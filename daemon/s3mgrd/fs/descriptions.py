@@ -21,6 +21,8 @@ from s3mgrd.s3.port import ObjectHead
 
 log = logging.getLogger(__name__)
 
+_encode: Final = json.JSONEncoder(sort_keys=True).encode
+"""`json.dumps` makes an encoder anew for each text that is not written as by default."""
 MAX_METADATA_BYTES: Final = 2048
 DROPPED_FIRST: Final = ("atime", "ctime", "rdev", "gid", "uid", "mtime", "mode")
 """Of our own metadata, where somebody else's leaves no room for all of it."""
@@ -46,7 +48,7 @@ def write(head: ObjectHead) -> str:
         # Of a directory's marker: one that has content is not to be replaced by an empty one.
         "size": head.size if head.key.endswith("/") else 0,
     }
-    return json.dumps({name: part for name, part in parts.items() if part}, sort_keys=True)
+    return _encode({name: part for name, part in parts.items() if part})
 
 
 def read(text: str, node: Node, key: str) -> ObjectHead:

@@ -192,6 +192,14 @@ class Journal:
             (now_ns, inode),
         )
 
+    def queue_staged(self, inode: int, at_ns: int) -> bool:
+        """Make the upload of an inode due at *at_ns*, if S3 is to get its data and it is not due at any time; whether that was so."""
+        changed = self._change(
+            "UPDATE staged SET retry_ns = ? WHERE dirty = 1 AND conflict = 0 AND retry_ns IS NULL AND inode = ?",
+            (at_ns, inode),
+        )
+        return changed.rowcount > 0
+
     def retry_all_staged(self, now_ns: int) -> None:
         """Make every upload due at *now_ns*; those that are due already keep their places in the order."""
         self._change(

@@ -191,21 +191,22 @@ class Stages:
     def queue(self, inode: Inode) -> bool:
         """Have a file uploaded in the background; whether it has to be, and nobody writes to it any more."""
         stage = self._stages.get(inode)
-        row = self._volume.journal.staged(inode) if stage is not None and stage.dirty else None
-        if stage is None or row is None or row.retry_ns is not None or row.conflict:
+        if stage is None or not stage.dirty:
             return False
         now_ns, size = self._volume.now_ns(), stage.file.size
         if self._volume.settings.write_mode == "writeback":
             if inode in self._writers:
                 return False
             now_ns = due_ns(now_ns, size)
-        self.make_due(inode, now_ns, gathers=True)
+        if not self._volume.journal.queue_staged(inode, now_ns):
+            return False
+        self.backlog.add(inode, size, now_ns, gathers=True)
         return True
 
-    def make_due(self, inode: Inode, at_ns: int, *, gathers: bool = False) -> None:
-        """Have a file uploaded in the background from *at_ns* on; *gathers*: as in `Backlog.add`."""
+    def make_due(self, inode: Inode, at_ns: int) -> None:
+        """Have a file uploaded in the background from *at_ns* on."""
         self._volume.journal.retry_staged(inode, at_ns)
-        self.backlog.add(inode, self._stages[inode].file.size, at_ns, gathers=gathers)
+        self.backlog.add(inode, self._stages[inode].file.size, at_ns)
 
     def hurry(self, inode: Inode) -> None:
         """Have a file that is queued uploaded next."""
