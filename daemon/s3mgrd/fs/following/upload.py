@@ -184,6 +184,8 @@ class Uploader:
                     for other in volume.nodes.with_remote_key(key)
                 ):
                     continue
+                if relocation.occupant(volume, key, is_file=True) is not None:
+                    continue  # it changed places with a name in a directory that takes the place of another
                 try:
                     await self._store(node, key, stage, row)
                 except CopyUnsupported:

@@ -364,6 +364,35 @@ async def test_what_others_put_at_the_old_name_does_not_replace_what_was_made_he
 # Where it goes next
 
 
+async def test_a_file_that_gets_a_place_that_a_move_still_copies_from_overwrites_nothing(
+    lab: Lab, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its upload had begun under another name, for which nothing had to be waited for."""
+    fill(lab, "d/f", "e/f", "g")
+    async with lab.mounted() as fs, trio.open_nursery() as nursery:
+        assert [await lab.ls(path) for path in ("", "d", "e")] == [["d/", "e/", "g"], ["f"], ["f"]]
+        node = await lab.get("g")
+        fs.stages.opened(node.id)
+        await fs.stages.write(node.id, 0, b"G")
+        really = fs.uploader._sender.complete
+        with lab.store.hold("copy") as copies:
+
+            async def complete(*args: Any) -> None:  # noqa: ANN401 - passed on
+                monkeypatch.undo()
+                await lab.rename("d", "e", RENAME_EXCHANGE)
+                await lab.rename("g", "d/f", RENAME_EXCHANGE)
+                await copies.arrived()
+                await really(*args)
+
+            monkeypatch.setattr(fs.uploader._sender, "complete", complete)
+            nursery.start_soon(fs.commit, node.id)
+            await copies.arrived()
+            await trio.sleep(1)
+            assert lab.data("d/f") == b"d/f"
+        await lab.settle()
+        assert contents(lab) == {"d/f": b"G", "e/f": b"d/f", "g": b"e/f"}
+
+
 @pytest.mark.parametrize("copied", [0, 3])
 async def test_a_directory_that_is_renamed_back_stays_where_it_was(
     lab: Lab, autojump_clock: MockClock, copied: int
