@@ -2,8 +2,7 @@
 
 import errno
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from typing import Any
+from contextlib import ExitStack
 
 import pytest
 import trio
@@ -13,7 +12,6 @@ from s3mgrd.errors import Denied, TimedOut, Unavailable
 from s3mgrd.fs.changing.attribute_changes import AttributeChange
 from s3mgrd.fs.changing.tree import RENAME_EXCHANGE, RENAME_NOREPLACE
 from s3mgrd.fs.following import move, sync
-from s3mgrd.fs.following.move import Mover
 from s3mgrd.fs.following.strays import Strays
 from s3mgrd.fs.inspecting import inspection
 from tests.unit.fs.conftest import Lab, settings
@@ -255,40 +253,6 @@ async def test_changes_after_the_copies_and_before_the_switch_count(
         }  # fmt: skip
 
 
-@pytest.mark.parametrize("fails", [False, True])
-async def test_a_file_that_is_sent_again_as_its_directorys_rename_ends_leaves_nothing_behind(
-    lab: Lab, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, fails: bool
-) -> None:
-    """After the last look at the old place, where its copy was still good, and before the switch."""
-    fill(lab, "d/a", "d/b")
-    really = Mover._look
-    async with lab.mounted() as fs, trio.open_nursery() as nursery:
-        node = await lab.get("d/a")
-        fs.stages.opened(node.id)
-        await fs.stages.write(node.id, 0, b"D")
-        with lab.store.hold("put", "e/a") as puts:
-
-            async def look(mover: Mover, look: Any, *, is_first: bool) -> None:  # noqa: ANN401 - passed on
-                await really(mover, look, is_first=is_first)
-                if not is_first:
-                    nursery.start_soon(commit)
-                    await puts.arrived()
-
-            async def commit() -> None:
-                with suppress(Unavailable):
-                    await fs.commit(node.id)
-
-            monkeypatch.setattr(Mover, "_look", look)
-            await lab.rename("d", "e")
-            (moved,) = fs.volume.moving.values()
-            await moved.wait()
-            assert puts.waiting
-            if fails:
-                lab.store.fail_next("put", Unavailable("no"))
-        await lab.settle()
-        assert contents(lab) == {"e/a": b"D/a", "e/b": b"d/b"}
-
-
 async def test_what_a_renamed_directory_leaves_is_deleted_without_waiting_for_more(
     lab: Lab, autojump_clock: MockClock
 ) -> None:
@@ -362,35 +326,6 @@ async def test_what_others_put_at_the_old_name_does_not_replace_what_was_made_he
 
 
 # Where it goes next
-
-
-async def test_a_file_that_gets_a_place_that_a_move_still_copies_from_overwrites_nothing(
-    lab: Lab, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its upload had begun under another name, for which nothing had to be waited for."""
-    fill(lab, "d/f", "e/f", "g")
-    async with lab.mounted() as fs, trio.open_nursery() as nursery:
-        assert [await lab.ls(path) for path in ("", "d", "e")] == [["d/", "e/", "g"], ["f"], ["f"]]
-        node = await lab.get("g")
-        fs.stages.opened(node.id)
-        await fs.stages.write(node.id, 0, b"G")
-        really = fs.uploader._sender.complete
-        with lab.store.hold("copy") as copies:
-
-            async def complete(*args: Any) -> None:  # noqa: ANN401 - passed on
-                monkeypatch.undo()
-                await lab.rename("d", "e", RENAME_EXCHANGE)
-                await lab.rename("g", "d/f", RENAME_EXCHANGE)
-                await copies.arrived()
-                await really(*args)
-
-            monkeypatch.setattr(fs.uploader._sender, "complete", complete)
-            nursery.start_soon(fs.commit, node.id)
-            await copies.arrived()
-            await trio.sleep(1)
-            assert lab.data("d/f") == b"d/f"
-        await lab.settle()
-        assert contents(lab) == {"d/f": b"G", "e/f": b"d/f", "g": b"e/f"}
 
 
 @pytest.mark.parametrize("copied", [0, 3])
