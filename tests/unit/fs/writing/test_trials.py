@@ -5,6 +5,7 @@ import trio
 
 from s3mgrd.errors import S3mgrError, Unavailable
 from s3mgrd.fs.relocation import PARKED
+from s3mgrd.fs.writing.beginnings import GRACE_S
 from s3mgrd.s3.memory import MemoryStore
 from s3mgrd.s3.port import TRIAL
 from tests.unit.fs.conftest import Lab
@@ -12,12 +13,13 @@ from tests.unit.fs.writing.test_streaming import BODY, begin, write
 
 
 class Curious(MemoryStore):
-    """A store that wants a trial, which leaves an object and fails with `error`, if there is one."""
+    """A store that wants a trial, which leaves an object and fails with `error`, if there is one, or an upload if it `hangs`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tried: list[str] = []
         self.error: S3mgrError | None = None
+        self.hangs = False
 
     @property
     def wants_trial(self) -> bool:
@@ -25,6 +27,9 @@ class Curious(MemoryStore):
 
     async def try_upload(self, key: str) -> None:
         self.tried.append(key)
+        if self.hangs:
+            await self.create_multipart(key, metadata={})
+            await trio.sleep_forever()
         if self.error is not None:
             self.insert(key, TRIAL)
             raise self.error
@@ -68,3 +73,20 @@ async def test_what_a_trial_left_is_not_shown_and_deleted(lab: Lab, curious: Cur
         fs.syncer.wake()
         await trio.sleep(1)  # by a clock that jumps
         assert lab.stored() == ["a"]
+
+
+async def test_a_trial_that_s3_began_as_the_worker_died_is_aborted_a_day_later(
+    lab: Lab, curious: Curious
+) -> None:
+    curious.hangs = True
+    curious._now_ns = lab.now_ns
+    async with lab.mounted() as fs:
+        inode = await begin(lab, "a")
+        await write(lab, inode, 0, len(BODY))
+        await fs.commit(inode)
+    (upload,) = await curious.list_multiparts("")
+    assert upload.key == curious.tried[0]
+    async with lab.mounted():
+        lab.later(GRACE_S)
+        await lab.settle()
+        assert await curious.list_multiparts("") == []
