@@ -4,7 +4,6 @@ It understands as much of HTTP as it takes to tell one request from the next. By
 """
 
 import re
-import select
 import socket
 import threading
 import time
@@ -12,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -88,7 +88,7 @@ class Distance(Gate):
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         asking, answering = _Side(client), _Side(server)
         # A server that ends an idle connection ends the client's, too, as it would without us.
-        while asking.is_ready() or client in select.select([client, server], [], [])[0]:
+        while asking.is_ready() or client in wait([client, server]):
             if not self._exchange(asking, answering):
                 return
 

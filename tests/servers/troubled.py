@@ -7,7 +7,6 @@ connection is cut), *corrupt* (a bit of an object's bytes is another, on their w
 
 import http.client
 import multiprocessing
-import select
 import signal
 import threading
 import time
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from random import Random
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -176,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing until the client has had enough."""
         self.close_connection = True
         while not self.owner.over.is_set():
-            if select.select([self.connection], [], [], 0.05)[0]:
+            if wait([self.connection], 0.05):
                 return
 
     def _refuse(self, status: int, code: str) -> None:
