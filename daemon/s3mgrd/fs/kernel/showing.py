@@ -96,6 +96,7 @@ class Shower:
         The position of an entry is its inode number. *entries* are rows, each with for how long (s) it may be believed.
         """
         pack, padding, attributes_of = _pack_entry, replies.PADDING, self._attributes
+        alignment = replies.ALIGNMENT
         parts = [head]
         room -= len(head)
         has_directories, is_all = False, True
@@ -106,7 +107,7 @@ class Shower:
                 seconds, nanoseconds = _split(valid_s)
             inode, name, attributes = node[0], node[1].encode(), attributes_of(node)
             length = len(name)
-            pad = padding[length % 8]
+            pad = padding[length % alignment]
             room -= _ENTRY_BYTES + length + len(pad)
             if room < 0:
                 is_all = False
