@@ -50,10 +50,7 @@ class Objects:
             if source == target:
                 volume.nodes.update(inode, remote_key=None)
                 return
-            if (
-                volume.move_around(node.parent) is not None
-                or relocation.occupant(volume, target, is_file=True) is not None
-            ):
+            if self._must_wait(node, target):
                 return  # the syncer comes back when that is done
             await self.clear_key(target, inode, waiting)
             async with volume.locks.holding(("key", source), ("key", target)):
@@ -65,10 +62,19 @@ class Objects:
                     or volume.wanted_key(node) != target
                 ):
                     continue
+                if self._must_wait(node, target):
+                    return  # it came back to this name through others, while the locks were waited for
                 if self._claimants(target, inode):
                     continue
                 await self._move(node, source, target)
                 return
+
+    def _must_wait(self, node: Node, key: str) -> bool:
+        """Whether a move of directories has to end before a file's object may be written to *key*."""
+        return (
+            self._volume.move_around(node.parent) is not None
+            or relocation.occupant(self._volume, key, is_file=True) is not None
+        )
 
     async def clear_key(
         self, key: str, inode: Inode, waiting: frozenset[Inode] = frozenset()
@@ -239,6 +245,7 @@ class Objects:
                 or node.is_detached
                 or volume.wanted_key(node) != key
                 or volume.move_around(inode) is not None
+                or relocation.occupant(volume, key, is_file=True) is not None
             ):
                 return
             own = self._metadata.own(node)
@@ -297,7 +304,7 @@ class Objects:
         if node.is_directory:
             await self.mark(inode)
             return
-        if volume.journal.is_dirty(inode) or volume.move_around(node.parent) is not None:
+        if volume.journal.is_dirty(inode) or self._must_wait(node, volume.wanted_key(node)):
             return
         await self.place(inode)
         node = volume.nodes.get(inode)  # None at each look: removed, and forgotten by the kernel
@@ -322,6 +329,7 @@ class Objects:
             or node.is_detached
             or volume.wanted_key(node) != key
             or not node.attributes_dirty
+            or self._must_wait(node, key)
         ):
             return True
         if self._claimants(key, inode):

@@ -75,3 +75,30 @@ async def test_a_file_that_gets_a_place_that_a_move_still_copies_from_overwrites
             assert lab.data("d/f") == b"d/f"
         await lab.settle()
         assert contents(lab) == {"d/f": b"G", "e/f": b"d/f", "g": b"e/f"}
+
+
+async def test_a_file_that_comes_back_to_a_name_that_a_move_still_copies_from_overwrites_nothing(
+    lab: Lab, autojump_clock: MockClock
+) -> None:
+    """Its object was about to be moved there, and only waited for an upload, when the names around it changed."""
+    fill(lab, "d/f", "e/f", "g")
+    async with lab.mounted(sync=False) as fs, trio.open_nursery() as nursery:
+        assert [await lab.ls(path) for path in ("", "d", "e")] == [["d/", "e/", "g"], ["f"], ["f"]]
+        newer = await lab.get("d/f")
+        fs.stages.opened(newer.id)
+        await fs.stages.write(newer.id, 0, b"D")
+        with lab.store.hold("put") as puts:
+            nursery.start_soon(fs.commit, newer.id)
+            await puts.arrived()
+            await lab.rename("g", "d/f", RENAME_EXCHANGE)
+            nursery.start_soon(fs.syncer._objects.place, (await lab.get("d/f")).id)
+            await trio.sleep(1)
+            await lab.rename("d", "e", RENAME_EXCHANGE)
+            await lab.rename("e/f", "g", RENAME_EXCHANGE)
+            await lab.rename("g", "d/f", RENAME_EXCHANGE)
+        await trio.sleep(1)
+        assert lab.data("d/f") == b"D/f"
+        nursery.start_soon(fs.syncer.run)
+        await lab.settle()
+        assert contents(lab) == {"d/f": b"g", "e/f": b"D/f", "g": b"e/f"}
+        nursery.cancel_scope.cancel()
