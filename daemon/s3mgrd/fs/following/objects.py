@@ -7,10 +7,12 @@ takes note in one transaction that looks at the row again. All of them may be ca
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 from s3mgrd.cache.nodes import Inode, Kind, Marker, Node
 from s3mgrd.errors import NotFound, PreconditionFailed
 from s3mgrd.fs import attributes, descriptions, relocation
+from s3mgrd.fs.following.resting import Leftovers
 from s3mgrd.fs.following.strays import find_unseen
 from s3mgrd.fs.learning.metadata import Metadata
 from s3mgrd.fs.volume import Volume
@@ -20,7 +22,11 @@ log = logging.getLogger(__name__)
 
 
 class Objects:
-    """Brings single objects of one volume up to date."""
+    """Brings single objects of one volume up to date.
+
+    Attributes:
+        leftovers: what its moves of files have left to be deleted.
+    """
 
     def __init__(
         self,
@@ -31,6 +37,7 @@ class Objects:
         self._volume = volume
         self._metadata = metadata
         self._kernel_holds = kernel_holds
+        self.leftovers: Final = Leftovers()
 
     # Renames
 
@@ -207,6 +214,7 @@ class Objects:
             volume.journal.rebase_staged(node.id, current.etag, written.etag)
             relocation.remove_object(volume, source, etag=node.etag, holder=None)
             volume.changes.note(current.parent, current.name or "")
+        self.leftovers.add(source)
 
     async def _source_changed(self, node: Node, source: str) -> None:
         """Somebody else replaced or removed the object before it was moved: the name follows what is there now."""

@@ -11,24 +11,26 @@ taken from their queue (`s3mgrd.fs.writing.backlog`), the next whenever one ends
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 import trio
 
-from s3mgrd.cache.nodes import Inode
+from s3mgrd.cache.nodes import Inode, Node
 from s3mgrd.errors import BucketNotFound, S3mgrError
 from s3mgrd.fs.following.deletes import Deleter
 from s3mgrd.fs.following.move import Mover
 from s3mgrd.fs.following.objects import Objects
+from s3mgrd.fs.following.resting import marker_due_at
 from s3mgrd.fs.following.strays import Strays
 from s3mgrd.fs.following.upload import Uploader
 from s3mgrd.fs.volume import NS, Volume
 from s3mgrd.fs.writing import beginnings
 from s3mgrd.fs.writing.backlog import GATHER_S, REST_S, SMALL_BYTES
 from s3mgrd.fs.writing.stages import Stages
+from s3mgrd.journal.tables import DeleteRow
 from s3mgrd.s3.port import MAX_DELETE_KEYS
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,15 @@ class Left:
 Work = Callable[[], Awaitable[object]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A piece of work, and when it is due once it was seen at a time by trio's clock and one by the volume's; None: at once."""
+
+    subject: Hashable
+    work: Work
+    due_at: Callable[[float, int], float] | None = None
+
+
 class Syncer:
     """Background work of one volume."""
 
@@ -104,7 +115,7 @@ class Syncer:
         """To be uploaded whether their time has come or not, because somebody waits for everything."""
         self._failures: dict[Hashable, _Failure] = {}
         self._rested_at: dict[Hashable, float] = {}
-        self._seen_at: dict[Hashable, float] = {}
+        self._seen_at: dict[Hashable, tuple[float, int]] = {}
         self._idle_s = IDLE_S
         self._gathers = True
         """More may come with what there is now."""
@@ -129,11 +140,11 @@ class Syncer:
                 self._forget_failures()
                 self._idle_s = IDLE_S
                 self._start_uploads(nursery)
-                for subject, work in self._due():
+                for piece in self._due():
                     if len(self._running) - self._uploading >= self._volume.settings.concurrency:
                         break  # the end of any of them wakes the loop
-                    self._running.add(subject)
-                    nursery.start_soon(self._do, subject, work)
+                    self._running.add(piece.subject)
+                    nursery.start_soon(self._do, piece.subject, piece.work)
                 if self._volume.database.wants_checkpoint:
                     await self._volume.database.checkpoint()
 
@@ -236,7 +247,7 @@ class Syncer:
                     for row in self._volume.journal.dirty_staged()
                     if not row.conflict and ("upload", row.inode) not in tried
                 ]
-                pending = {subject for subject, _ in self._all()} | self._running
+                pending = {piece.subject for piece in self._all()} | self._running
                 if not uploads and not pending - tried:
                     return
                 self._urgent = deque(uploads)
@@ -282,7 +293,7 @@ class Syncer:
         """Forget failures of what nobody wants any more: a file was removed, a rename was undone."""
         if not self._failures:
             return
-        wanted = {subject for subject, _ in self._all()} | self._running
+        wanted = {piece.subject for piece in self._all()} | self._running
         self._failures = {
             subject: failure
             for subject, failure in self._failures.items()
@@ -298,60 +309,83 @@ class Syncer:
 
     # What is to be done
 
-    def _due(self) -> Iterator[tuple[Hashable, Work]]:
+    def _due(self) -> Iterator[_Piece]:
         now = trio.current_time()
         self._rested_at = {s: at for s, at in self._rested_at.items() if at > now}
-        for subject, work in self._all():
-            failure = self._failures.get(subject)
+        for piece in self._all():
+            failure = self._failures.get(piece.subject)
             if (
-                subject not in self._running
+                piece.subject not in self._running
                 and (failure is None or failure.retry_at <= now)
-                and self._rested_at.get(subject, now) <= now
-                and self._has_come(subject, now)
+                and self._rested_at.get(piece.subject, now) <= now
+                and self._has_come(piece, now)
             ):
-                yield subject, work
+                yield piece
 
-    def _has_come(self, subject: Hashable, now: float) -> bool:
-        """Whether the time of an object, seen long enough ago, or of a stray has come; everything else has no time."""
-        kind, what = subject if isinstance(subject, tuple) else (subject, None)
-        if kind == "stray":
-            due_at = self._strays.again_at(what)
-        elif kind == "object" and not self._is_flushing:
-            if len(self._seen_at) > MAX_SEEN:
-                self._seen_at.clear()
-            due_at = self._seen_at.setdefault(subject, now) + GATHER_S
-        else:
+    def _has_come(self, piece: _Piece, now: float) -> bool:
+        """Whether a piece of work need not wait any longer, for its own sake or for more to come."""
+        if piece.due_at is None:
             return True
+        if len(self._seen_at) > MAX_SEEN:
+            self._seen_at.clear()
+        seen = self._seen_at.setdefault(piece.subject, (now, self._volume.now_ns()))
+        due_at = piece.due_at(*seen)
         if due_at > now:
             self._idle_s = min(self._idle_s, due_at - now)
             return False
         return True
 
-    def _all(self) -> Iterator[tuple[Hashable, Work]]:
-        """Yield all work there is but uploads: its subject, and how to do it."""
+    def _all(self) -> Iterator[_Piece]:
+        """Yield all work there is but uploads."""
         volume = self._volume
         for move in volume.moves.all():
             if not self._mover.is_waiting(move):
-                yield ("move", move.inode), partial(self._mover.follow, move.inode)
+                yield _Piece(("move", move.inode), partial(self._mover.follow, move.inode))
         for node in volume.nodes.misplaced(limit=BATCH):
             if volume.move_around(node.parent) is None and not volume.journal.is_dirty(node.id):
-                yield ("object", node.id), partial(self._objects.place, node.id)
+                yield self._object(node, self._objects.place)
         for node in volume.nodes.with_wanted_marker(limit=BATCH):
             if volume.move_around(node.id) is None:
-                yield ("object", node.id), partial(self._objects.mark, node.id)
+                yield self._object(node, self._objects.mark)
         for node in volume.nodes.with_dirty_attributes(limit=BATCH):
             if not volume.journal.is_dirty(node.id) and volume.move_around(node.parent) is None:
-                yield ("object", node.id), partial(self._objects.describe, node.id)
+                yield self._object(node, self._objects.describe)
         deletes = volume.journal.deletes(limit=MAX_DELETE_KEYS)
         if deletes:
-            yield "deletes", partial(self.deleter.delete, deletes)
+            keys = [row.key for row in deletes]
+            work = partial(self._delete, deletes)
+            yield _Piece("deletes", work, lambda *_: self._leftovers_due_at(keys))
         for key in self._strays.pending():
-            yield ("stray", key), partial(self._strays.resolve, key)
+            again_at = self._strays.again_at(key)
+            work = partial(self._strays.resolve, key)
+            yield _Piece(("stray", key), work, lambda *_, at=again_at: at)
         for key, upload_id in volume.journal.abandoned():
-            yield ("abandoned upload", upload_id), partial(self._abort, key, upload_id)
+            yield _Piece(("abandoned upload", upload_id), partial(self._abort, key, upload_id))
         long_ago_ns = volume.now_ns() - beginnings.GRACE_S * NS
         for row in volume.journal.left_beginnings(before_ns=long_ago_ns):
-            yield ("beginning", row.key), partial(beginnings.resolve, volume, row)
+            yield _Piece(("beginning", row.key), partial(beginnings.resolve, volume, row))
+
+    def _object(self, node: Node, work: Callable[[Inode], Awaitable[None]]) -> _Piece:
+        return _Piece(
+            ("object", node.id), partial(work, node.id), partial(self._object_due_at, node)
+        )
+
+    def _object_due_at(self, node: Node, seen_at: float, seen_ns: int) -> float:
+        if self._is_flushing:
+            return seen_at
+        gathered_at = seen_at + GATHER_S
+        if not node.is_directory:
+            return gathered_at
+        now_ns = self._volume.now_ns()
+        lull_at = marker_due_at(node, seen_at=seen_at, seen_ns=seen_ns, now_ns=now_ns)
+        return max(gathered_at, lull_at)
+
+    def _leftovers_due_at(self, keys: Collection[str]) -> float:
+        return float("-inf") if self._is_flushing else self._objects.leftovers.due_at(keys)
+
+    async def _delete(self, rows: Sequence[DeleteRow]) -> None:
+        await self.deleter.delete(rows)
+        self._objects.leftovers.drop([row.key for row in rows])
 
     async def _do(self, subject: Hashable, work: Work) -> None:
         try:
