@@ -54,7 +54,12 @@ def _serve(startup: Startup, arguments: list[str]) -> None:
 
 def _clean_up(startup: Startup) -> None:
     from s3mgrd.fuse.cleanup import cleanup
+    from s3mgrd.worker.keepers import end_all
 
+    # systemd runs this after each end of the daemon, also when it starts another next (Restart=on-failure), which may want
+    # what is kept.
+    if os.environ.get("SERVICE_RESULT", "success") == "success":
+        end_all(startup.config.state_dir)
     for path in cleanup(user_mode=startup.user_mode):
         print(f"unmounted {path}")
 

@@ -31,6 +31,7 @@ COMMAND_LIMIT_S: Final = 120.0
 STOP_LIMIT_S: Final = 60.0
 POLL_S: Final = 0.02
 """Between two looks at what another process does; nothing tells us."""
+KEEPER: Final = "s3mgr:messenger"
 CHECKOUT: Final = Path(__file__).parents[2]
 SCRIPTS: Final = Path(sys.executable).parent
 DEFAULTS: Final = {
@@ -137,15 +138,26 @@ class Daemon:
         self.process.wait()
 
     def kill_all(self) -> None:
+        """SIGKILL everything together: daemon, zygote, workers, and what keeps their connections."""
+        self._kill(self.pids)
+
+    def kill_but_keepers(self) -> None:
         """SIGKILL daemon, zygote and workers together."""
-        pids = set(self.pids())
+        self._kill(lambda: sorted(set(self.pids()) - set(self.keepers())))
+
+    def _kill(self, find: Callable[[], list[int]]) -> None:
+        pids = set(find())
         for pid in pids:
             _signal(pid, signal.SIGSTOP)  # none of them sees another die
-        for pid in pids | set(self.pids()):
+        for pid in pids | set(find()):
             _signal(pid, signal.SIGKILL)
         if self.process is not None:
             self.process.wait()
-        wait_for("the killed processes are gone", lambda: not self.pids())
+        wait_for("the killed processes are gone", lambda: not find())
+
+    def keepers(self) -> list[int]:
+        """The workers' messengers, which keep the connections when the workers die."""
+        return [pid for pid in self.pids() if _name_of(pid) == KEEPER]
 
     def pids(self) -> list[int]:
         """Every living process that has a file of this daemon's open: itself, its zygote, its workers."""
@@ -385,6 +397,13 @@ def processes_with_files_below(directory: Path) -> list[int]:
                         found.append(int(entry))
                         break
     return found
+
+
+def _name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+    except OSError:
+        return ""
 
 
 def _environment(home: Path) -> dict[str, str]:

@@ -219,6 +219,39 @@ def test_an_unmount_from_outside_is_respected(
     daemon.s3mgr("unmount", "m")
 
 
+def test_a_user_s_mount_survives_worker_and_daemon(
+    user_daemon: UserDaemon, ministack: Endpoint, bucket: str
+) -> None:
+    """Without any privilege: a program that has a file open goes on with the next daemon."""
+    daemon = user_daemon.start()
+    directory = daemon.mount_as_user(ministack, bucket)
+    program = subprocess.Popen(
+        daemon.command(
+            *(
+                "bash",
+                "-euc",
+                'cd "$1"; exec 3>open; echo 1 >&3; echo; read -r; echo 2 >&3; cat open',
+            ),
+            *("bash", str(directory)),
+        ),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd="/",
+        env=daemon.variables(),
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline() == "\n"
+    daemon.kill_but_keepers()
+    daemon.start()
+    out, _ = program.communicate("\n", timeout=COMMAND_LIMIT_S)
+    assert (program.returncode, out) == (0, "1\n2\n")
+    daemon.s3mgr("unmount", "m")
+    assert daemon.mountpoints() == []
+    assert content(ministack, bucket, "open") == b"1\n2\n"
+    wait_for("nobody keeps it", lambda: not daemon.keepers())
+
+
 def test_a_crash_of_everything_leaves_nothing_that_the_next_daemon_cannot_mend(
     user_daemon: UserDaemon, ministack: Endpoint, bucket: str
 ) -> None:

@@ -212,6 +212,8 @@ class FakeWorkers:
         script, scripts: answers of every worker, of the workers of one mount.
         start_errors: raised by the next starts, in order.
         left_behind: workers of an earlier daemon, by mount.
+        kept_behind: connections that outlived the workers of an earlier daemon, by mount: their ids.
+        keepers: how many keep the connection of each mount that is or was served.
     """
 
     def __init__(self) -> None:
@@ -223,6 +225,8 @@ class FakeWorkers:
         self.start_errors: list[S3mgrError] = []
         self.grant_errors: list[S3mgrError] = []
         self.left_behind: dict[str, FakeWorker] = {}
+        self.kept_behind: dict[str, str] = {}
+        self.keepers: dict[str, int] = {}
         self.forgotten: list[str] = []
         self.resolved: list[MountSpec] = []
 
@@ -243,6 +247,29 @@ class FakeWorkers:
         if worker is not None:
             self.started.append(worker)
         yield worker
+
+    @asynccontextmanager
+    async def keeper(self, mount: str) -> AsyncIterator[int]:
+        await trio.lowlevel.checkpoint()
+        yield 102
+        self.keepers[mount] = 1
+
+    async def kept(self, mount: str) -> tuple[Descriptors, int, int] | None:
+        await trio.lowlevel.checkpoint()
+        connection_id = self.kept_behind.get(mount)
+        if connection_id is None:
+            return None
+        self.keepers[mount] = 1
+        return (
+            Descriptors(connection_id=connection_id, flags=1, flags2=2, max_write=1, minor=45),
+            100,
+            101,
+        )
+
+    async def release(self, mount: str) -> None:
+        await trio.lowlevel.checkpoint()
+        assert not any(w.is_alive and w.name == mount for w in self.started), "a worker still runs"
+        self.keepers.pop(mount, None)
 
     async def credentials(self, spec: MountSpec) -> CredentialGrant:
         await trio.lowlevel.checkpoint()

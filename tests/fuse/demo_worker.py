@@ -44,11 +44,14 @@ from s3mgrd.errors import CredentialsRejected, NotFound
 from s3mgrd.fuse.abi import Opcode
 from s3mgrd.worker import session
 from s3mgrd.worker.control import ControlServer
+from s3mgrd.worker.messenger import Messenger
 from s3mgrd.worker.privileges import renounce
 from s3mgrd.worker.protocol import Configure, Configured, CredentialGrant, Serve, StatusEvent
 from s3mgrd.worker.ring import Ring
 
 DATA_BYTES = 64 << 20
+KEPT_S = {"kept": 600.0, "kept-briefly": 0.5}
+"""Mounts whose connections are kept after the death of their workers, and for how long."""
 ROOT, DATA, SLOW, CRASH, FIRST_DIRECTORY = 1, 2, 3, 4, 100
 FILES = {b"data": DATA, b"slow": SLOW, b"crash": CRASH}
 
@@ -280,6 +283,7 @@ def run(listener: socket.socket, mount: str, mount_dir: Path, cache_dir: Path) -
     """Be the worker: the zygote's entry."""
     if mount == "stillborn":
         raise SystemExit(7)
+    messenger = Messenger.start(keep_limit_s=KEPT_S[mount]) if mount in KEPT_S else None
     journal = os.open(mount_dir / "journal", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     (cache_dir / "cached").touch()
     renounce()
@@ -288,7 +292,11 @@ def run(listener: socket.socket, mount: str, mount_dir: Path, cache_dir: Path) -
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             service = Service(journal, nursery)
-            service.control = ControlServer(listener, mount, service)
+            attach = None
+            if messenger is not None:
+                await nursery.start(messenger.run)
+                attach = messenger.attach
+            service.control = ControlServer(listener, mount, service, attach)
             await service.control.run()
             nursery.cancel_scope.cancel()
 

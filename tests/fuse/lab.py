@@ -15,8 +15,10 @@ from s3mgr.schema import MountSpec
 from s3mgrd.fuse import syscalls
 from s3mgrd.fuse.connection import FuseConnection, FuseKernel
 from s3mgrd.fuse.mountinfo import read_mountinfo
+from s3mgrd.worker import keepers
 from s3mgrd.worker.protocol import Configure, Ok, Serve
 from s3mgrd.worker.spawn import WorkerProcess, WorkerProcesses
+from s3mgrd.worker.workdirs import WorkDirs
 
 WAIT_S = 20.0
 T = TypeVar("T")
@@ -111,8 +113,10 @@ class Lab:
             max_write=connection.max_write,
             minor=connection.minor,
         )
-        reply = await worker.request(message, fds=(connection.fuse_fd, connection.ring_fd))
-        assert reply == Ok()
+        dirs = WorkDirs(self.state_dir, self.cache_dir, None)
+        async with keepers.renewed(dirs, name) as keeper_fd:
+            fds = connection.fuse_fd, connection.ring_fd, keeper_fd
+            assert await worker.request(message, fds=fds) == Ok()
 
     def program(self, code: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a Python program outside of the supervisor; it is killed at the test's end."""

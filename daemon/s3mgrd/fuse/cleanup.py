@@ -10,7 +10,9 @@ import os
 import select
 import signal
 import subprocess
-from typing import Final
+import time
+from contextlib import ExitStack
+from typing import Final, Self
 
 from s3mgrd.fuse import syscalls
 from s3mgrd.fuse.connection import FUSERMOUNT
@@ -24,42 +26,71 @@ def cleanup(*, user_mode: bool) -> list[str]:
 
     Blocking, and forks: only for a process that does nothing else.
     """
-    cleaned = []
-    for entry in reversed(read_mountinfo()):  # the top of a stack first
-        if not entry.is_ours or (user_mode and entry.user_id != os.getuid()):
-            continue
-        if not _is_dead(entry):
-            continue
-        try:
-            _unmount(entry.mountpoint, user_mode=user_mode)
-        except (OSError, subprocess.SubprocessError):
-            continue
-        cleaned.append(entry.mountpoint)
-    return cleaned
+    cleaned: list[str] = []
+    spared: set[int] = set()
+    while True:  # each round looks at what is on top at each path
+        entries = {
+            entry.mountpoint: entry
+            for entry in read_mountinfo()
+            if entry.is_ours and (not user_mode or entry.user_id == os.getuid())
+        }
+        found = [entry for entry in entries.values() if entry.mount_id not in spared]
+        dead = _dead(found)
+        spared |= {entry.mount_id for entry in found if entry not in dead}
+        for entry in reversed(dead):
+            try:
+                _unmount(entry.mountpoint, user_mode=user_mode)
+            except (OSError, subprocess.SubprocessError):
+                spared.add(entry.mount_id)
+            else:
+                cleaned.append(entry.mountpoint)
+        if not dead:
+            return cleaned
 
 
-def _is_dead(entry: MountEntry) -> bool:
-    pid = os.fork()
-    if pid == 0:
-        code = 0
-        try:
-            os.statvfs(entry.mountpoint)
-        except OSError as exc:
-            code = exc.errno or 0
-        os._exit(code)
-    pidfd = os.pidfd_open(pid)
-    try:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if not poll.poll(PROBE_TIMEOUT_MS):
-            os.kill(pid, signal.SIGKILL)
+def _dead(entries: list[MountEntry]) -> list[MountEntry]:
+    """Ask all of them at once: one that waits for a worker takes its time."""
+    with ExitStack() as asked:
+        probes = [(entry, asked.enter_context(_Probe(entry.mountpoint))) for entry in entries]
+        deadline = time.monotonic() + PROBE_TIMEOUT_MS / 1000
+        return [entry for entry, probe in probes if probe.errno(deadline) == errno.ENOTCONN]
+
+
+class _Probe:
+    """A process that asks one mount for its size, since the one that asks may hang."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> Self:
+        self._pid = os.fork()
+        if self._pid == 0:
+            code = 0
+            try:
+                os.statvfs(self._path)
+            except OSError as exc:
+                code = exc.errno or 0
+            os._exit(code)
+        self._pidfd = os.pidfd_open(self._pid)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._pidfd)
+
+    def errno(self, deadline: float) -> int | None:
+        """Wait for what the mount says, and end; None: it does not answer."""
+        if not self._has_ended(deadline - time.monotonic()):
+            os.kill(self._pid, signal.SIGKILL)
             # A request that was read but not answered cannot be killed: do not wait without limit.
-            if not poll.poll(PROBE_TIMEOUT_MS):
-                return False
-        _, status = os.waitpid(pid, 0)
-    finally:
-        os.close(pidfd)
-    return os.waitstatus_to_exitcode(status) == errno.ENOTCONN
+            if not self._has_ended(PROBE_TIMEOUT_MS / 1000):
+                return None
+        _, status = os.waitpid(self._pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+    def _has_ended(self, timeout_s: float) -> bool:
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(max(0.0, timeout_s) * 1000))
 
 
 def _unmount(path: str, *, user_mode: bool) -> None:

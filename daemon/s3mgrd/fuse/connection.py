@@ -284,7 +284,7 @@ class FuseKernel:
     async def adopt(
         self, spec: MountSpec, *, name: str, descriptors: Descriptors, fuse_fd: int, ring_fd: int
     ) -> FuseConnection:
-        """Take over a connection that a living worker serves; owns the descriptors from here on.
+        """Take over a connection that a living worker serves, or that waits for one; owns the descriptors from here on.
 
         If it was unmounted meanwhile, `FuseConnection.ended` returns at once.
         """

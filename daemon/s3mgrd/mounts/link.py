@@ -19,6 +19,7 @@ from s3mgrd.worker.protocol import (
     Configure,
     Configured,
     CredentialGrant,
+    Descriptors,
     Serve,
     SetCredentials,
     SetOptions,
@@ -27,7 +28,7 @@ from s3mgrd.worker.protocol import (
 
 log = logging.getLogger(__name__)
 
-Found = Literal["nothing", "serving", "ended", "idle"]
+Found = Literal["nothing", "serving", "kept", "ended", "idle"]
 
 # Taking apart what did not work must end, whatever hangs.
 DISMANTLE_S: Final = 30.0
@@ -139,17 +140,18 @@ class Link:
         connection = self.connection
         if connection is None:
             raise Unavailable("the connection is gone")
-        await self._live().request(
-            Serve(
-                resumed=resumed,
-                resend=resumed and connection.can_resend,
-                flags=connection.flags,
-                flags2=connection.flags2,
-                max_write=connection.max_write,
-                minor=connection.minor,
-            ),
-            fds=(connection.fuse_fd, connection.ring_fd),
-        )
+        async with self._workers.keeper(self._name) as keeper_fd:
+            await self._live().request(
+                Serve(
+                    resumed=resumed,
+                    resend=resumed and connection.can_resend,
+                    flags=connection.flags,
+                    flags2=connection.flags2,
+                    max_write=connection.max_write,
+                    minor=connection.minor,
+                ),
+                fds=(connection.fuse_fd, connection.ring_fd, keeper_fd),
+            )
 
     async def check_mountpoint(self) -> None:
         """Raise unless the mountpoint can be mounted on now."""
@@ -162,8 +164,9 @@ class Link:
         """Look for what an earlier daemon left behind and take it over.
 
         Returns:
-            "serving": worker and connection are ours now; "ended": a worker whose mount somebody unmounted; "idle": a
-            worker that never served; "nothing": no worker. Dead mounts are removed in the last two cases.
+            "serving": worker and connection are ours now; "kept": the connection is, its worker is dead; "ended": a worker
+            whose mount somebody unmounted; "idle": a worker that never served; "nothing": no worker. Dead mounts are
+            removed in the last two cases.
         """
         assert self._nursery is not None, "enter() comes first"  # noqa: S101 - a bug, not an input
         record = self._record()
@@ -177,7 +180,7 @@ class Link:
                     self._wake,
                 )
                 if self.session is not None and self.session.worker.serving:
-                    await self._adopt_connection(self.session)
+                    await self._adopt_connection(await self.session.worker.descriptors())
                     return "serving"
         except (S3mgrError, trio.TooSlowError) as error:
             log.warning(
@@ -188,6 +191,10 @@ class Link:
             return "ended"
         found: Found = "nothing" if self.session is None else "idle"
         await self.drop_worker()
+        kept = await self._workers.kept(self._name)
+        if kept is not None:
+            await self._adopt_connection(kept)
+            return "kept"
         if await self._kernel.clean_stale({record.spec.mountpoint: self._name}):
             log.info(
                 "removed a dead mount from %s", record.spec.mountpoint, extra={"mount": self._name}
@@ -235,8 +242,15 @@ class Link:
         if session is not None:
             await session.stop()
 
+    async def let_go(self) -> None:
+        """Have nobody hold the connection any more; the mount must be detached and the worker stopped."""
+        if self.connection is not None:
+            with trio.CancelScope(shield=True):
+                await self._workers.release(self._name)
+        self.close_connection()
+
     def close_connection(self) -> None:
-        """Close the descriptors; the mount must be detached."""
+        """Close our descriptors; who else holds the connection goes on."""
         connection, self.connection = self.connection, None
         self.detached = self._expect_end = self.ended_outside = False
         if connection is not None:
@@ -250,7 +264,7 @@ class Link:
                 await self._unmount(self.connection)
             with trio.move_on_after(DISMANTLE_S):
                 await self.stop_worker()
-        self.close_connection()
+        await self.let_go()
 
     async def _unmount(self, connection: Connection) -> None:
         """Unmount lazily, or log why not.
@@ -275,8 +289,8 @@ class Link:
         self._last_grant = grant
         return grant
 
-    async def _adopt_connection(self, session: WorkerSession) -> None:
-        descriptors, fuse_fd, ring_fd = await session.worker.descriptors()
+    async def _adopt_connection(self, found: tuple[Descriptors, int, int]) -> None:
+        descriptors, fuse_fd, ring_fd = found
         self.connection = await self._kernel.adopt(
             self._record().spec,
             name=self._name,

@@ -147,7 +147,7 @@ class MountActor(MountCore):
         resume_unmount = Goal(kind="unmounted", timeout_s=self.around.config.drain_timeout_s)
         if found == "ended":
             await self._ended_outside()
-        elif found == "serving":
+        elif found in ("serving", "kept"):  # in the latter case, a worker is started first thing
             self.goal = Goal(kind="mounted") if record.desired == "mounted" else resume_unmount
         elif record.desired == "mounted" and record.spec.persist and not record.provisional:
             self.goal = Goal(kind="mounted")

@@ -91,6 +91,24 @@ class Workers(Protocol):
     def adopt(self, mount: str) -> AbstractAsyncContextManager[Worker | None]:
         """Find the worker of *mount* that an earlier supervisor left behind, by its control socket; None: there is none."""
 
+    def keeper(self, mount: str) -> AbstractAsyncContextManager[int]:
+        """Give the socket that goes with `Serve`: what keeps the connection of *mount* when that worker dies listens there.
+
+        When the context ends well, the worker serves, and nobody keeps the connection for the worker before any more.
+
+        Raises:
+            Unavailable: it could not be made.
+        """
+
+    async def kept(self, mount: str) -> tuple[Descriptors, int, int] | None:
+        """Take duplicates of the kernel connection and ring that outlived the worker and daemon of *mount*; the caller owns both.
+
+        None: there are none, or that worker lives.
+        """
+
+    async def release(self, mount: str) -> None:
+        """Have the connection of *mount* kept no longer than its worker lives: nobody is to serve it any more."""
+
     async def credentials(self, spec: MountSpec) -> CredentialGrant:
         """Resolve the daemon's own credentials for *spec* (profile, files, web identity, container, instance).
 
@@ -183,7 +201,7 @@ class Kernel(Protocol):
     async def adopt(
         self, spec: MountSpec, *, name: str, descriptors: Descriptors, fuse_fd: int, ring_fd: int
     ) -> Connection:
-        """Take over a connection that a living worker serves; owns the descriptors from here on."""
+        """Take over a connection that a living worker serves, or that waits for one; owns the descriptors from here on."""
 
     async def clean_stale(self, mountpoints: Mapping[str, str]) -> list[str]:
         """Unmount dead mounts of ours (fuse.s3mgr whose connection nobody serves) among *mountpoints* (path → name).

@@ -106,7 +106,7 @@ class Unmounting:
         if core.goal is not goal or not await core.interruptible(empty):
             return
         await link.stop_worker()
-        link.close_connection()
+        await link.let_go()
         if goal.kind == "stopped":
             await self._finish_stop(left)
         elif goal.mode == "discard":

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -85,6 +85,8 @@ STOP_TIMEOUT_S: Final = 30.0
 _PEERCRED: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 log = logging.getLogger(__name__)
+
+Attach = Callable[[Descriptors, int, int, int], Awaitable[None]]
 
 
 class WorkerService(Protocol):
@@ -181,12 +183,21 @@ class ControlServer:
         listener: bound and listening, made by the supervisor; owned from here on.
         mount: name of the mount.
         service: what answers.
+        attach: is given what is served, before it is: the descriptors of `Serve`, which stay ours, and what describes
+            them. See `s3mgrd.worker.messenger.Messenger.attach`.
     """
 
-    def __init__(self, listener: socket.socket, mount: str, service: WorkerService) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        mount: str,
+        service: WorkerService,
+        attach: Attach | None = None,
+    ) -> None:
         self._listener = listener
         self._mount = mount
         self._service = service
+        self._attach = attach
         self._events = EventQueue(status_interval_s=STATUS_INTERVAL_S)
         self._last_status: StatusEvent | None = None
         self._conversation: _Conversation | None = None
@@ -373,14 +384,21 @@ class ControlServer:
         )
 
     async def _begin_to_serve(self, body: Serve, fds: Fds) -> Ok:
-        if len(fds) != 2 or self._serve is not None:
+        if len(fds) != 3 or self._serve is not None:
             close_all(fds)
-            if len(fds) != 2:
-                raise Conflict(f"Serve needs two descriptors, not {len(fds)}")
+            if len(fds) != 3:
+                raise Conflict(f"Serve needs three descriptors, not {len(fds)}")
             raise Conflict("this worker serves a connection already")
+        fuse_fd, ring_fd, keeper_fd = fds
+        fds = fuse_fd, ring_fd
         self._serve, self._fds, self._ended = body, fds, False
         try:
-            await self._service.serve(body, *fds)
+            try:
+                if self._attach is not None:
+                    await self._attach(self._describe(body), fuse_fd, ring_fd, keeper_fd)
+            finally:
+                os.close(keeper_fd)
+            await self._service.serve(body, fuse_fd, ring_fd)
         except BaseException:
             if self._serve is body:
                 self._serve, self._fds = None, ()
@@ -392,14 +410,16 @@ class ControlServer:
         serve = self._serve
         if serve is None:
             raise NotMounted("this worker serves no connection")
-        described = Descriptors(
+        return self._describe(serve), self._fds
+
+    def _describe(self, serve: Serve) -> Descriptors:
+        return Descriptors(
             connection_id=self._connection_id,
             flags=serve.flags,
             flags2=serve.flags2,
             max_write=serve.max_write,
             minor=serve.minor,
         )
-        return described, self._fds
 
 
 class _Conversation:

@@ -198,7 +198,7 @@ class MountWorker(Keeper, Cacher):
 
     async def main(self, listener: socket.socket) -> None:
         """Serve the control socket until `Stop`."""
-        self._server = ControlServer(listener, self._mount, self)
+        self._server = ControlServer(listener, self._mount, self, self._messenger.attach)
         handler = _Forward(self._server)
         logging.getLogger().addHandler(handler)
         if self._files is not None and self._files.damaged is not None:
@@ -392,7 +392,6 @@ class MountWorker(Keeper, Cacher):
         fs.volume.kernel_keeps_times = bool(message.flags & tuning.WRITEBACK)
         try:
             operations = Operations(fs, ring)
-            await self._messenger.attach(fuse_fd)
             await session.serve(
                 operations, fuse_fd, message, ring=ring, express=operations.express, started=started
             )

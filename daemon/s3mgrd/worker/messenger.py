@@ -4,7 +4,8 @@ To drop a name, the kernel takes the lock of its directory, and waits without li
 may be a program whose mkdir or lookup this very worker has yet to answer. While the worker lives, it answers, and the wait
 ends. But if it was killed in this moment, a thread of its own in such a wait kept it from ending, no other worker could
 take its place, and the program, the lock and the wait would last for ever. So the worker forks a messenger as its first
-act, and it is the messenger that waits. It holds nothing that the next worker needs, and ends when the worker has.
+act, and it is the messenger that waits. It holds nothing that stops the next worker. When the worker has died, it keeps
+the connection for a while (`worker.keeper`).
 
 One packet is one batch: its number, then whole notifications, each with its length in front as the kernel wants it. The
 messenger answers with the number and an errno for each. Batches wait beside each other, each in a thread.
@@ -21,9 +22,13 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import Final, NoReturn
 
+import msgspec
 import trio
 
+from s3mgrd import logs
+from s3mgrd.worker.keeper import KEEP_LIMIT_S, Kept, keep
 from s3mgrd.worker.privileges import name_process, renounce
+from s3mgrd.worker.protocol import Descriptors
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +36,8 @@ MAX_BATCH_BYTES: Final = 64 << 10
 MAX_BATCHES: Final = 16
 """Under way at once; whoever wants to tell more waits."""
 MAX_REPLY_BYTES: Final = 64 << 10
+ATTACHED: Final = 3
+"""Descriptors that come with a connection."""
 FIRST_FD: Final = 3
 """What comes before are the null device and the log."""
 _NUMBER: Final = struct.Struct("<Q")
@@ -48,11 +55,16 @@ class Messenger:
         self._last = 0
 
     @classmethod
-    def start(cls) -> "Messenger":
-        """Fork the messenger."""
+    def start(cls, *, keep_limit_s: float = KEEP_LIMIT_S) -> "Messenger":
+        """Fork the messenger.
+
+        Args:
+            keep_limit_s: how long it keeps the connection after this process's death.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        worker = os.getpid()
         if os.fork() == 0:
-            _be_messenger(theirs)
+            _be_messenger(theirs, worker, keep_limit_s)
         theirs.close()
         return cls(ours)
 
@@ -77,16 +89,22 @@ class Messenger:
             for event, _ in self._waiting.values():
                 event.set()
 
-    async def attach(self, fuse_fd: int) -> None:
-        """Tell this kernel connection from now on; the messenger gets a descriptor of its own."""
+    async def attach(
+        self, described: Descriptors, fuse_fd: int, ring_fd: int, listener_fd: int
+    ) -> None:
+        """Tell this kernel connection from now on, and keep it when this process dies; see `worker.keeper.Kept`.
+
+        The messenger gets descriptors of its own.
+        """
         if self._socket is not None:
-            rights = array.array("i", [fuse_fd]).tobytes()
+            rights = array.array("i", [fuse_fd, ring_fd, listener_fd]).tobytes()
             await self._socket.sendmsg(
-                [_NUMBER.pack(0)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+                [_NUMBER.pack(0), msgspec.json.encode(described)],
+                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)],
             )
 
     async def detach(self) -> None:
-        """Have the messenger close the connection."""
+        """Have the messenger close the connection: it has ended, and nothing is to be kept."""
         if self._socket is not None:
             await self._socket.send(_NUMBER.pack(0))
 
@@ -132,8 +150,8 @@ def _batches(notifications: Iterable[bytes]) -> Iterator[bytes]:
 # The messenger's side
 
 
-def _be_messenger(sock: socket.socket) -> NoReturn:
-    """Pass on what the worker says until it has ended."""
+def _be_messenger(sock: socket.socket, worker_pid: int, keep_limit_s: float) -> NoReturn:
+    """Pass on what the worker says until it has ended, then keep what it served."""
     try:
         os.closerange(FIRST_FD, sock.fileno())
         os.closerange(sock.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
@@ -141,27 +159,40 @@ def _be_messenger(sock: socket.socket) -> NoReturn:
         renounce()
         gc.freeze()  # a collection would copy every page that is shared with the worker
         gc.disable()
-        _pass_on(sock)
+        worker = os.pidfd_open(worker_pid)
+        if os.getppid() == worker_pid:  # otherwise it has ended, and the number may be another's
+            kept = _pass_on(sock)
+            if kept is not None:
+                sock.close()
+                logs.setup("info", "text")  # as the worker's
+                log.info("the worker has ended; its connection is kept for the next")
+                reason = keep(kept, worker, limit_s=keep_limit_s)
+                log.info("the connection is not kept any more: %s", reason)
     finally:
         os._exit(0)
 
 
-def _pass_on(sock: socket.socket) -> None:
-    fuse_fd = -1
+def _pass_on(sock: socket.socket) -> Kept | None:
+    """Work until the worker has closed *sock*; returns the connection that it served, if that has not ended."""
+    kept: Kept | None = None
     while True:
-        packet, fds, _, _ = socket.recv_fds(sock, MAX_BATCH_BYTES + 4096, 1)
+        packet, fds, _, _ = socket.recv_fds(sock, MAX_BATCH_BYTES + 4096, ATTACHED)
         if not packet:
-            return
+            return kept
         (number,) = _NUMBER.unpack_from(packet)
         if number:
+            fuse_fd = kept.fuse_fd if kept is not None else -1
             thread = threading.Thread(
                 target=_notify, args=(sock, fuse_fd, packet, number), daemon=True
             )
             thread.start()
             continue
-        if fuse_fd >= 0:
-            os.close(fuse_fd)
-        fuse_fd = fds[0] if fds else -1
+        if kept is not None:
+            kept.close()
+        kept = None
+        if len(fds) == ATTACHED:
+            described = msgspec.json.decode(packet[_NUMBER.size :], type=Descriptors)
+            kept = Kept(described, *fds)
 
 
 def _notify(sock: socket.socket, fuse_fd: int, packet: bytes, number: int) -> None:

@@ -7,7 +7,7 @@ unprivileged worker needs no right in that directory, and a later supervisor fin
 The worker accepts only peers of uid 0 or its supervisor's uid; a new connection replaces the old one.
 
 Order: the supervisor sends `Hello`, the worker answers with `HelloReply`; then `Configure`; then, when the
-kernel connection is there, `Serve` with two descriptors. Either side may send requests afterwards; every
+kernel connection is there, `Serve` with three descriptors. Either side may send requests afterwards; every
 request is answered by a result or by an `ErrorReply`. Events expect no answer.
 
 The supervisor may vanish at any time. The worker goes on serving and waits for the next connection.
@@ -102,8 +102,9 @@ class Configured(Struct, frozen=True, kw_only=True, tag="configured"):
 
 
 class Serve(Struct, frozen=True, kw_only=True, tag="serve"):
-    """Serve the kernel connection. Descriptors: /dev/fuse after FUSE_INIT, and the repeat ring's memfd.
+    """Serve the kernel connection.
 
+    Descriptors: /dev/fuse after FUSE_INIT, the repeat ring's memfd, and the keeper's listening socket (`worker.keeper`).
     `resumed`: a worker served it before; ask the kernel to send unanswered requests again. `flags` and
     `flags2` are the FUSE_INIT capabilities that the kernel was given.
     """
@@ -266,11 +267,14 @@ class Discard(Struct, frozen=True, kw_only=True, tag="discard"):
 
 
 class Stop(Struct, frozen=True, kw_only=True, tag="stop"):
-    """Close mount.db and exit with status 0; what is left stays in the journal."""
+    """Close mount.db and exit with status 0; what is left stays in the journal. A keeper lets go of the connection."""
 
 
 class GetDescriptors(Struct, frozen=True, kw_only=True, tag="get-descriptors"):
-    """Give duplicates of the kernel connection and the ring to a new supervisor; answered by `Descriptors`."""
+    """Give duplicates of the kernel connection and the ring to a new supervisor; answered by `Descriptors`.
+
+    Asked of a worker that lives, or of the keeper of one that died.
+    """
 
 
 class Descriptors(Struct, frozen=True, kw_only=True, tag="descriptors"):

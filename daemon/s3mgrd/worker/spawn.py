@@ -9,7 +9,12 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+)
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +27,7 @@ from s3mgr import __version__
 from s3mgr.schema import MountSpec
 from s3mgrd.errors import CredentialsRejected, TimedOut, Unavailable, Unsupported, WorkerLost
 from s3mgrd.mounts.ports import CredentialsSource, WorkerExit
-from s3mgrd.worker import workdirs
+from s3mgrd.worker import keepers, workdirs
 from s3mgrd.worker.background import background_nursery
 from s3mgrd.worker.breeder import Breeder, Child, ZygoteLost
 from s3mgrd.worker.channel import (
@@ -278,6 +283,18 @@ class WorkerProcesses:
             async with self._converse(sock, mount, identify) as worker:
                 yield worker
 
+    def keeper(self, mount: str) -> AbstractAsyncContextManager[int]:
+        """Give the socket that `Serve` takes along; see `s3mgrd.mounts.ports.Workers`."""
+        return keepers.renewed(self._dirs, mount)
+
+    async def kept(self, mount: str) -> tuple[Descriptors, int, int] | None:
+        """Take the connection that outlived its worker; see `s3mgrd.mounts.ports.Workers`."""
+        return await keepers.ask(self._dirs, mount)
+
+    async def release(self, mount: str) -> None:
+        """Keep the connection no longer than its worker lives; see `s3mgrd.mounts.ports.Workers`."""
+        await trio.to_thread.run_sync(keepers.release, self._dirs, mount)
+
     def _adopt_process(self, pid: int, mount: str) -> Child:
         """Open the process that a worker says it is.
 
@@ -401,7 +418,7 @@ class WorkerProcesses:
 async def _reap_group(pid: int) -> None:
     """Collect what a worker leaves behind: its messenger, which becomes a child of ours when the worker dies.
 
-    It ends at once, unless the kernel has it wait for what only the next worker can answer. A worker is the leader of its
+    It ends when the next worker serves, or when the connection has ended. A worker is the leader of its
     process group, and no other group can have its number while a process of it is left.
     """
     while True:

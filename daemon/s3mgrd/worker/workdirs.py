@@ -2,6 +2,7 @@
 
     <state-dir>/mounts/<mount>/   0700, the worker user's: mount.db, staging
     <state-dir>/run/<mount>.sock  0600, the daemon's: control socket
+    <state-dir>/run/<mount>.keep  0600, the daemon's: socket of the keeper (`worker.keeper`)
     <state-dir>/logs/<mount>.log  0640, the daemon's: what the worker says (and .1, what it said before)
     <cache-dir>/<mount>/          0700, the worker user's: what can be fetched again
 
@@ -73,10 +74,43 @@ class WorkDirs:
 
     def listen(self, mount: str) -> socket.socket:
         """Bind and listen at the control socket of *mount*, in the place of a dead worker's."""
+        return self._listen(f"{mount}.sock")
+
+    def connect(self, mount: str) -> socket.socket | None:
+        """Connect to the control socket of *mount*; None: nobody listens there."""
+        return self._connect(f"{mount}.sock", f"the worker of {mount!r}")
+
+    def listen_keeper(self, mount: str) -> socket.socket:
+        """Bind and listen at the socket of the next keeper of *mount*; see `replace_keeper`."""
+        return self._listen(_keeper_name(mount, is_new=True))
+
+    def connect_keeper(self, mount: str, *, is_new: bool = False) -> socket.socket | None:
+        """Connect to the keeper of *mount*, or to the next one that is not in its place yet; None: nobody listens."""
+        try:
+            return self._connect(_keeper_name(mount, is_new=is_new), f"the keeper of {mount!r}")
+        except Unavailable:  # it has more to do than anybody could ask of it
+            return None
+
+    def replace_keeper(self, mount: str) -> None:
+        """Give the next keeper of *mount* the place of the one before."""
+        os.rename(
+            self.run_dir / _keeper_name(mount, is_new=True),
+            self.run_dir / _keeper_name(mount, is_new=False),
+        )
+
+    def drop_keeper(self, mount: str, *, is_new: bool = False) -> None:
+        """Remove the name of a keeper's socket; what is not there is no error."""
+        (self.run_dir / _keeper_name(mount, is_new=is_new)).unlink(missing_ok=True)
+
+    def kept_mounts(self) -> list[str]:
+        """Names of the mounts that have, or had, a keeper."""
+        return sorted(path.name.removesuffix(".keep") for path in self.run_dir.glob("*.keep"))
+
+    def _listen(self, name: str) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             os.fchmod(sock.fileno(), 0o600)
-            with self._socket_address(mount) as address:
+            with self._socket_address(name) as address:
                 with suppress(FileNotFoundError):
                     os.unlink(address)
                 sock.bind(address)
@@ -89,26 +123,26 @@ class WorkDirs:
             ) from exc
         return sock
 
-    def connect(self, mount: str) -> socket.socket | None:
-        """Connect to the control socket of *mount*; None: nobody listens there."""
+    def _connect(self, name: str, whom: str) -> socket.socket | None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.setblocking(False)  # a unix socket connects at once or not at all
         try:
-            with self._socket_address(mount) as address:
+            with self._socket_address(name) as address:
                 sock.connect(address)
         except (FileNotFoundError, ConnectionRefusedError):
             sock.close()
             return None
         except OSError as exc:
             sock.close()
-            raise Unavailable(f"cannot connect to the worker of {mount!r}: {exc.strerror}") from exc
+            raise Unavailable(f"cannot connect to {whom}: {exc.strerror}") from exc
         return sock
 
     @contextmanager
-    def _socket_address(self, mount: str) -> Iterator[str]:
+    def _socket_address(self, name: str) -> Iterator[str]:
         """Name the socket by a descriptor of its directory: a unix socket's address holds 107 bytes only."""
         fd = os.open(self.run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            yield f"/proc/self/fd/{fd}/{mount}.sock"
+            yield f"/proc/self/fd/{fd}/{name}"
         finally:
             os.close(fd)
 
@@ -124,6 +158,12 @@ class WorkDirs:
         logs = (self.log_path(mount), _rotated(self.log_path(mount)))
         for path in (*logs, self.run_dir / f"{mount}.sock"):
             path.unlink(missing_ok=True)
+        self.drop_keeper(mount)
+
+
+def _keeper_name(mount: str, *, is_new: bool) -> str:
+    # No mount's control socket can have either name: those end in .sock.
+    return f"{mount}.keep.new" if is_new else f"{mount}.keep"
 
 
 def _rotated(path: Path) -> Path:

@@ -9,7 +9,7 @@ from trio.testing import MockClock
 
 from s3mgrd.errors import Unavailable
 from s3mgrd.state.store import StateStore, memory_store
-from s3mgrd.worker.protocol import Configure, Drain, GetStats, SetOptions
+from s3mgrd.worker.protocol import Configure, Drain, GetStats, Serve, SetOptions
 from tests.fakes.control import ROOT, Control, control, make_request
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.workers import FakeWorker, FakeWorkers
@@ -107,6 +107,56 @@ async def test_an_unmount_that_nobody_saw_is_respected(
         await c.manager.wait_reconciled()
         mount = c.get()
         assert (mount.status.state, mount.status.reason) == ("unmounted", "unmounted-outside")
+
+
+async def test_a_connection_that_outlived_its_worker_gets_another_one(
+    autojump_clock: MockClock, store: StateStore
+) -> None:
+    async with crashed_with_a_mount(store):
+        workers, kernel = FakeWorkers(), FakeKernel()
+        workers.kept_behind["data"] = "old-connection"
+        kernel.stale.add("/mnt/data")
+        leave(workers)  # one that had not begun to serve it
+        async with control(store=store, workers=workers, kernel=kernel) as c:
+            mount = await c.wait_state("mounted")
+            assert mount.status.reason == "resumed"
+            worker = workers.live("data")
+            (serve,) = worker.asked(Serve)
+            assert (serve.resumed, serve.resend) == (True, True)
+            assert worker.connection_id == "old-connection"
+            assert kernel.log == ["adopt data"]
+            assert workers.keepers == {"data": 1}
+            kernel.log.clear()
+        assert kernel.log == ["unmount data"]
+        assert workers.keepers == {}
+
+
+async def test_a_connection_that_outlived_its_worker_is_unmounted_if_nobody_wants_it(
+    autojump_clock: MockClock, store: StateStore
+) -> None:
+    """And served meanwhile: the kernel may have writes for it."""
+    async with control(store=store, stop=False) as c:
+        await c.mount()
+        c.kernel.connections[0].hang = True
+        await c.manager.delete_mount(ROOT, "data", mode="clean", timeout_s=600)
+        await trio.sleep(1)
+    workers = FakeWorkers()
+    workers.kept_behind["data"] = "old-connection"
+    workers.dirty["data"] = (1, 10)
+    async with control(store=store, workers=workers) as c:
+        await c.wait_gone()
+        assert c.kernel.log == ["adopt data", "unmount data"]
+        assert workers.started[-1].asked(Drain)
+        assert workers.keepers == {}
+
+
+async def test_a_killed_daemon_lets_nobody_let_go(
+    autojump_clock: MockClock, store: StateStore
+) -> None:
+    workers = FakeWorkers()
+    async with control(store=store, workers=workers, stop=False) as c:
+        await c.mount()
+    assert workers.keepers == {"data": 1}
 
 
 async def test_a_worker_that_never_served_is_ended_and_a_dead_mount_removed(

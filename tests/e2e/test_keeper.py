@@ -1,0 +1,220 @@
+"""Worker and daemon die together: what keeps the connection meanwhile, and for how long."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from s3mgrd.fuse import syscalls
+from tests.e2e.lab import SCRIPTS, Daemon, Lab, shell, wait_for
+from tests.e2e.trees import read_bucket
+from tests.servers.endpoint import Endpoint
+
+WRITER = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o644)
+number = 0
+for line in sys.stdin:
+    os.write(fd, bytes([number % 251]) * 1000)
+    number += 1
+    print(number, flush=True)
+os.close(fd)
+print("closed", flush=True)
+"""
+"""Writes a thousand bytes for each line it is sent, closes at their end, and dies of any error."""
+
+
+@pytest.fixture
+def s3_endpoint(ministack: Endpoint) -> Endpoint:
+    """Only one server: what is tested is on this side."""
+    return ministack
+
+
+class Writer:
+    """A program that has a file open; see `WRITER`."""
+
+    def __init__(self, lab: Lab, path: Path) -> None:
+        self.process = lab.program(sys.executable, "-S", "-c", WRITER, path)
+        self.written = 0
+        self.ask()
+        self.answer()
+
+    def ask(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> None:
+        assert self.process.stdout is not None
+        self.written += 1
+        assert self.process.stdout.readline() == b"%d\n" % self.written
+
+    def close(self) -> None:
+        out, err = self.process.communicate(timeout=60)
+        assert out == b"closed\n", err.decode()
+
+    @property
+    def content(self) -> bytes:
+        return b"".join(bytes([n % 251]) * 1000 for n in range(self.written))
+
+
+class Caller:
+    """A program that makes one call when it is told, and prints what came of it.
+
+    A program, because a file that is open here would be closed by each process that is started from here.
+    """
+
+    def __init__(self, lab: Lab, call: str, *arguments: Path) -> None:
+        code = f"import os, sys\n{call}\nprint('done', flush=True)"
+        self._process = lab.program(sys.executable, "-S", "-c", code, *arguments)
+
+    def waits(self) -> bool:
+        """Whether it waits for an answer of the mount, or for a page that such an answer is to fill."""
+        stack = Path(f"/proc/{self._process.pid}/stack").read_text()
+        return "request_wait_answer" in stack or "folio_wait" in stack
+
+    def finish(self) -> None:
+        out, err = self._process.communicate(timeout=60)
+        assert out == b"done\n", err.decode()
+
+
+MAKE = "os.mkdir(sys.argv[1])"
+RENAME = "os.rename(sys.argv[1], sys.argv[2])"
+READ = "assert open(sys.argv[1], 'rb').read() == bytes(range(256)) * 4000"
+
+
+@pytest.mark.parametrize("gather", ["on", "off"])
+def test_nobody_notices_that_worker_and_daemon_died_together(
+    lab: Lab, daemon: Daemon, s3_endpoint: Endpoint, bucket: str, gather: str
+) -> None:
+    """What was written, in the kernel or at the worker, what waits for an answer, and what comes meanwhile."""
+    mount = daemon.mount(s3_endpoint, bucket, "m", "-o", f"writeback_cache={gather}")
+    (mount / "old").write_bytes(bytes(range(256)) * 4000)
+    (mount / "first").touch()
+    daemon.flush()
+    writer = Writer(lab, mount / "open")
+    for _ in range(20):
+        writer.ask()
+        writer.answer()
+    daemon.wait_replaced(daemon.kill_worker())
+    os.kill(daemon.worker_pid(), signal.SIGSTOP)  # what is asked now has no answer
+    made = Caller(lab, MAKE, mount / "made")
+    read = Caller(lab, READ, mount / "old")
+    wait_for("both wait", lambda: made.waits() and read.waits())
+    daemon.kill_but_keepers()
+    assert len(daemon.keepers()) == 1
+    renamed = Caller(lab, RENAME, mount / "first", mount / "second")
+    writer.ask()
+    wait_for("it waits, too", renamed.waits)
+
+    daemon.start()
+    mounted = daemon.wait_state("mounted")
+    assert mounted.status.reason == "resumed"
+    for program in (made, read, renamed):
+        program.finish()
+    writer.answer()
+    writer.ask()
+    writer.answer()
+    writer.close()
+    daemon.flush()
+    objects = read_bucket(s3_endpoint, bucket)
+    assert sorted(objects) == ["made/", "old", "open", "second"]
+    client = s3_endpoint.boto3()
+    assert client.get_object(Bucket=bucket, Key="open")["Body"].read() == writer.content
+    client.close()
+    assert len(daemon.mounts()) == 1
+    wait_for("only the new keeper is left", lambda: len(daemon.keepers()) == 1)
+    daemon.run("unmount", "m")
+    wait_for("no keeper is left", lambda: not daemon.keepers())
+
+
+def test_both_may_die_again_and_again(
+    lab: Lab, daemon: Daemon, s3_endpoint: Endpoint, bucket: str
+) -> None:
+    """Also before the next worker has served anybody, and with the worker dying first."""
+    mount = daemon.mount(s3_endpoint, bucket, "m", "-o", "writeback_cache=on")
+    writer = Writer(lab, mount / "open")
+    daemon.kill_but_keepers()
+    for _ in range(3):
+        daemon.start()  # its API answers; the worker may be up or not
+        daemon.kill_but_keepers()
+        writer.ask()
+        daemon.start()
+        daemon.wait_state("mounted")
+        writer.answer()
+        worker = daemon.worker_pid()
+        daemon.kill()
+        os.kill(worker, signal.SIGKILL)
+    daemon.start()
+    daemon.wait_state("mounted")
+    writer.close()
+    assert (mount / "open").read_bytes() == writer.content
+
+
+def test_a_daemon_that_lives_has_one_keeper_for_a_mount(
+    daemon: Daemon, s3_endpoint: Endpoint, bucket: str
+) -> None:
+    """However often its worker was replaced, by force or as asked."""
+    mount = daemon.mount(s3_endpoint, bucket)
+    for _ in range(9):
+        daemon.wait_replaced(daemon.kill_worker())
+    worker = daemon.worker_pid()
+    daemon.run("restart", "m")
+    daemon.wait_replaced(worker)
+    (mount / "file").write_bytes(b"1")
+    wait_for("one keeper is left", lambda: len(daemon.keepers()) == 1)
+    assert sorted(p.name for p in (daemon.state_dir / "run").iterdir()) == ["m.keep", "m.sock"]
+    daemon.run("unmount", "m")
+    wait_for("no keeper is left", lambda: not daemon.keepers())
+    assert list((daemon.state_dir / "run").iterdir()) == []
+
+
+def test_an_unmount_by_somebody_ends_the_keeper(
+    daemon: Daemon, s3_endpoint: Endpoint, bucket: str
+) -> None:
+    """And the next daemon mounts again: nobody saw it."""
+    mount = daemon.mount(s3_endpoint, bucket)
+    daemon.kill_but_keepers()
+    assert daemon.keepers()
+    syscalls.unmount(str(mount), lazy=True)  # umount(8) asks the mount for its size
+    wait_for("the keeper has ended", lambda: not daemon.keepers())
+    assert "the kernel connection has ended" in dict(daemon.logs())["d: worker m.log"]
+
+
+def test_cleanup_ends_keepers_only_when_the_daemon_does_not_come_back(
+    daemon: Daemon, s3_endpoint: Endpoint, bucket: str
+) -> None:
+    """It is run before each start, too, by systemd, which says what the end was."""
+    mount = daemon.mount(s3_endpoint, bucket)
+    daemon.kill_but_keepers()
+    _clean_up(daemon, SERVICE_RESULT="signal")
+    assert daemon.keepers()
+    assert daemon.mounts()
+    daemon.start()
+    daemon.wait_state("mounted")
+    _clean_up(
+        daemon, SERVICE_RESULT="success"
+    )  # as long as a daemon lives, it is none of its business
+    shell('touch "$1"/file', mount)
+    daemon.kill_but_keepers()
+    assert str(mount) in _clean_up(daemon, SERVICE_RESULT="success")
+    assert not daemon.mounts()
+    wait_for("the keeper has ended", lambda: not daemon.keepers())
+    daemon.start()
+    daemon.wait_state("mounted")
+    assert os.listdir(mount) == ["file"]
+
+
+def _clean_up(daemon: Daemon, **environ: str) -> str:
+    done = subprocess.run(
+        [SCRIPTS / "s3mgrd", "--config", daemon.config_file, "--cleanup"],
+        env={"PATH": os.environ["PATH"], **environ},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.stdout
