@@ -4,8 +4,11 @@ It lies in the mount's ``staging`` directory, in segments ``shared.<number>``. A
 would append to a file's own log, the bytes that were written with it, and the time; it is acknowledged once pwritev has
 returned, and is then in the kernel's hands. A checksum tells a torn end, which was never acknowledged.
 
-Record, ours, little-endian: CRC-32 of all that follows; inode; time (ns); length of the log's records, or `_GONE`; length of the
-data; then both. `_GONE` says that the file is not here (any more): it was removed, or has files of its own now.
+Segment, ours: `MAGIC`, then records, little-endian: CRC-32 of the rest of the head; inode; time (ns); length of the log's records, or
+`_GONE`; length of the data; CRC-32 of both; then both. `_GONE` says that the file is not here (any more): it was removed, or has files
+of its own now. So what the disk changed costs no other file: a head says how far its record goes, and where it cannot be believed the
+next one is looked for. Segments without `MAGIC` are of the first version, whose heads had one CRC of everything; they are read, and never
+written.
 
 Segments are deleted oldest first, once none of their files is here any more: so what a later segment says of a file is never lost
 before what it takes back. Who keeps a file here for long is asked to move it (`crowding`).
@@ -15,6 +18,7 @@ Concurrency: one thread appends; `sync` may run in another.
 
 import logging
 import os
+import re
 import struct
 import zlib
 from contextlib import suppress
@@ -28,9 +32,16 @@ SEGMENT_BYTES: Final = 8 << 20
 KEPT_SEGMENTS: Final = 4
 """More, and the files that keep the oldest alive have to move."""
 
-_HEAD: Final = struct.Struct("<IQqII")
+MAGIC: Final = b"s3mgrsl2"
+
+_HEAD: Final = struct.Struct("<IQqIII")
+_FIRST_HEAD: Final = struct.Struct("<IQqII")
 _CRC: Final = struct.Struct("<I")
 _GONE: Final = (1 << 32) - 1
+_MAYBE_HEAD: Final = re.compile(
+    rb"(?=.{4}(?!\x00{8}).{16}(?:..\x00\x00|\xff{4})..\x00\x00)", re.DOTALL
+)
+"""Where a record may begin: no inode is 0, and neither what is said of a file at a time nor its data is as long as 64 KiB."""
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +53,7 @@ class Segment:
     number: int
     fd: int
     end: int = 0
+    is_first_version: bool = False
     synced: int = 0
     """So much of it is on the disk."""
     noted: int = 0
@@ -68,7 +80,7 @@ class Held(NamedTuple):
 class Entry(NamedTuple):
     """What the log says of a file: records as in a log of its own, and where the data is that belongs to them.
 
-    `record` None: it cannot be read, the disk changed it.
+    `record` None: it cannot be read, because the disk changed it or something before.
     """
 
     record: bytes | None
@@ -77,29 +89,75 @@ class Entry(NamedTuple):
 
 
 class _Record(NamedTuple):
-    """A record of a segment. `said` None: the file is gone. `length`: of what follows the head."""
+    """A record of a segment, up to *stop*. `said` None: the file is gone. `data`: where it begins."""
 
     inode: int
     time_ns: int
     said: bytes | None
-    length: int
+    data: int
+    stop: int
     is_sound: bool
 
 
-def _record_at(segment: Segment, position: int, size: int) -> _Record | None:
-    """Read a record of a segment of *size* bytes; None: there is none, or not all of it."""
-    head = os.pread(segment.fd, _HEAD.size, position)
-    if len(head) < _HEAD.size:
+def _record_at(segment: Segment, position: int) -> _Record | None:
+    """Read a record; None: what lies there is none. One that goes beyond the end of the segment is not sound."""
+    head_bytes = (_FIRST_HEAD if segment.is_first_version else _HEAD).size
+    head = os.pread(segment.fd, head_bytes, position)
+    if len(head) < head_bytes:
         return None
-    crc, inode, time_ns, said, data = _HEAD.unpack(head)
+    if segment.is_first_version:
+        crc, inode, time_ns, said, data = _FIRST_HEAD.unpack(head)
+        begun = zlib.crc32(head[_CRC.size :])
+    else:
+        of_head, inode, time_ns, said, data, crc = _HEAD.unpack(head)
+        begun = 0
+        if zlib.crc32(head[_CRC.size :]) != of_head:
+            return None
     if not inode:  # a power loss took the bytes and not the size: no file has that number
         return None
-    length = data + (0 if said == _GONE else said)
-    if position + _HEAD.size + length > size:
+    start = position + head_bytes
+    length = 0 if said == _GONE else said
+    body = os.pread(segment.fd, length + data, start)
+    return _Record(
+        inode,
+        time_ns,
+        None if said == _GONE else body[:said],
+        start + length,
+        start + length + data,
+        len(body) == length + data and zlib.crc32(body, begun) == crc,
+    )
+
+
+def _open_segment(number: int, fd: int) -> Segment:
+    """Find out of which version a segment is."""
+    segment = Segment(number, fd, len(MAGIC))
+    if os.pread(fd, len(MAGIC), 0) != MAGIC:
+        first = Segment(number, fd, is_first_version=True)
+        if _record_at(first, 0) is not None and _record_at(segment, segment.end) is None:
+            return first
+        with suppress(OSError):  # the disk changed it, or had no room for it
+            os.pwrite(fd, MAGIC, 0)
+    return segment
+
+
+def _beginning_after(segment: Segment, position: int, size: int) -> int | None:
+    """Return where records go on after something at *position* that is none; None: they do not.
+
+    Only what goes on to the very end of the segment counts: the end may be torn, and hold the data of a file that looks like records.
+    """
+    if segment.is_first_version:
         return None
-    body = os.pread(segment.fd, length, position + _HEAD.size)
-    is_sound = zlib.crc32(body, zlib.crc32(head[_CRC.size :])) == crc
-    return _Record(inode, time_ns, None if said == _GONE else body[:said], length, is_sound)
+    rest = os.pread(segment.fd, size - position, position)
+    seen: set[int] = set()
+    """Where records begin that do not go on to the end."""
+    for match in _MAYBE_HEAD.finditer(rest, 1):
+        at = start = position + match.start()
+        while at < size and at not in seen and (record := _record_at(segment, at)) is not None:
+            seen.add(at)
+            at = record.stop
+        if at == size:
+            return start
+    return None
 
 
 class SharedLog:
@@ -127,7 +185,7 @@ class SharedLog:
         for number in sorted(numbers):
             flags = os.O_RDWR | os.O_CLOEXEC
             fd = os.open(f"{PREFIX}{number}", flags, dir_fd=self._directory)
-            segment = Segment(number, fd)
+            segment = _open_segment(number, fd)
             self._segments.append(segment)
             self._read(segment, found, is_last=number == max(numbers))
         for inode, entries in found.items():
@@ -139,29 +197,44 @@ class SharedLog:
 
     def _read(self, segment: Segment, found: dict[int, list[Entry]], *, is_last: bool) -> None:
         size = os.fstat(segment.fd).st_size
-        while (record := _record_at(segment, segment.end, size)) is not None:
-            start = segment.end + _HEAD.size
-            if not record.is_sound and _record_at(segment, start + record.length, size) is None:
+        unsure: set[int] = set()
+        """Files of which something may have been said where nothing can be read."""
+        lost = 0
+        while segment.end < size:
+            record = _record_at(segment, segment.end)
+            if record is None:  # torn, or the disk changed it
+                goes_on = _beginning_after(segment, segment.end, size)
+                if goes_on is None:
+                    break
+                lost += goes_on - segment.end
+                segment.end = goes_on
+                unsure = set(found)
+                continue
+            if not record.is_sound and (
+                record.stop >= size
+                or (
+                    _record_at(segment, record.stop) is None
+                    and _beginning_after(segment, record.stop, size) is None
+                )
+            ):
                 break  # torn
-            segment.end = start + record.length
+            segment.end = record.stop
             if record.said is None and record.is_sound:
                 segment.noted = segment.end
                 found.pop(record.inode, None)
                 continue
-            said = record.said if record.is_sound else None
-            place = Place(segment, start + len(record.said or b""))
-            found.setdefault(record.inode, []).append(Entry(said, place, record.time_ns))
-        if segment.end == size:
-            return
+            said = record.said if record.is_sound and record.inode not in unsure else None
+            entry = Entry(said, Place(segment, record.data), record.time_ns)
+            found.setdefault(record.inode, []).append(entry)
         if is_last:  # and the only one that anybody can have been writing
             os.ftruncate(segment.fd, segment.end)
         else:
+            lost += size - segment.end
+        if lost:
             log.warning(
                 "%d bytes of staged small files cannot be read: the disk changed %s%d",
-                size - segment.end,
-                PREFIX,
-                segment.number,
-            )
+                lost, PREFIX, segment.number,
+            )  # fmt: skip
 
     @property
     def files(self) -> int:
@@ -204,12 +277,12 @@ class SharedLog:
         self, inode: int, time_ns: int, length: int, record: bytes, data: bytes | memoryview
     ) -> Segment:
         segment = self._segments[-1] if self._segments else None
-        if segment is None or segment.end >= SEGMENT_BYTES:
+        if segment is None or segment.end >= SEGMENT_BYTES or segment.is_first_version:
             segment = self._begin()
-        head = _HEAD.pack(0, inode, time_ns, length, len(data))
-        crc = zlib.crc32(data, zlib.crc32(record, zlib.crc32(head[_CRC.size :])))
-        whole = (_CRC.pack(crc) + head[_CRC.size :], record, data)
-        size = len(head) + len(record) + len(data)
+        crc = zlib.crc32(data, zlib.crc32(record))
+        head = _HEAD.pack(0, inode, time_ns, length, len(data), crc)[_CRC.size :]
+        whole = (_CRC.pack(zlib.crc32(head)), head, record, data)
+        size = _HEAD.size + len(record) + len(data)
         # At a position of ours: what a full disk left half-way is overwritten by the next.
         if os.pwritev(segment.fd, whole, segment.end) != size:
             raise OSError(ENOSPC, os.strerror(ENOSPC))
@@ -220,7 +293,11 @@ class SharedLog:
         number = self._segments[-1].number + 1 if self._segments else 0
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         fd = os.open(f"{PREFIX}{number}", flags, 0o600, dir_fd=self._directory)
-        segment = Segment(number, fd)
+        with suppress(
+            OSError
+        ):  # a full disk: the first record does not fit either, and is overwritten with it
+            os.pwrite(fd, MAGIC, 0)
+        segment = Segment(number, fd, len(MAGIC))
         self._segments.append(segment)
         return segment
 

@@ -76,9 +76,12 @@ class SmallFile(StagedFile):
     def load(self, entries: Sequence[Entry]) -> None:
         """Take over what the last worker wrote. Raises OSError(EIO): the disk changed it."""
         self._must_stay = True
+        is_begun = False
         for record, place, time_ns in entries:
-            if record is None:
+            # What begins with a write has lost what was said first: that it was made, and perhaps more.
+            if record is None or not (is_begun or self.written_by(record) is None):
                 raise damaged()
+            is_begun = True
             self._replay_chunk(record)
             if (written := self.written_by(record)) is not None:
                 self._written.append(_Written(*written, place))

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,6 +180,137 @@ def test_a_byte_that_the_disk_changed_costs_one_file(site: Site, tmp_path: Path)
     site.staging.remove(2)
     site.next_worker()
     assert site.staging.inodes() == {1, 3}
+
+
+HEAD = {"checksum": (0, 4), "inode": (4, 4), "time": (8, 8), "record length": (20, 4)} | {
+    "data length": (24, 4),
+    "checksum of the data": (28, 4),
+}
+
+
+@pytest.mark.parametrize("field", HEAD)
+@pytest.mark.parametrize("value", [0, 1, 255])
+def test_a_head_that_the_disk_changed_costs_one_file(
+    tmp_path: Path, field: str, value: int
+) -> None:
+    """Whatever it says then, the other files are whole, the one is not taken for whole, and the log goes on."""
+    offset, length = HEAD[field]
+    for byte in range(length):
+        directory = tmp_path / str(byte)
+        directory.mkdir()
+        site = Site(directory)
+        site.make(1, (0, b"first"))
+        file = site.make(2, (0, b"second"))
+        log = directory / "shared.0"
+        position = log.stat().st_size + offset + byte
+        write(file, 6, b" and more")
+        write(file, 15, b" and more")
+        site.make(3, (0, b"third"))
+        whole = bytearray(log.read_bytes())
+        whole[position] = value if whole[position] != value else value ^ 2
+        log.write_bytes(whole)
+        site.next_worker()
+        for inode, data in ((1, b"first"), (3, b"third")):
+            assert content(site.staging.open(inode, 0)) == data
+        with pytest.raises(OSError, match="changed on the disk"):
+            site.staging.open(2, 0)
+        site.make(4, (0, b"fourth"))
+        site.next_worker()
+        assert content(site.staging.open(4, 0)) == b"fourth"
+        assert site.staging.inodes() == {1, 2, 3, 4}
+        site.staging.close()
+
+
+def test_a_sector_that_the_disk_lost_costs_the_files_in_it(
+    site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = tmp_path / "shared.0"
+    site.make(1, (0, b"first"))
+    start = log.stat().st_size
+    site.make(2, (0, b"second"))
+    site.make(3, (0, b"third"))
+    site.make(4, (0, b"fourth"))
+    whole = log.read_bytes()
+    lost = whole.index(b"third")
+    log.write_bytes(whole[:start] + bytes(lost - start) + whole[lost:])
+    site.next_worker()
+    assert "cannot be read: the disk changed shared.0" in caplog.text
+    assert site.staging.inodes() == {1, 4}
+    assert content(site.staging.open(1, 0)) == b"first"
+    assert content(site.staging.open(4, 0)) == b"fourth"
+
+
+def test_a_file_whose_beginning_cannot_be_read_is_not_taken_for_whole(
+    site: Site, tmp_path: Path
+) -> None:
+    site.make(1, (0, b"first"))
+    log = tmp_path / "shared.0"
+    start = log.stat().st_size
+    site.make(2, (0, b"second"))
+    whole = bytearray(log.read_bytes())
+    whole[start] ^= 1  # the note of what it is to become
+    log.write_bytes(whole)
+    site.next_worker()
+    with pytest.raises(OSError, match="changed on the disk"):
+        site.staging.open(2, 0)
+    assert content(site.staging.open(1, 0)) == b"first"
+
+
+def test_the_name_of_the_version_is_not_needed(site: Site, tmp_path: Path) -> None:
+    site.make(1, (0, b"first"))
+    log = tmp_path / "shared.0"
+    whole = log.read_bytes()
+    log.write_bytes(b"\0" + whole[1:])
+    site.next_worker()
+    assert content(site.staging.open(1, 0)) == b"first"
+    assert log.read_bytes() == whole
+
+
+def test_what_a_file_holds_is_not_taken_for_the_log(site: Site, tmp_path: Path) -> None:
+    """A copy of a log, in a file whose writing was cut short by a power loss."""
+    site.make(1, (0, b"first"))
+    log = tmp_path / "shared.0"
+    copy = log.read_bytes()
+    site.staging.remove(1)
+    file = site.make(2)
+    before = log.stat().st_size
+    write(file, 0, copy)
+    whole = log.read_bytes()
+    for cut in range(before, len(whole)):
+        log.write_bytes(whole[:cut])
+        site.next_worker()
+        assert site.staging.inodes() == {2}
+        assert content(site.staging.open(2, 0)) == b""
+
+
+def test_the_first_version_of_the_log_is_read_and_gone_on_with_in_the_next(
+    site: Site, tmp_path: Path
+) -> None:
+    """A worker of the version before left it."""
+    site.make(1, (0, b"first"))
+    file = site.make(2, (0, b"second"))
+    file.describe(None)
+    site.staging.remove(1)
+    log = tmp_path / "shared.0"
+    whole, position, first = log.read_bytes(), len(shared.MAGIC), b""
+    while position < len(whole):
+        _, inode, time_ns, said, data, _ = shared._HEAD.unpack_from(whole, position)
+        position += shared._HEAD.size
+        body = whole[position : position + data + (0 if said == shared._GONE else said)]
+        rest = shared._FIRST_HEAD.pack(0, inode, time_ns, said, data)[4:] + body
+        first += zlib.crc32(rest).to_bytes(4, "little") + rest
+        position += len(body)
+    log.write_bytes(first + b"torn")
+    site.next_worker()
+    assert site.staging.inodes() == {2}
+    assert content(site.staging.open(2, 0)) == b"second"
+    site.make(3, (0, b"third"))
+    assert (site.log(), log.read_bytes()) == (["shared.0", "shared.1"], first)
+    site.next_worker()
+    assert content(site.staging.open(2, 0)) == b"second"
+    site.staging.remove(2)
+    assert site.log() == ["shared.1"]
+    assert content(site.staging.open(3, 0)) == b"third"
 
 
 def test_a_file_that_cannot_be_read_does_not_keep_the_log(
