@@ -21,6 +21,7 @@ from s3mgrd.api.problems import describe
 from s3mgrd.api.server import EVERYBODY, OWNER_ONLY, serve_api
 from s3mgrd.config import Startup
 from s3mgrd.errors import Denied, InvalidConfig, Unavailable
+from s3mgrd.fdstore import SystemdStore
 from s3mgrd.fuse.connection import FUSE_DEVICE, FUSERMOUNT, FuseKernel
 from s3mgrd.mounts.manager import Identity, Manager
 from s3mgrd.mounts.reports import read_tail_in_thread
@@ -72,6 +73,7 @@ async def run_daemon(startup: Startup, notifier: Notifier, reload: Callable[[], 
                     ),
                     kernel=FuseKernel(user_mode=startup.user_mode),
                     workers=workers,
+                    descriptors=SystemdStore(notifier),
                     store=store,
                     describe=describe,
                     read_log=read_tail_in_thread,

@@ -70,6 +70,7 @@ class Daemon:
         api: the client library on its socket.
         environ: variables that the daemon gets when it is started.
         program: what is started.
+        pass_fds: descriptors that it gets when it is started.
         name: distinguishes the daemons of one test.
     """
 
@@ -82,6 +83,7 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
         self.environ: dict[str, str] = {}
         self.program: Sequence[str | Path] = (SCRIPTS / "s3mgrd",)
+        self.pass_fds: Sequence[int] = ()
         self._logs: list[tuple[str, str]] = []
         for directory in (self.base, self.base / "mnt", self.base / "home"):
             directory.mkdir(mode=0o755)
@@ -111,6 +113,7 @@ class Daemon:
                 stderr=output,
                 cwd="/",
                 env=_environment(self.base / "home") | self.environ,
+                pass_fds=self.pass_fds,
             )
         if wait:
             wait_for("the daemon's API answers", self._answers)

@@ -4,12 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from s3mgrd.fuse import syscalls
 from tests.e2e.lab import SCRIPTS, Daemon, Lab, shell, wait_for
+from tests.e2e.service_manager import ServiceManager
 from tests.e2e.trees import read_bucket
 from tests.servers.endpoint import Endpoint
 
@@ -122,9 +125,7 @@ def test_nobody_notices_that_worker_and_daemon_died_together(
     daemon.flush()
     objects = read_bucket(s3_endpoint, bucket)
     assert sorted(objects) == ["made/", "old", "open", "second"]
-    client = s3_endpoint.boto3()
-    assert client.get_object(Bucket=bucket, Key="open")["Body"].read() == writer.content
-    client.close()
+    assert _body(s3_endpoint, bucket, "open") == writer.content
     assert len(daemon.mounts()) == 1
     wait_for("only the new keeper is left", lambda: len(daemon.keepers()) == 1)
     daemon.run("unmount", "m")
@@ -218,3 +219,75 @@ def _clean_up(daemon: Daemon, **environ: str) -> str:
         timeout=60,
     )
     return done.stdout
+
+
+@pytest.fixture
+def systemd(lab: Lab) -> Iterator[ServiceManager]:
+    manager = ServiceManager(lab.daemon(start=False))
+    manager.start()
+    yield manager
+    manager.end()
+
+
+def test_systemd_keeps_what_nobody_else_is_left_to_keep(
+    lab: Lab, systemd: ServiceManager, s3_endpoint: Endpoint, bucket: str
+) -> None:
+    """Daemon, worker and keeper die together, again and again; one mount has gone meanwhile."""
+    (daemon,) = lab.daemons
+    mount = daemon.mount(s3_endpoint, f"{bucket}/a", "m", "-o", "writeback_cache=on")
+    other = daemon.mount(s3_endpoint, f"{bucket}/b", "other")
+    writer = Writer(lab, mount / "open")
+    wait_for("both mounts are held", lambda: len(systemd.names()) == 4)
+    held = [name for name in systemd.names() if ",m," in name]
+    systemd.put("unknown")
+    for _ in range(2):
+        daemon.kill_all()
+        with suppress(OSError):  # once only
+            syscalls.unmount(str(other), lazy=True)
+        writer.ask()
+        systemd.start()
+        daemon.wait_state("mounted")
+        writer.answer()
+    assert daemon.show().status.reason == "resumed"
+    wait_for("the other is mounted anew", lambda: len(systemd.names()) == 4)
+    assert [name for name in systemd.names() if ",m," in name] == held
+    writer.close()
+    daemon.flush()
+    assert _body(s3_endpoint, bucket, "a/open") == writer.content
+    assert len(daemon.mounts()) == 2
+    daemon.run("unmount", "m")
+    wait_for("one is let go of", lambda: len(systemd.names()) == 2)
+    assert daemon.stop() == 0
+    wait_for("all is let go of", lambda: systemd.names() == [])
+
+
+def test_a_living_worker_comes_before_what_systemd_gives(
+    lab: Lab, systemd: ServiceManager, s3_endpoint: Endpoint, bucket: str
+) -> None:
+    """So does a keeper; and the daemon does not hold the connection twice."""
+    (daemon,) = lab.daemons
+    daemon.mount(s3_endpoint, bucket, "m")
+    wait_for("the mount is held", lambda: len(systemd.names()) == 2)
+    held, worker = systemd.names(), daemon.worker_pid()
+    daemon.kill()
+    systemd.start()
+    daemon.wait_state("mounted")
+    assert daemon.worker_pid() == worker
+    daemon.kill_but_keepers()
+    systemd.start()
+    assert daemon.wait_state("mounted").status.reason == "resumed"
+    assert systemd.names() == held
+    assert daemon.process is not None
+    assert _connections(daemon.process.pid) == 1
+
+
+def _connections(pid: int) -> int:
+    targets = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+    return targets.count("/dev/fuse")
+
+
+def _body(endpoint: Endpoint, bucket: str, key: str) -> bytes:
+    client = endpoint.boto3()
+    body: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+    client.close()
+    return body

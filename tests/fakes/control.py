@@ -13,6 +13,7 @@ from s3mgrd.config import Config
 from s3mgrd.mounts.manager import Identity, Manager
 from s3mgrd.mounts.service import Principal
 from s3mgrd.state.store import StateStore, memory_store
+from tests.fakes.descriptors import FakeDescriptorStore
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.workers import FakeWorkers
 
@@ -100,6 +101,7 @@ async def control(
     kernel: FakeKernel | None = None,
     workers: FakeWorkers | None = None,
     store: StateStore | None = None,
+    descriptors: FakeDescriptorStore | None = None,
     config: Config | None = None,
     stop: bool = True,
 ) -> AsyncIterator[Control]:
@@ -114,6 +116,7 @@ async def control(
             identity=Identity(boot_id="boot", user_mode=False, warnings=("careful",)),
             kernel=kernel,
             workers=workers,
+            descriptors=descriptors or FakeDescriptorStore(),
             store=used,
             describe=describe,
             read_log=no_log,

@@ -9,7 +9,7 @@ import trio.testing
 from s3mgrd.fuse.connection import FuseConnection
 from s3mgrd.fuse.mountinfo import read_mountinfo, topmost
 from s3mgrd.worker.spawn import WorkerProcesses
-from tests.fuse.demo_worker import pattern
+from tests.fuse.demo_worker import KEPT_S, pattern
 from tests.fuse.lab import WAIT_S, Lab
 
 READ = """
@@ -69,6 +69,7 @@ async def test_the_next_worker_serves_what_was_kept(lab: Lab) -> None:
 async def test_a_connection_is_not_kept_for_ever(lab: Lab) -> None:
     """Then programs get their error, and what is left of the mount can be cleaned up."""
     workers = await lab.supervisor()
+    began = trio.current_time()
     connection = await serve_and_lose(lab, workers, "kept-briefly")
     program = lab.program(
         "import os, sys\ntry: os.listdir(sys.argv[1])\nexcept OSError as e: print(e.errno)",
@@ -76,6 +77,7 @@ async def test_a_connection_is_not_kept_for_ever(lab: Lab) -> None:
     )
     connection.close()
     assert await lab.output(program) in ("103", "107")  # ECONNABORTED, ENOTCONN
+    assert trio.current_time() - began > KEPT_S["kept-briefly"]
     assert await workers.kept("kept-briefly") is None
     path = f"{lab.base}/mnt/kept-briefly"
     assert await lab.kernel.clean_stale({path: "kept-briefly"}) == [path]

@@ -19,7 +19,7 @@ from s3mgrd.errors import Conflict, NotMounted, S3mgrError, Stopping, TimedOut, 
 from s3mgrd.mounts.link import Link
 from s3mgrd.mounts.machine import Reason
 from s3mgrd.mounts.operations import RunningOperation
-from s3mgrd.mounts.ports import DescribeProblem, Kernel, Workers
+from s3mgrd.mounts.ports import DescribeProblem, DescriptorStore, Kernel, Workers
 from s3mgrd.mounts.service import UnmountMode
 from s3mgrd.mounts.session import WorkerSession
 from s3mgrd.mounts.status import StatusKeeper
@@ -70,6 +70,7 @@ class Surroundings:
     config: Config
     kernel: Kernel
     workers: Workers
+    descriptors: DescriptorStore
     store: Store
     read_log: LogReader
     describe: DescribeProblem
@@ -106,6 +107,7 @@ class MountCore(ABC):
             record.name,
             around.kernel,
             around.workers,
+            around.descriptors,
             record=lambda: self.record,
             on_event=self.on_event,
             wake=self.wake_up,

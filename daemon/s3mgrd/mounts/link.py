@@ -11,7 +11,7 @@ from typing import Final, Literal
 import trio
 
 from s3mgrd.errors import S3mgrError, Unavailable
-from s3mgrd.mounts.ports import Connection, Kernel, Workers
+from s3mgrd.mounts.ports import Connection, DescriptorStore, Kernel, Workers
 from s3mgrd.mounts.session import WorkerSession, converse
 from s3mgrd.mounts.spec import live_options
 from s3mgrd.mounts.store import MountRecord
@@ -51,6 +51,7 @@ class Link:
         name: str,
         kernel: Kernel,
         workers: Workers,
+        descriptors: DescriptorStore,
         *,
         record: Callable[[], MountRecord],
         on_event: Callable[[WorkerEvent], None],
@@ -67,6 +68,7 @@ class Link:
         self._name: Final = name
         self._kernel: Final = kernel
         self._workers: Final = workers
+        self._descriptors: Final = descriptors
         self._record: Final = record
         self._on_event: Final = on_event
         self._wake: Final = wake
@@ -134,6 +136,7 @@ class Link:
             self._record().spec, name=self._name, connection_id=connection_id
         )
         self._watch(self.connection)
+        await self._store(self.connection)
 
     async def serve(self, *, resumed: bool) -> None:
         """Give the connection to the worker."""
@@ -191,10 +194,11 @@ class Link:
             return "ended"
         found: Found = "nothing" if self.session is None else "idle"
         await self.drop_worker()
-        kept = await self._workers.kept(self._name)
+        kept = await self._workers.kept(self._name) or self._descriptors.take(self._name)
         if kept is not None:
             await self._adopt_connection(kept)
             return "kept"
+        await self._descriptors.remove(self._name)
         if await self._kernel.clean_stale({record.spec.mountpoint: self._name}):
             log.info(
                 "removed a dead mount from %s", record.spec.mountpoint, extra={"mount": self._name}
@@ -247,6 +251,7 @@ class Link:
         if self.connection is not None:
             with trio.CancelScope(shield=True):
                 await self._workers.release(self._name)
+                await self._descriptors.remove(self._name)
         self.close_connection()
 
     def close_connection(self) -> None:
@@ -299,6 +304,21 @@ class Link:
             ring_fd=ring_fd,
         )
         self._watch(self.connection)
+        await self._store(self.connection)
+
+    async def _store(self, connection: Connection) -> None:
+        """Have the connection outlive us, if a worker can take it up again."""
+        if connection.can_resend:
+            described = Descriptors(
+                connection_id=connection.id,
+                flags=connection.flags,
+                flags2=connection.flags2,
+                max_write=connection.max_write,
+                minor=connection.minor,
+            )
+            await self._descriptors.put(
+                self._name, described, connection.fuse_fd, connection.ring_fd
+            )
 
     def _live(self) -> WorkerSession:
         if self.live_session is None:

@@ -39,7 +39,7 @@ from s3mgrd.mounts.declaring import Declaring
 from s3mgrd.mounts.events import EventLog
 from s3mgrd.mounts.mount import MountActor
 from s3mgrd.mounts.operations import Operations, RunningOperation
-from s3mgrd.mounts.ports import DescribeProblem, Kernel, Workers
+from s3mgrd.mounts.ports import DescribeProblem, DescriptorStore, Kernel, Workers
 from s3mgrd.mounts.questions import Questions
 from s3mgrd.mounts.renames import RenameOperations
 from s3mgrd.mounts.service import Principal, UnmountMode
@@ -92,6 +92,7 @@ class Manager(Questions):
         identity: Identity,
         kernel: Kernel,
         workers: Workers,
+        descriptors: DescriptorStore,
         store: Store,
         describe: DescribeProblem,
         read_log: LogReader,
@@ -100,6 +101,7 @@ class Manager(Questions):
         self._identity: Final = identity
         self._kernel: Final = kernel
         self._workers: Final = workers
+        self._descriptors: Final = descriptors
         self._store: Final = store
         self._started_at: Final = datetime.now(UTC)
         self._libraries: Final = {name: importlib.metadata.version(name) for name in _LIBRARIES}
@@ -116,6 +118,7 @@ class Manager(Questions):
             config=config,
             kernel=kernel,
             workers=workers,
+            descriptors=descriptors,
             store=store,
             read_log=read_log,
             describe=describe,
@@ -152,6 +155,7 @@ class Manager(Questions):
         stored = await self._store.load()
         self._events.start(stored.events, stored.last_cursor)
         self._operations.load(stored.operations)
+        await self._descriptors.keep_only([record.name for record in stored.mounts])
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._events.run)

@@ -3,7 +3,7 @@
 The unit tests of this package drive the domain with fakes of these, under trio's autojump clock.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -127,6 +127,22 @@ class Workers(Protocol):
         """
 
 
+class DescriptorStore(Protocol):
+    """Holds kernel connections where they outlive every process of ours; may do nothing."""
+
+    async def put(self, mount: str, described: Descriptors, fuse_fd: int, ring_fd: int) -> None:
+        """Have the connection of *mount* held, in the place of what is held for it; the descriptors stay the caller's."""
+
+    def take(self, mount: str) -> tuple[Descriptors, int, int] | None:
+        """Return what an earlier daemon put there for *mount*; the caller owns the descriptors. None: nothing that lives."""
+
+    async def remove(self, mount: str) -> None:
+        """Have nothing of *mount* held any more."""
+
+    async def keep_only(self, mounts: Collection[str]) -> None:
+        """Have nothing held but what belongs to *mounts*; called once, before the first of them is adopted."""
+
+
 class Connection(Protocol):
     """One kernel connection, owned by the supervisor for as long as the mount lives."""
 
@@ -219,6 +235,7 @@ __all__ = [
     "Connection",
     "CredentialsSource",
     "DescribeProblem",
+    "DescriptorStore",
     "Kernel",
     "LiveOptions",
     "Worker",

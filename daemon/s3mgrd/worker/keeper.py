@@ -26,6 +26,7 @@ from typing import Final
 
 import msgspec
 
+from s3mgrd.fuse.abi import Cap
 from s3mgrd.worker.protocol import (
     MAX_MESSAGE_BYTES,
     Descriptors,
@@ -57,6 +58,12 @@ class Kept:
     fuse_fd: int
     ring_fd: int
     listener_fd: int
+
+    @property
+    def can_be_resumed(self) -> bool:
+        """Whether another worker could go on; if not, programs had better hear of the end at once."""
+        caps = Cap(self.described.flags | self.described.flags2 << 32)
+        return Cap.HAS_RESEND in caps
 
     def close(self) -> None:
         """Close the descriptors."""

@@ -162,7 +162,7 @@ def _be_messenger(sock: socket.socket, worker_pid: int, keep_limit_s: float) -> 
         worker = os.pidfd_open(worker_pid)
         if os.getppid() == worker_pid:  # otherwise it has ended, and the number may be another's
             kept = _pass_on(sock)
-            if kept is not None:
+            if kept is not None and kept.can_be_resumed:
                 sock.close()
                 logs.setup("info", "text")  # as the worker's
                 log.info("the worker has ended; its connection is kept for the next")

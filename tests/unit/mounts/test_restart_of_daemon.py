@@ -11,6 +11,7 @@ from s3mgrd.errors import Unavailable
 from s3mgrd.state.store import StateStore, memory_store
 from s3mgrd.worker.protocol import Configure, Drain, GetStats, Serve, SetOptions
 from tests.fakes.control import ROOT, Control, control, make_request
+from tests.fakes.descriptors import FakeDescriptorStore
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.workers import FakeWorker, FakeWorkers
 
@@ -129,6 +130,42 @@ async def test_a_connection_that_outlived_its_worker_gets_another_one(
             kernel.log.clear()
         assert kernel.log == ["unmount data"]
         assert workers.keepers == {}
+
+
+async def test_a_connection_that_the_service_manager_held_gets_a_worker(
+    autojump_clock: MockClock, store: StateStore
+) -> None:
+    async with crashed_with_a_mount(store):
+        descriptors = FakeDescriptorStore(data="old-connection", gone="another")
+        async with control(store=store, descriptors=descriptors) as c:
+            mount = await c.wait_state("mounted")
+            assert mount.status.reason == "resumed"
+            assert c.workers.live("data").connection_id == "old-connection"
+            assert c.kernel.log == ["adopt data"]
+            assert descriptors.held == {"data": "old-connection"}
+        assert descriptors.held == {}
+
+
+async def test_the_service_manager_holds_what_is_mounted(
+    autojump_clock: MockClock, store: StateStore
+) -> None:
+    descriptors = FakeDescriptorStore()
+    async with control(store=store, descriptors=descriptors, stop=False) as c:
+        await c.mount()
+        held = {"data": c.kernel.live("data").id}
+        assert descriptors.held == held
+    assert descriptors.held == held  # it was killed
+
+
+async def test_a_connection_that_no_worker_could_resume_is_not_held(
+    autojump_clock: MockClock, store: StateStore
+) -> None:
+    """Programs would wait for what cannot come."""
+    descriptors, kernel = FakeDescriptorStore(), FakeKernel()
+    kernel.can_resend = False
+    async with control(store=store, descriptors=descriptors, kernel=kernel) as c:
+        await c.mount()
+        assert descriptors.held == {}
 
 
 async def test_a_connection_that_outlived_its_worker_is_unmounted_if_nobody_wants_it(
