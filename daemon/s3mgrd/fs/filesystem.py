@@ -36,7 +36,7 @@ from s3mgrd.fs.writing.backlog import PAUSED
 from s3mgrd.fs.writing.completing import Completer
 from s3mgrd.fs.writing.keeping import Keeper
 from s3mgrd.fs.writing.recovery import Recovery
-from s3mgrd.fs.writing.stages import Stage, Stages
+from s3mgrd.fs.writing.stages import Queued, Stage, Stages
 from s3mgrd.fs.writing.streaming import Streams
 from s3mgrd.s3.counting import Waiting
 
@@ -330,8 +330,7 @@ class FileSystem:
     async def truncated(self, inode: Inode) -> None:
         """Do what truncate(2) of a file that is not open waits for; raises as `commit`."""
         if self.volume.settings.write_mode == "writeback":
-            if self.stages.queue(inode):
-                self._wake()
+            self._queue(inode)
             await self.flush(inode)
         else:
             await self.commit(inode)
@@ -339,8 +338,12 @@ class FileSystem:
     def closed(self, inode: Inode) -> None:
         """Note that a handle that could write is gone; what it left unsent (a mapping, say) is sent now."""
         self.stages.closed(inode)
-        if self.stages.queue(inode):
-            self._wake()
+        self._queue(inode)
+
+    def _queue(self, inode: Inode) -> None:
+        queued = self.stages.queue(inode)
+        if queued is not Queued.NOT:
+            self.syncer.wake(at_once=queued is Queued.AT_ONCE)
 
     def may_close_now(self) -> bool:
         """Whether `flush` would have nothing to wait for, whatever the file."""

@@ -8,6 +8,7 @@ from s3mgrd.cache.nodes import ROOT, Inode
 from s3mgrd.errors import Unavailable
 from s3mgrd.fs.volume import NS
 from s3mgrd.fs.writing.backlog import HOLD_S, MAX_BONUS_S, SMALL_BYTES, due_ns
+from s3mgrd.fs.writing.stages import SETTLED_S
 from tests.unit.fs.conftest import WHO, Lab, settings
 
 MIB = 1 << 20
@@ -68,6 +69,46 @@ async def test_a_worker_that_takes_over_goes_on_with_the_queue(
         assert fs.stages.backlog.files == 1
         await trio.sleep(2)
         assert writeback.data("a") == b"one"
+
+
+async def change(lab: Lab, inode: Inode) -> None:
+    """Write a byte into a file and close it."""
+    lab.fs.stages.opened(inode)
+    await lab.fs.stages.write(inode, 7, b"!")
+    await lab.fs.flush(inode)
+    lab.fs.closed(inode)
+
+
+async def test_a_change_of_a_large_object_is_sent_at_once(
+    writeback: Lab, autojump_clock: MockClock
+) -> None:
+    """Only the first for a while, and only where nothing else waits: what follows is gathered as everything else."""
+    for key in ("a", "b"):
+        writeback.store.insert(key, bytes(SMALL_BYTES + 1))
+    async with writeback.mounted() as fs:
+        a, b = (await writeback.get("a")).id, (await writeback.get("b")).id
+        await trio.sleep(1)
+        began = trio.current_time()
+        with writeback.store.hold("put") as hold:
+            await change(writeback, a)
+            await hold.arrived()
+            assert trio.current_time() == began
+        await wait_all_tasks_blocked()
+        await change(writeback, a)
+        await wait_all_tasks_blocked()
+        assert writeback.store.calls["put"] == 1
+        await change(writeback, b)
+        await wait_all_tasks_blocked()
+        assert writeback.store.calls["put"] == 1
+        await trio.sleep(2 * SETTLED_S)
+        assert writeback.store.calls["put"] == 3
+        with writeback.store.hold("put") as hold:
+            began = trio.current_time()
+            await change(writeback, a)
+            await hold.arrived()
+            assert trio.current_time() == began
+        await trio.sleep(1)
+        assert fs.syncer.left().is_nothing
 
 
 async def test_what_is_rewritten_renamed_or_removed_is_sent_once_or_never(

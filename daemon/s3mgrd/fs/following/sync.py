@@ -106,6 +106,7 @@ class Syncer:
         self._strays = Strays(volume)
         self.deleter = Deleter(volume)
         self._wanted = trio.Event()
+        self._hurried = trio.Event()
         self._progress = trio.Event()
         self._running: set[Hashable] = set()
         self._uploads = {True: 0, False: 0}
@@ -122,8 +123,10 @@ class Syncer:
         self._is_flushing = 0
         self._probed = 0
 
-    def wake(self) -> None:
-        """Say that there may be work."""
+    def wake(self, *, at_once: bool = False) -> None:
+        """Say that there may be work; *at_once*: some of it that nothing is to be gathered with."""
+        if at_once:
+            self._hurried.set()
         self._wanted.set()
 
     async def run(self) -> None:
@@ -133,9 +136,10 @@ class Syncer:
                 with trio.move_on_after(self._idle_s):
                     await self._wanted.wait()
                     if self._gathers and not self._is_flushing:
-                        await trio.sleep(GATHER_S)
+                        with trio.move_on_after(GATHER_S):
+                            await self._hurried.wait()
                 self._gathers = True
-                self._wanted = trio.Event()
+                self._wanted, self._hurried = trio.Event(), trio.Event()
                 self.release_forgotten(everything=False)
                 self._forget_failures()
                 self._idle_s = IDLE_S

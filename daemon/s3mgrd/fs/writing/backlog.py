@@ -23,7 +23,8 @@ PAUSED: Final = "uploads_paused"
 MAX_BONUS_S: Final = 60
 """A file of a few bytes overtakes what was queued up to so many seconds before it; each MiB costs one of them."""
 GATHER_S: Final = 0.05
-"""What is queued waits so long: what is rewritten, renamed or removed meanwhile need not be sent as it was."""
+"""What is queued waits so long: what is rewritten, renamed or removed meanwhile need not be sent as it was. A change of a large
+object, which is all there is to send, does not: see `Stages.queue`."""
 QUIET_S: Final = 0.02
 HOLD_S: Final = 1.0
 """While small files keep coming, the next within `QUIET_S`, they wait up to `HOLD_S`: who makes them waits for each, and
@@ -84,6 +85,11 @@ class Backlog:
     def files(self) -> int:
         """How many files are queued."""
         return len(self._sizes)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a file is queued that is not being uploaded."""
+        return bool(self._places)
 
     def add(self, inode: Inode, size: int, place_ns: int, *, gathers: bool = False) -> None:
         """Queue a file, or give it another place; *gathers*: it may be changed again in a moment."""

@@ -131,19 +131,26 @@ class Sender:
                 like=like,
                 condition=condition,
             )
-        async with side_by_side() as nursery:
-            nursery.start_soon(self._fetch, node, stage, row, plan)
-            upload_id, parts = await self._begin(node.id, key, plan, metadata, like)
+        fetched = trio.Event()
+
+        async def fetch() -> None:
+            await self._fetch(node, stage, row, plan)
+            fetched.set()
 
         async def copy(piece: Piece) -> Part:
             return await self._copy(node, key, upload_id, row, piece)
 
         async def upload(piece: Piece) -> Part:
+            await fetched.wait()
             checksum = stage.file.entered.of(piece.start, piece.stop)
             body = FileSlice(stage.file.data_fd, piece.start, piece.stop - piece.start, checksum)
             return await self._volume.store.upload_part(key, upload_id, piece.number, body)
 
-        await self._make_parts(plan, parts, copy, upload)
+        # S3 copies while what has to be sent is still on its way here.
+        async with side_by_side() as nursery:
+            nursery.start_soon(fetch)
+            upload_id, parts = await self._begin(node.id, key, plan, metadata, like)
+            await self._make_parts(plan, parts, copy, upload)
         if plan.copies and condition.if_match != row.base_etag:
             # Not every store heeds the condition on a part's source. Where the source is what is replaced, the
             # condition of the whole says it all.

@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterable
-from time import perf_counter
+from enum import Enum, auto
 from typing import Final
 
 import trio
@@ -19,7 +19,8 @@ import trio
 from s3mgrd.cache.nodes import Inode, Kind, Node
 from s3mgrd.fs.volume import Volume
 from s3mgrd.fs.writing import parking
-from s3mgrd.fs.writing.backlog import PAUSED, Backlog, due_ns
+from s3mgrd.fs.writing.backlog import PAUSED, SMALL_BYTES, Backlog, due_ns
+from s3mgrd.fs.writing.pace import Pace
 from s3mgrd.fs.writing.recovery import note_purpose
 from s3mgrd.fs.writing.streaming import Streams
 from s3mgrd.journal.staging import Lacking, StagedFile
@@ -28,12 +29,19 @@ from s3mgrd.s3.counting import Waiting
 
 log = logging.getLogger(__name__)
 
-THREAD_BYTES: Final = 32 << 10
-"""Writes from this size on go to a thread while the disk is slow to take them: that must not stop the loop."""
-SLOW_S: Final = 0.02
-"""A write that took so long says that the disk is slow; the kernel takes 1 MiB into memory in less than one ms."""
-SLOW_FOR_S: Final = 10.0
-"""For how long that is believed. Changing threads costs as much as the write itself."""
+MAX_SENT: Final = 4096
+SETTLED_S: Final = 1.0
+"""A change of a large object is uploaded at once, unless S3 got the file less than this ago: then more is likely to follow."""
+
+
+class Queued(Enum):
+    """What became of a file that was to be queued."""
+
+    NOT = auto()
+    """It is not: S3 has it, somebody still writes it, or it is in the queue already."""
+    GATHERING = auto()
+    """It may be changed again, renamed or removed in a moment."""
+    AT_ONCE = auto()
 
 
 class Stage:
@@ -96,8 +104,9 @@ class Stages:
         self._kernel_holds = kernel_holds
         self._stages: dict[Inode, Stage] = {}
         self._writers: dict[Inode, int] = {}
-        self._slow_until = 0.0
-        """When the disk is given large writes without a thread again."""
+        self._pace = Pace()
+        self._sent_at: dict[Inode, float] = {}
+        """When S3 got files that outgrew the log of small ones, by trio's clock."""
         self.backlog: Final = Backlog()
         self.lacking: Final = Lacking()
 
@@ -188,20 +197,30 @@ class Stages:
         self._writers.pop(inode, None)
         self.tidy(inode)
 
-    def queue(self, inode: Inode) -> bool:
-        """Have a file uploaded in the background; whether it has to be, and nobody writes to it any more."""
+    def queue(self, inode: Inode) -> Queued:
+        """Have a file uploaded in the background, if it has to be and nobody writes to it any more."""
         stage = self._stages.get(inode)
         if stage is None or not stage.dirty:
-            return False
+            return Queued.NOT
         now_ns, size = self._volume.now_ns(), stage.file.size
         if self._volume.settings.write_mode == "writeback":
             if inode in self._writers:
-                return False
+                return Queued.NOT
             now_ns = due_ns(now_ns, size)
         if not self._volume.journal.queue_staged(inode, now_ns):
-            return False
-        self.backlog.add(inode, size, now_ns, gathers=True)
-        return True
+            return Queued.NOT
+        gathers = not self._is_settled(inode, stage)
+        self.backlog.add(inode, size, now_ns, gathers=gathers)
+        return Queued.GATHERING if gathers else Queued.AT_ONCE
+
+    def _is_settled(self, inode: Inode, stage: Stage) -> bool:
+        """Whether a file is an object changed in place, which has its name already, and is changed rarely; and nothing else waits."""
+        return (
+            stage.file.size > SMALL_BYTES
+            and stage.file.base_size > 0
+            and not self.backlog.has_waiting
+            and trio.current_time() - self._sent_at.get(inode, -SETTLED_S) >= SETTLED_S
+        )
 
     def make_due(self, inode: Inode, at_ns: int) -> None:
         """Have a file uploaded in the background from *at_ns* on."""
@@ -230,6 +249,9 @@ class Stages:
         """Note that S3 has a file."""
         self.backlog.drop(inode)
         self._streams.drop(inode)
+        if len(self._sent_at) >= MAX_SENT:
+            self._sent_at.clear()
+        self._sent_at[inode] = trio.current_time()
 
     def not_lacking(self, inode: Inode) -> None:
         """Note that S3 need not get a file: it was removed, and whoever has it open goes on with what is staged."""
@@ -367,7 +389,7 @@ class Stages:
 
     async def write(self, inode: Inode, offset: int, data: bytes) -> int:
         """Write to a file's stage. Raises OSError (ENOSPC …): nothing is acknowledged then."""
-        if self._takes_at_once(len(data)):
+        if self._pace.takes_at_once(len(data)):
             return self.write_now(inode, offset, data)
         stage = self._begin_write(inode, offset, len(data))
         with Waiting(for_disk=True):
@@ -377,22 +399,17 @@ class Stages:
     def write_now(self, inode: Inode, offset: int, data: bytes | memoryview) -> int:
         """Write as `write`, and wait for the disk here, which must be one that takes data at once."""
         stage = self._begin_write(inode, offset, len(data))
-        begun = perf_counter()
-        stage.file.put(offset, data)
-        if perf_counter() - begun > SLOW_S:
-            self._slow_until = trio.current_time() + SLOW_FOR_S
+        with self._pace.measured():
+            stage.file.put(offset, data)
         return self._end_write(inode, stage, offset, len(data))
 
     def may_write_now(self, inode: Inode, size: int) -> bool:
         """Whether `write_now` may be called for an inode whose lock nobody holds."""
         # What another version replaced is perhaps about to become a conflict copy.
         stage = self._stages.get(inode)
-        return self._takes_at_once(size) and (
+        return self._pace.takes_at_once(size) and (
             stage is not None or not self._volume.node(inode).is_detached
         )
-
-    def _takes_at_once(self, size: int) -> bool:
-        return size < THREAD_BYTES or trio.current_time() >= self._slow_until
 
     def _begin_write(self, inode: Inode, offset: int, size: int) -> Stage:
         stage = self._for_change(inode)

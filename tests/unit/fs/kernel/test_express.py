@@ -20,7 +20,7 @@ from s3mgrd.fs.kernel.express import Express
 from s3mgrd.fs.kernel.handles import Handles
 from s3mgrd.fs.kernel.showing import Shower
 from s3mgrd.fs.volume import NS
-from s3mgrd.fs.writing import stages
+from s3mgrd.fs.writing import pace
 from s3mgrd.fs.writing.streaming import Streams
 from tests.unit.fs.conftest import Lab
 
@@ -464,11 +464,11 @@ async def test_a_slow_disk_is_given_large_writes_by_a_thread_for_a_while(
         express, handle = express_of(lab), Handles().make(node.id, writes=True)
         large, small = memoryview(bytes(64 << 10)), memoryview(b"small")
         with monkeypatch.context() as patched:
-            patched.setattr(stages, "SLOW_S", 0.0)
+            patched.setattr(pace, "SLOW_S", 0.0)
             assert taken(express.write(handle, 0, large)) == len(large)
         assert express.write(handle, 0, large) is None
         assert taken(express.write(handle, 0, small)) == len(small)
-        await trio.sleep(stages.SLOW_FOR_S)
+        await trio.sleep(pace.SLOW_FOR_S)
         assert taken(express.write(handle, 0, large)) == len(large)
 
 

@@ -233,6 +233,26 @@ async def test_what_was_not_changed_is_read_while_s3_puts_the_new_version_in_pla
     assert found == [BODY[15 * MIB :][:50]]
 
 
+async def test_s3_copies_while_what_has_to_be_sent_is_on_its_way_here(partial: Lab) -> None:
+    """And of all that is sent the checksum is known, so that nothing is read again from the local disk."""
+    partial.store.insert("big", BODY)
+    async with partial.mounted() as fs:
+        node = await partial.get("big")
+        fs.stages.opened(node.id)
+        await fs.stages.write(node.id, 20 * MIB + 100, b"new")
+        async with trio.open_nursery() as nursery:
+            with partial.store.hold("get_range", "big") as hold:
+                nursery.start_soon(fs.commit, node.id)
+                await hold.arrived()
+                await wait_all_tasks_blocked()
+                assert partial.store.calls["copy_part"] == 4
+                assert partial.store.calls["upload_part"] == 0
+        stage = fs.stages.get(node.id)
+        assert stage is not None
+        assert stage.file.entered.of(20 * MIB, 25 * MIB) is not None
+    assert partial.data("big") == BODY[: 20 * MIB + 100] + b"new" + BODY[20 * MIB + 103 :]
+
+
 async def test_another_writer_between_the_copies_is_noticed(partial: Lab) -> None:
     partial.store.insert("big", BODY)
     other = content(SIZE, 2)
