@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from s3mgrd.cache.nodes import STALE_NS, Inode, Kind, Node
+from s3mgrd.cache.nodes import ROOT, STALE_NS, Inode, Kind, Node
 from s3mgrd.errors import NotFound, S3mgrError
 from s3mgrd.fs.learning.listing import Lister
 from s3mgrd.fs.learning.merging import Learned, Span
@@ -186,7 +186,7 @@ class Asker:
     async def _look_first(self, directory: Node, prefix: str, name: str) -> None:
         """Ask for a directory's first page, which is all of most, and at once for what is likely to be wanted next.
 
-        That is what is inside of the name, unless it is like a file's; and its attributes, where objects are known to carry any.
+        That is what is inside of the name, unless it is like a file's; and its attributes, where those of an object would be asked for.
         """
         volume = self._volume
         head: ObjectHead | None = None
@@ -196,12 +196,12 @@ class Asker:
         try:
             done = self._begin_page(directory.id, "", name)
 
+            of_object = trio.CancelScope()
+
             async def ask_object() -> None:
                 nonlocal head
-                try:
-                    head = await volume.store.head(prefix + name)
-                except NotFound:
-                    head = None
+                with of_object:
+                    head = await self._metadata.ask_ahead(directory.id, prefix + name)
 
             async def ask_inside() -> None:
                 nonlocal inside
@@ -209,11 +209,14 @@ class Asker:
 
             with Waiting():
                 async with side_by_side() as nursery:
-                    if self._metadata.wants_all():
+                    if self._expects_object(directory, name):
                         nursery.start_soon(ask_object)
                     if not is_like_a_file(name):
                         nursery.start_soon(ask_inside)
                     await done.wait()
+                    node = volume.nodes.find(directory.id, name)
+                    if node is None or node.is_directory:
+                        of_object.cancel()
             node = volume.nodes.find(directory.id, name)
             if node is None or volume.changes.is_newer(directory.id, name, asked.changes_seen):
                 return
@@ -223,6 +226,18 @@ class Asker:
                 self._metadata.learn(node, head, may_renew=True)
         finally:
             volume.changes.end()
+
+    def _expects_object(self, directory: Node, name: str) -> bool:
+        """Whether a name is likely to be an object, and if it is one, S3 has to be asked for its attributes."""
+        if self._metadata.wants_all():
+            return not self._metadata.is_bare(directory.id)
+        # In the root of a bucket, what is not like a file hardly ever is one.
+        is_likely = directory.id != ROOT or is_like_a_file(name)
+        return (
+            is_likely
+            and self._metadata.has_samples_left
+            and not self._metadata.is_bare(directory.id)
+        )
 
     def _begin_page(self, directory: Inode, low: str, name: str = "") -> trio.Event:
         """Begin to ask for the page behind *low*, for the sake of *name*; empty: ahead."""

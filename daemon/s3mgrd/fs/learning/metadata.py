@@ -65,6 +65,15 @@ class Metadata:
         policy = self._volume.settings.attributes
         return policy == "full" or (policy == "lazy" and self._in_use)
 
+    @property
+    def has_samples_left(self) -> bool:
+        """Whether `fetch` may still look at a file of a directory to judge it."""
+        return self._volume.settings.attributes == "lazy" and self._samples_left > 0
+
+    def is_bare(self, directory: Inode) -> bool:
+        """Whether nothing is asked for in a directory, because the file that was looked at carried nothing."""
+        return self._volume.settings.attributes == "lazy" and directory in self._bare
+
     def _recall_samples(self) -> tuple[int, int]:
         """Return how many directories may still be looked at, and until when (ns) that holds."""
         text = self._volume.database.get_meta(SAMPLED)
@@ -119,13 +128,38 @@ class Metadata:
             del self._judging[directory.id]
             judged.set()
         sample = self._volume.nodes.get(samples[0])
-        if sample is None or sample.mode is None:
+        return self._judge(directory.id, carries=sample is not None and sample.mode is not None)
+
+    def _judge(self, directory: Inode, *, carries: bool) -> bool:
+        if carries:
+            self._carrying.add(directory)
+        else:
             if len(self._bare) >= MAX_BARE:
                 self._bare.clear()
-            self._bare.add(directory.id)
-            return False
-        self._carrying.add(directory.id)
-        return True
+            self._bare.add(directory)
+        return carries
+
+    async def ask_ahead(self, directory: Inode, key: str) -> ObjectHead | None:
+        """Ask S3 about what is perhaps a file of *directory*, while its listing is under way; None: it is none.
+
+        The directory is judged by it: `fetch` need not look at another of its files.
+        """
+        judged = trio.Event()
+        leads = self._judging.setdefault(directory, judged) is judged
+        try:
+            head = await self._volume.store.head(key)
+        except NotFound:
+            return None
+        else:
+            if self._volume.settings.attributes == "lazy" and directory not in self._carrying:
+                if not self._in_use and self._samples_left > 0:
+                    self._spend_sample()
+                self._judge(directory, carries=attributes.decode(head.metadata).mode is not None)
+            return head
+        finally:
+            if leads:
+                del self._judging[directory]
+                judged.set()
 
     def wants(self, node: Node) -> bool:
         """Whether `show` would ask for anything."""

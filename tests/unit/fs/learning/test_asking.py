@@ -217,6 +217,42 @@ async def test_a_directory_is_found_while_the_attributes_of_its_neighbours_are_a
             )  # of the root's file, and of the directory's, which is likely to be next
 
 
+async def test_a_file_that_its_directory_is_judged_by_is_asked_for_beside_the_listing(
+    lab: Lab,
+) -> None:
+    """Not after it; and the directory's other files need not be asked for to judge it."""
+    for key in ("d/a", "d/b", "z.txt"):
+        lab.store.insert(key, b"x")
+    async with lab.mounted(sync=False) as fs, trio.open_nursery() as nursery:
+        await lab.get("z.txt")  # so the root is known, and "d" in it
+        await wait_all_tasks_blocked()
+        heads, samples = lab.store.calls["head"], fs.metadata._samples_left
+        with lab.store.hold("list_page") as hold:
+            nursery.start_soon(lab.get, "d/a")
+            await hold.arrived()
+            await wait_all_tasks_blocked()
+            assert lab.store.calls["head"] == heads + 1
+        await wait_all_tasks_blocked()
+        assert (await lab.get("d/a")).attributes_known
+        await lab.get("d/b")
+        assert await lab.ls("d") == ["a", "b"]
+        assert lab.store.calls["head"] == heads + 1
+        assert fs.metadata._samples_left == samples - 1
+
+
+async def test_what_is_found_to_be_a_directory_is_not_kept_waiting_for_the_object_it_is_not(
+    lab: Lab,
+) -> None:
+    for key in ("d/e/f", "z.txt"):
+        lab.store.insert(key, b"x")
+    async with lab.mounted(sync=False):
+        await lab.get("z.txt")  # so the root is known, and "d" in it
+        with lab.store.hold("head", "d/e") as hold:
+            assert (await lab.get("d/e")).is_directory
+            assert lab.store.calls["head"] > 1
+            assert not hold.waiting
+
+
 async def test_a_file_is_not_shown_before_its_directory_was_judged(lab: Lab) -> None:
     """Another of its files is being looked at, the last that may be looked at: whether this one's attributes matter is not known."""
     for name in ("a", "b"):
