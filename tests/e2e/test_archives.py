@@ -29,9 +29,9 @@ class Site:
             ("d/further/cold", "GLACIER"),
         ):
             self.put(key, storage_class)
-        self.mount = daemon.mount(
-            endpoint, bucket, "m", "-o", "metadata_ttl_s=0,negative_ttl_s=0,attributes=full"
-        )
+        # Where the kernel keeps the times of files, a version that another client put once more is another inode.
+        options = "metadata_ttl_s=0,negative_ttl_s=0,attributes=full,writeback_cache=off"
+        self.mount = daemon.mount(endpoint, bucket, "m", "-o", options)
 
     def put(self, key: str, storage_class: str) -> None:
         self.client.put_object(

@@ -113,8 +113,12 @@ def test_a_stop_drains_and_the_next_start_mounts_again(
 def test_a_crash_of_everything_loses_nothing_that_was_acknowledged(
     lab: Lab, daemon: Daemon, gate: Gate, bucket: str
 ) -> None:
-    """An open file that was never flushed, a failed upload, and changes of names that S3 has not seen."""
-    mount = daemon.mount(gate.endpoint, bucket, "m", "-o", "retry_deadline_s=1")
+    """An open file that was never flushed, a failed upload, and changes of names that S3 has not seen.
+
+    Writes outlive every process where the kernel does not gather them.
+    """
+    options = "retry_deadline_s=1,writeback_cache=off"
+    mount = daemon.mount(gate.endpoint, bucket, "m", "-o", options)
     (mount / "old").write_bytes(b"x" * 100_000)
     shell('mkdir "$1"/d; echo 1 > "$1"/d/1; echo 2 > "$1"/gone', mount)
     daemon.flush()
@@ -152,7 +156,7 @@ def test_a_program_that_writes_through_a_crash_of_everything_hears_of_it(
     lab: Lab, daemon: Daemon, s3_endpoint: Endpoint, bucket: str
 ) -> None:
     """In the middle of writes: S3 gets exactly what write() acknowledged, but for a block that was in flight."""
-    mount = daemon.mount(s3_endpoint, bucket)
+    mount = daemon.mount(s3_endpoint, bucket, "m", "-o", "writeback_cache=off")
     script = WRITER.replace("        sys.stdin.readline()\n", "")
     program = lab.program(sys.executable, "-S", "-c", script, mount / "stream", str(BLOCK))
     assert program.stdout is not None

@@ -68,7 +68,9 @@ def site(lab: Lab, ministack: Endpoint) -> Iterator[Site]:
         client.put_object(Bucket=bucket, Key=f"d/{i:02}", Body=f"content {i}".encode())
     daemon = lab.daemon()
     try:
-        mount = daemon.mount(ministack, bucket, "m", "-o", "metadata_ttl_s=3600")
+        # What the kernel has gathered is not staged, and nobody can save it.
+        options = "metadata_ttl_s=3600,writeback_cache=off"
+        mount = daemon.mount(ministack, bucket, "m", "-o", options)
         yield Site(daemon, ministack, client, bucket, mount)
     finally:
         daemon.run("unmount", "m", "--discard", "--yes", check=False)

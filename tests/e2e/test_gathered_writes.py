@@ -34,7 +34,7 @@ class Site:
         self.daemon = daemon
         self.bucket = bucket
         self.client = endpoint.boto3()
-        self.mount = daemon.mount(endpoint, bucket, "m", "-o", "writeback_cache=on")
+        self.mount = daemon.mount(endpoint, bucket, "m")
 
     def put(self, key: str, body: bytes) -> None:
         self.client.put_object(Bucket=self.bucket, Key=key, Body=body)
@@ -65,6 +65,7 @@ def writer(path: Path) -> subprocess.Popen[str]:
         [sys.executable, "-c", WRITE_AND_WAIT, path],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
@@ -89,6 +90,19 @@ def test_what_the_kernel_gathered_survives_the_worker(site: Site) -> None:
     program.communicate()
     assert program.returncode == 0
     assert site.get("log") == WRITTEN
+
+
+def test_what_the_kernel_gathered_and_nobody_can_keep_is_missed_by_close(site: Site) -> None:
+    """When all processes die: the program hears of it, and what is there has no hole and no other bytes."""
+    program = writer(site.mount / "log")
+    site.daemon.kill_all()
+    _, error = program.communicate()
+    assert program.returncode != 0
+    assert "not connected" in error
+    site.daemon.start()
+    site.daemon.wait_state("mounted")
+    assert WRITTEN.startswith((site.mount / "log").read_bytes())
+    site.daemon.flush()
 
 
 def test_what_is_still_open_is_uploaded_when_the_daemon_stops(site: Site) -> None:

@@ -40,12 +40,12 @@ class Site:
     mount: Path
 
 
-@pytest.fixture(scope="module", params=("close", "writeback"))
+@pytest.fixture(scope="module", params=("close", "close,writeback_cache=off", "writeback"))
 def site(ministack: Endpoint, module_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Site]:
-    mode = request.param
+    mode: str = request.param
     client = ministack.boto3()
     bucket = make_bucket(client)
-    daemon = module_lab.daemon(mode)
+    daemon = module_lab.daemon(mode.replace(",", "-"))
     yield Site(
         daemon, client, bucket, daemon.mount(ministack, bucket, "m", "-o", f"write_mode={mode}")
     )

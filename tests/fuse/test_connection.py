@@ -1,5 +1,6 @@
 """The kernel connection: what the supervisor does with it, mostly while no worker serves it."""
 
+import dataclasses
 import errno
 import os
 import select
@@ -10,8 +11,9 @@ import trio
 import trio.testing
 
 from s3mgr.schema import MountOptions, MountSpec
+from s3mgr.schema.options import WritebackCache
 from s3mgrd.errors import Conflict, MountpointBusy, MountpointInvalid, Unavailable
-from s3mgrd.fuse import syscalls, tuning
+from s3mgrd.fuse import abi, syscalls, tuning
 from s3mgrd.fuse.abi import Cap
 from s3mgrd.fuse.cleanup import cleanup
 from s3mgrd.fuse.connection import FuseKernel, source_of
@@ -78,17 +80,40 @@ async def test_a_mount_has_the_limits_and_options_of_the_table(lab: Lab) -> None
 @pytest.mark.parametrize(
     ("options", "gathers"),
     [
-        (MountOptions(), False),
+        (MountOptions(), True),
+        (MountOptions(read_only=True), False),
+        (MountOptions(writeback_cache="off"), False),
         (MountOptions(write_mode="writeback"), True),
         (MountOptions(write_mode="writeback", writeback_cache="off"), False),
         (MountOptions(writeback_cache="on"), True),
         (MountOptions(writeback_cache="on", read_only=True), False),
     ],
 )
-async def test_the_kernel_gathers_writes_for_who_asked_for_speed(
+async def test_the_kernel_gathers_writes_unless_told_otherwise(
     lab: Lab, options: MountOptions, gathers: bool
 ) -> None:
     connection = await lab.kernel.mount(lab.spec("m", options=options), name="m", connection_id="1")
+    assert bool(connection.flags & Cap.WRITEBACK_CACHE) == gathers
+    await connection.unmount()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("writeback_cache", "gathers"), [("auto", False), ("on", True), ("off", False)]
+)
+async def test_a_kernel_that_cannot_resume_gathers_only_on_demand(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, writeback_cache: WritebackCache, gathers: bool
+) -> None:
+    """What it has gathered would go with the worker."""
+    parse_init = abi.parse_init
+
+    def parse_older(message: bytes) -> abi.InitRequest:
+        init = parse_init(message)
+        return dataclasses.replace(init, caps=init.caps & ~Cap.HAS_RESEND)
+
+    monkeypatch.setattr(abi, "parse_init", parse_older)
+    spec = lab.spec("m", options=MountOptions(writeback_cache=writeback_cache))
+    connection = await lab.kernel.mount(spec, name="m", connection_id="1")
     assert bool(connection.flags & Cap.WRITEBACK_CACHE) == gathers
     await connection.unmount()
     connection.close()

@@ -185,8 +185,9 @@ class MountOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     writeback_cache: Annotated[
         WritebackCache,
         Meta(
-            description="Let the kernel gather small writes: many times faster, but what a program has written and neither closed nor "
-            "synced is lost when worker and daemon are killed together. `auto`: with `write_mode=writeback`."
+            description="Let the kernel gather small writes: several times faster, but what a program has written and neither closed nor "
+            "synced is lost when all processes of s3mgr are killed together and it does not run under systemd. `auto`: where the kernel "
+            "can hand requests to the next worker (Linux 6.9)."
         ),
     ] = "auto"
     fsync: Annotated[

@@ -225,16 +225,15 @@ class FuseKernel:
             connection_id: a new one.
             writeback_cache: let the kernel gather writes (`tuning.WRITEBACK`); None: as the spec says.
         """
-        if writeback_cache is None:
-            writeback_cache = _gathers_writes(spec.options)
+        gathers = partial(_gathers_writes, spec.options, writeback_cache)
         if self._user_mode:
             return await self._mount_shielded(
-                spec, name, connection_id, writeback_cache=writeback_cache, target=None
+                spec, name, connection_id, gathers=gathers, target=None
             )
         target = await self._open_mountpoint(spec.mountpoint, owner_uid=0, nonempty=True)
         try:
             return await self._mount_shielded(
-                spec, name, connection_id, writeback_cache=writeback_cache, target=target
+                spec, name, connection_id, gathers=gathers, target=target
             )
         finally:
             os.close(target)
@@ -245,7 +244,7 @@ class FuseKernel:
         name: str,
         connection_id: str,
         *,
-        writeback_cache: bool,
+        gathers: Callable[[abi.Cap], bool],
         target: int | None,
     ) -> FuseConnection:
         """Mount and shake hands without a chance to lose the new mount to a cancellation half-way.
@@ -258,7 +257,7 @@ class FuseKernel:
             else:
                 fuse_fd = await self._in_thread(partial(_mount_as_root, spec, target))
             try:
-                init, caps = await self._in_thread(partial(_handshake, fuse_fd, writeback_cache))
+                init, caps = await self._in_thread(partial(_handshake, fuse_fd, gathers))
                 ring_fd = make_ring()
             except (OSError, ValueError) as exc:
                 os.close(fuse_fd)
@@ -429,21 +428,26 @@ def _mount_as_root(spec: MountSpec, target: int) -> int:
     return fuse_fd
 
 
-def _gathers_writes(options: MountOptions) -> bool:
-    """Whether the kernel is to gather writes."""
-    if options.read_only or options.writeback_cache == "off":
-        return False
-    return options.writeback_cache == "on" or options.write_mode == "writeback"
+def _gathers_writes(options: MountOptions, wish: bool | None, offered: abi.Cap) -> bool:
+    """Whether a kernel that offers these capabilities is to gather writes; by default, where they outlive a worker."""
+    if wish is not None or options.read_only:
+        return bool(wish)
+    if options.writeback_cache == "auto":
+        return abi.Cap.HAS_RESEND in offered
+    return options.writeback_cache == "on"
 
 
-def _handshake(fuse_fd: int, writeback_cache: bool) -> tuple[abi.InitRequest, abi.Cap]:
-    """Read the kernel's FUSE_INIT and answer it; blocks for `INIT_TIMEOUT_MS` at most."""
+def _handshake(fuse_fd: int, gathers: Callable[[abi.Cap], bool]) -> tuple[abi.InitRequest, abi.Cap]:
+    """Read the kernel's FUSE_INIT and answer it; blocks for `INIT_TIMEOUT_MS` at most.
+
+    *gathers* says of what the kernel offers whether it is to gather writes.
+    """
     poll = select.poll()
     poll.register(fuse_fd, select.POLLIN)
     if not poll.poll(INIT_TIMEOUT_MS):
         raise TimeoutError(errno.ETIMEDOUT, "no FUSE_INIT")
     init = abi.parse_init(os.read(fuse_fd, tuning.MAX_WRITE_BYTES + abi.HEADER_ROOM))
-    caps = init.caps & tuning.wanted(writeback_cache=writeback_cache)
+    caps = init.caps & tuning.wanted(writeback_cache=gathers(init.caps))
     reply = abi.init_reply(
         init.unique,
         minor=init.minor,

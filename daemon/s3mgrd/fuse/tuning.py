@@ -65,10 +65,11 @@ ABORT_ERROR            an aborted connection should end like an unmounted one
 """
 
 WRITEBACK: Final = Cap.WRITEBACK_CACHE
-"""Granted on the mount's wish (`writeback_cache`), which is by default that of `write_mode=writeback`.
+"""Granted on the mount's wish (`writeback_cache`): by default to each that may be written to, where a worker can be replaced.
 
 With it the kernel gathers small writes into large ones (4 KiB writes: 55 → 813 MB/s). Dirty pages live in the kernel, so
-they survive the worker's death, and the kernel sends them before FLUSH (close) and FSYNC. The price, and who pays it:
+they survive the death of worker and daemon (`worker.keeper`), and the kernel sends them before FLUSH (close) and FSYNC.
+The price, and who pays it:
 
 ======================================  =======================================================================
 size and times of a cached inode are    one inode is one version; metadata that others replaced make another
@@ -82,9 +83,9 @@ a name may get another version while    the late writes become a conflict copy (
 writes to its inode are on their way
 writes are there, and nobody knows      flush, drain and a lazy unmount ask the kernel for them first
 a full disk is found out later          close() and fsync() say ENOSPC, write() may not
-the connection is aborted               what was not sent is lost, as with any file system that goes away; it is
-                                        only aborted when worker after worker died, or when all processes were
-                                        killed together: therefore nobody gets it who has not asked for speed
+the connection is aborted               what was not sent is lost, as with any file system that goes away: when
+                                        worker after worker died, and when all processes were killed together, the
+                                        keeper included, with no systemd to hold the connection
 ======================================  =======================================================================
 """
 

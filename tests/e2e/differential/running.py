@@ -38,29 +38,32 @@ MIB: Final = 1 << 20
 
 
 class Kind(NamedTuple):
-    """A kind of mount: write mode, seconds that names are believed, and whether programs work in large files there.
+    """A kind of mount.
 
-    Such a mount has the smallest parts and the least room for what is staged, so that much is sent while it is written.
+    Write mode; seconds that names are believed; whether the kernel gathers writes there, and so keeps the times of files;
+    whether programs work in large files. The last kind has the smallest parts and the least room for what is staged, so that much is sent while it is written.
     """
 
     write_mode: str
     ttl_s: int
+    gathers: bool
     is_large: bool = False
 
     def __str__(self) -> str:
-        return f"{self.write_mode}-{self.ttl_s}{'-large' if self.is_large else ''}"
-
-    @property
-    def gathers(self) -> bool:
-        """Whether the kernel gathers writes there, and keeps the times of files."""
-        return self.write_mode == "writeback"
+        words = [self.write_mode, str(self.ttl_s)]
+        if self.is_large:
+            words.append("large")
+        if not self.gathers:
+            words.append("direct")
+        return "-".join(words)
 
     @property
     def options(self) -> str:
         """What it is mounted with."""
         options = (
             f"attributes=full,write_mode={self.write_mode},metadata_ttl_s={self.ttl_s},"
-            f"negative_ttl_s={0 if self.gathers else self.ttl_s},uid=0,gid=0"
+            f"negative_ttl_s={0 if self.write_mode == 'writeback' else self.ttl_s},"
+            f"writeback_cache={'on' if self.gathers else 'off'},uid=0,gid=0"
         )
         return (
             f"{options},part_size_bytes={5 * MIB},staging_size_bytes={64 * MIB}"
@@ -69,8 +72,16 @@ class Kind(NamedTuple):
         )
 
 
-KINDS: Final = tuple(Kind(mode, ttl_s) for mode in ("close", "writeback") for ttl_s in (30, 0))
-LARGE_KINDS: Final = (Kind("close", 30, is_large=True), Kind("writeback", 0, is_large=True))
+KINDS: Final = (
+    Kind("close", 30, gathers=True),
+    Kind("close", 0, gathers=False),
+    Kind("writeback", 30, gathers=False),
+    Kind("writeback", 0, gathers=True),
+)
+LARGE_KINDS: Final = (
+    Kind("close", 30, gathers=True, is_large=True),
+    Kind("writeback", 0, gathers=False, is_large=True),
+)
 
 
 class Difference(Exception):
