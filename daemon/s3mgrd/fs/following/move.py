@@ -10,7 +10,8 @@ else is at its new place or because it was being written, says from the switch o
 
 A move waits for one around its directory, and for one that still copies from where it would copy to. Where moves wait
 for each other in a ring (two directories that were exchanged, or one that came out of another and now is around it), one
-goes to a place that is nobody's name first.
+goes to a place that is nobody's name first. So does one that takes the place of a directory it was in, and has something of the
+name it had there: of `a/b/` that becomes `a/`, `a/b/b/c` would be copied over `a/b/c`.
 """
 
 import logging
@@ -77,6 +78,8 @@ class _Pass:
         self.left: list[str] = []
         """Keys that are not taken along."""
         self.refused: list[S3mgrError] = []
+        self.is_in_its_own_way = False
+        """Something would be copied to where the move copies from."""
         self.begun = 0
         self.is_ordinary = True
         """Nobody who was asked has anything that a copy would lose if it were not told."""
@@ -116,12 +119,16 @@ class Mover:
                 relocation.abandon(volume, row)
             return
         if self._waits_for(row) is None:
-            # In the mount's root, where it is inside of nothing that moves.
-            place = f"{volume.settings.prefix}{row.source.rstrip('/').rpartition('/')[2]}/"
-            with volume.database.transaction():
-                relocation.retarget(volume, row, relocation.parked_name(place))
+            self._step_aside(row)
         elif not self.is_waiting(row):
             await self._copy_all(row)
+
+    def _step_aside(self, row: MoveRow) -> None:
+        """Have a move go to a place of its own in the mount's root first, where it is inside of nothing that moves."""
+        volume = self._volume
+        place = f"{volume.settings.prefix}{row.source.rstrip('/').rpartition('/')[2]}/"
+        with volume.database.transaction():
+            relocation.retarget(volume, row, relocation.parked_name(place))
 
     def is_waiting(self, row: MoveRow) -> bool:
         """Whether other moves have to be made before this one."""
@@ -184,6 +191,9 @@ class Mover:
                 volume.changes.end()
             if volume.moves.get(row.inode) != row:
                 return  # renamed again or back: the syncer comes back
+            if look.is_in_its_own_way:
+                self._step_aside(row)
+                return
             if look.refused:
                 raise look.refused[0]
             if not look.news and not is_written and volume.moves.all() == planned:
@@ -220,6 +230,10 @@ class Mover:
                         progress.found(info, done=is_done)
                     if is_done:
                         continue
+                    target = row.target + info.key[len(row.source) :]
+                    if target.startswith(row.source):
+                        look.is_in_its_own_way = True
+                        return
                     await look.limiter.acquire_on_behalf_of(info.key)
                     if len(look.refused) >= MAX_REFUSED:
                         return

@@ -38,6 +38,31 @@ def contents(lab: Lab) -> dict[str, bytes]:
 # Names that change places
 
 
+async def test_a_directory_that_takes_the_place_of_the_one_it_was_in(
+    lab: Lab, autojump_clock: MockClock
+) -> None:
+    """And has one of its own name: what lies there would be copied over what has yet to be copied."""
+    fill(lab, "p/q/", "p/q/a", "p/q/q/", "p/q/q/a", "p/q/q/b", "p/q/q/q/a", "p/x", "t/u/y")
+    async with lab.mounted():
+        for path in ("", "p", "p/q", "p/q/q", "p/q/q/q", "t", "t/u"):
+            await lab.ls(path)
+        await lab.rename("p/q", "t/u", RENAME_EXCHANGE)
+        await lab.rename("p", "t/u", RENAME_EXCHANGE)
+        await lab.settle()
+        lab.later(60)
+        assert [await lab.ls(path) for path in ("p", "p/q")] == [["a", "q/"], ["a", "b", "q/"]]
+    assert contents(lab) == {
+        "p/": b"",
+        "p/a": b"p/q/a",
+        "p/q/": b"",
+        "p/q/a": b"p/q/q/a",
+        "p/q/b": b"p/q/q/b",
+        "p/q/q/a": b"p/q/q/q/a",
+        "t/u/q/y": b"t/u/y",
+        "t/u/x": b"p/x",
+    }
+
+
 async def test_two_files_change_places(lab: Lab, autojump_clock: MockClock) -> None:
     fill(lab, "a", "d/b")
     async with lab.mounted():
