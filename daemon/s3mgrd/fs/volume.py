@@ -376,24 +376,27 @@ class Volume:
 
     def is_leaving(self, prefix: str, *, seen_from: str) -> bool:
         """Whether what S3 shows below *prefix* is on its way to another name, seen from outside of what moves."""
-        if not self.moving:
-            return False
-        # Also where something is on its way to: a target that is a name here has a row there, the others are nobody's.
         return any(
             prefix.startswith(place) and not seen_from.startswith(place)
-            for row in self.moves.all()
-            for place in (row.source, row.target)
+            for place in self._on_the_way()
         )
 
     def leaving_inside(self, prefix: str) -> list[str]:
         """Return the places inside of *prefix* from which, or to which, directories are on their way."""
-        if not self.moving:
-            return []
         return [
-            place
-            for row in self.moves.all()
-            for place in (row.source, row.target)
-            if place.startswith(prefix) and place != prefix
+            place for place in self._on_the_way() if place.startswith(prefix) and place != prefix
+        ]
+
+    def _on_the_way(self) -> list[str]:
+        """Return the places from which, or to which, directories are on their way."""
+        rows = self.moves.all() if self.moving else []
+        sources = [row.source for row in rows]
+        # A target that is a name here has a row there, the others are nobody's. But where another move still copies from
+        # nothing was copied to, and what lies there is its directory's.
+        return sources + [
+            row.target
+            for row in rows
+            if not any(row.target.startswith(source) for source in sources if source != row.source)
         ]
 
     def move_around(self, directory: int) -> trio.Event | None:

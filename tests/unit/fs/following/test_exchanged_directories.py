@@ -4,7 +4,7 @@ import trio
 from trio.testing import MockClock
 
 from s3mgrd.fs.changing.tree import RENAME_EXCHANGE
-from tests.unit.fs.conftest import Lab
+from tests.unit.fs.conftest import Lab, settings
 
 
 async def test_directories_change_places_around_one_that_goes_from_one_to_the_other(
@@ -64,4 +64,25 @@ async def test_directories_change_places_inside_of_one_that_is_on_its_way(
         assert await lab.read("e/y/f") == b"d/x/f"
     assert {key: lab.data(key) for key in lab.stored()} == {
         "e/x/f": b"d/y/f", "e/x/h": b"d/y/h", "e/y/f": b"d/x/f", "e/y/g": b"d/x/g",
+    }  # fmt: skip
+
+
+async def test_what_a_directory_has_is_seen_where_another_is_to_go_once_it_has_left(
+    lab: Lab, autojump_clock: MockClock
+) -> None:
+    """A directory goes into one that takes this one's place: nothing of it is there yet, what is there is this one's."""
+    for key in ("a/x/1", "b/2", "c/3"):
+        lab.store.insert(key, key.encode())
+    lab.settings = settings(metadata_ttl_s=0, negative_ttl_s=0)
+    async with lab.mounted():
+        await lab.get("a/x")
+        with lab.store.hold("copy"):
+            await lab.rename("c", "b/x")
+            await lab.rename("a", "b", RENAME_EXCHANGE)
+            await lab.get("b/x/1")
+            assert [await lab.ls(path) for path in ("a", "b")] == [["2", "x/"], ["x/"]]
+            assert [await lab.ls(path) for path in ("a/x", "b/x")] == [["3"], ["1"]]
+        await lab.settle()
+    assert {key: lab.data(key) for key in lab.stored()} == {
+        "a/2": b"b/2", "a/x/3": b"c/3", "b/x/1": b"a/x/1",
     }  # fmt: skip
