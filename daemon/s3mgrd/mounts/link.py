@@ -6,6 +6,7 @@ Mechanism only; when to do what is decided in `mount`. Everything here runs in t
 import logging
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Final, Literal
 
 import trio
@@ -30,6 +31,10 @@ log = logging.getLogger(__name__)
 
 Found = Literal["nothing", "serving", "kept", "ended", "idle"]
 
+# Of a daemon that took the connection over and never had any: the worker asks for better ones before its first request.
+NO_KEYS_YET: Final = CredentialGrant(
+    access_key="", secret_key="", expires_at=datetime.fromtimestamp(0, UTC)
+)
 # Taking apart what did not work must end, whatever hangs.
 DISMANTLE_S: Final = 30.0
 # A worker that lives answers for its descriptors at once.
@@ -108,9 +113,9 @@ class Link:
             grant = await self.credentials()
         except S3mgrError:
             # A worker on a live connection must come up without the network; it asks again by itself.
-            if probe or self._last_grant is None:
+            if probe:
                 raise
-            grant = self._last_grant
+            grant = self._last_grant or NO_KEYS_YET
         self._last_grant = grant
         self.session = await self._nursery.start(
             converse, self._workers.start(self._name), self._grant, self._on_event, self._wake

@@ -90,7 +90,7 @@ class LiveCredentials:
                 return False
 
     def _has_expired(self, grant: CredentialGrant) -> bool:
-        return grant.expires_at is not None and self._now() >= grant.expires_at
+        return grant.has_expired(self._now())
 
     async def _renew_early(self, grant: CredentialGrant) -> CredentialGrant:
         try:

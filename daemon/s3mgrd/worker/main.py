@@ -14,7 +14,6 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +34,6 @@ from s3mgrd.cache.database import MountDatabase, open_database
 from s3mgrd.cache.nodes import Inode, NodeTable
 from s3mgrd.errors import (
     Conflict,
-    Defect,
     NotMounted,
     S3mgrError,
     Unavailable,
@@ -59,6 +57,7 @@ from s3mgrd.worker.caching import Cacher
 from s3mgrd.worker.conditions import Found, Memory
 from s3mgrd.worker.control import ControlServer
 from s3mgrd.worker.keeping import Keeper
+from s3mgrd.worker.keys import Keys
 from s3mgrd.worker.messenger import Messenger
 from s3mgrd.worker.privileges import renounce
 from s3mgrd.worker.protocol import (
@@ -193,8 +192,7 @@ class MountWorker(Keeper, Cacher):
         self._stopping = trio.Event()
         self._closed = trio.Event()
         self._last_status: StatusEvent | None = None
-        self._last_grant: CredentialGrant | None = None
-        self._grant_is_fresh = False
+        self._keys = Keys(lambda: self._server.get_credentials())
 
     async def main(self, listener: socket.socket) -> None:
         """Serve the control socket until `Stop`."""
@@ -329,14 +327,14 @@ class MountWorker(Keeper, Cacher):
     @asynccontextmanager
     async def _open_store(self, message: Configure) -> AsyncIterator[S3Store]:
         spec, options = message.spec, message.spec.options
-        self._last_grant, self._grant_is_fresh = message.credentials, True
+        self._keys.put(message.credentials)
         settings = StoreSettings(
             bucket=spec.bucket,
             region=spec.region,
             endpoint_url=None if spec.endpoint == "aws" else spec.endpoint,
             addressing=options.addressing,
             anonymous=message.credentials is None,
-            credentials=None if message.credentials is None else self._provide_credentials,
+            credentials=None if message.credentials is None else self._keys.provide,
             connect_timeout_s=options.connect_timeout_s,
             read_timeout_s=options.read_timeout_s,
             retry_deadline_s=options.retry_deadline_s,
@@ -345,22 +343,6 @@ class MountWorker(Keeper, Cacher):
         )
         async with open_store(settings) as store:
             yield store
-
-    async def _provide_credentials(self) -> CredentialGrant:
-        """Give the store keys: those that came with `Configure` first, later whatever the supervisor has."""
-        grant = self._last_grant
-        if grant is not None and self._grant_is_fresh:
-            self._grant_is_fresh = False
-            return grant
-        try:
-            self._last_grant = await self._server.get_credentials()
-        except (Unavailable, Defect):
-            if grant is None or (
-                grant.expires_at is not None and grant.expires_at <= datetime.now(UTC)
-            ):
-                raise
-            return grant
-        return self._last_grant
 
     async def stop(self) -> None:
         """Close everything; what is left stays in the journal."""
@@ -541,14 +523,14 @@ class MountWorker(Keeper, Cacher):
 
     async def set_credentials(self, credentials: Credentials) -> None:
         """Use other keys from now on."""
-        self._last_grant = CredentialGrant(
+        grant = CredentialGrant(
             access_key=credentials.access_key,
             secret_key=credentials.secret_key,
             session_token=credentials.session_token,
         )
-        self._grant_is_fresh = True
+        self._keys.put(grant)
         if self._store is not None:
-            self._store.set_credentials(self._provide_credentials)
+            self._store.set_credentials(self._keys.provide)
 
     # Status
 

@@ -71,6 +71,10 @@ class CredentialGrant(Struct, frozen=True, kw_only=True, tag="credential-grant")
     def __repr__(self) -> str:
         return "CredentialGrant(***)"
 
+    def has_expired(self, now: datetime) -> bool:
+        """Whether the keys are not valid any more at *now*."""
+        return self.expires_at is not None and self.expires_at <= now
+
 
 class Configure(Struct, frozen=True, kw_only=True, tag="configure"):
     """Everything a worker needs to open its store and its files.

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import pytest
 import trio
@@ -130,6 +131,24 @@ async def test_a_connection_that_outlived_its_worker_gets_another_one(
             kernel.log.clear()
         assert kernel.log == ["unmount data"]
         assert workers.keepers == {}
+
+
+async def test_a_kept_connection_gets_a_worker_when_the_credentials_service_is_down(
+    autojump_clock: MockClock, store: StateStore
+) -> None:
+    """The worker asks again before its first request; a try that fails would end with programs that are aborted."""
+    async with crashed_with_a_mount(store):
+        workers = FakeWorkers()
+        workers.kept_behind["data"] = "old-connection"
+        workers.grant_errors = [Unavailable("no answer from 169.254.169.254")]
+        async with control(store=store, workers=workers) as c:
+            await c.wait_state("mounted")
+            assert len(workers.started) == 1
+            configure = workers.live("data").configured
+            assert configure is not None
+            assert configure.credentials is not None
+            assert configure.credentials.has_expired(datetime.now(UTC))
+            assert c.kernel.log == ["adopt data"]
 
 
 async def test_a_connection_that_the_service_manager_held_gets_a_worker(
