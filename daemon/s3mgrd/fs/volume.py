@@ -410,6 +410,13 @@ class Volume:
             node = self.node(node.parent)
         return None
 
+    def date_in_s3(self, directory: int, mtime_ns: int) -> int | None:
+        """Return what a row in *directory* says of the date that S3 gives its object.
+
+        None while S3 has yet to follow a rename: the copy that is made, or was made, has another date and is no other version.
+        """
+        return None if self.move_around(directory) is not None else mtime_ns
+
     # How things look
 
     def mode(self, node: Node | Listed) -> int:

@@ -395,7 +395,8 @@ class Asker:
                 if node is None:
                     inode = volume.nodes.insert(
                         directory.id, name, Kind.FILE, head.mtime_ns,
-                        size=head.size, etag=head.etag, remote_mtime_ns=head.mtime_ns,
+                        size=head.size, etag=head.etag,
+                        remote_mtime_ns=volume.date_in_s3(directory.id, head.mtime_ns),
                     )  # fmt: skip
                     node = volume.node(inode)
                 node = self._metadata.learn(node, head, may_renew=True)

@@ -315,7 +315,8 @@ class Merger:
     def _see_touched(self, node: Node, info: ObjectInfo) -> Inode:
         """The same bytes with another date. With a later one, their metadata were replaced since; returns what to show."""
         volume = self._volume
-        columns: dict[str, object] = {"remote_mtime_ns": info.mtime_ns}
+        date_ns = volume.date_in_s3(node.parent, info.mtime_ns)
+        columns: dict[str, object] = {"remote_mtime_ns": date_ns}
         before_ns = node.remote_mtime_ns
         if before_ns is not None and info.mtime_ns // NS > before_ns // NS:
             volume.extras.forget_description(node.id)
@@ -334,10 +335,14 @@ class Merger:
 
     def _add_files(self, directory: Inode, files: dict[str, ObjectInfo]) -> Sequence[Inode]:
         nodes = self._volume.nodes
+        is_dated = self._volume.date_in_s3(directory, 1) is not None
         inodes = nodes.insert_many(
             directory,
             Kind.FILE,
-            [(n, i.mtime_ns, i.size, i.etag, i.mtime_ns) for n, i in files.items()],
+            [
+                (n, i.mtime_ns, i.size, i.etag, i.mtime_ns if is_dated else None)
+                for n, i in files.items()
+            ],
         )
         nodes.set_storage_classes(
             [

@@ -210,7 +210,8 @@ class Metadata:
         text = descriptions.write(head)
         if node.attributes_known:
             columns |= dict.fromkeys(("mode", "uid", "gid", "atime_ns", "ctime_ns"))
-            columns |= {"mtime_ns": head.mtime_ns, "remote_mtime_ns": head.mtime_ns}
+            date_ns = volume.date_in_s3(node.parent, head.mtime_ns)
+            columns |= {"mtime_ns": head.mtime_ns, "remote_mtime_ns": date_ns}
         for name in ("mode", "uid", "gid", "mtime_ns", "atime_ns", "ctime_ns"):
             value = getattr(found, name)
             if value is not None:

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 from s3mgrd.errors import Unavailable
 from s3mgrd.fs.changing.tree import RENAME_EXCHANGE
 from s3mgrd.fs.following.move import Mover
-from tests.unit.fs.conftest import Lab
+from tests.unit.fs.conftest import Lab, settings
 from tests.unit.fs.following.test_moves import contents, fill
 
 
@@ -102,3 +102,29 @@ async def test_a_file_that_comes_back_to_a_name_that_a_move_still_copies_from_ov
         await lab.settle()
         assert contents(lab) == {"d/f": b"g", "e/f": b"D/f", "g": b"e/f"}
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("listed", [True, False])
+async def test_a_file_that_is_looked_at_while_its_directory_moves_is_the_same_afterwards(
+    lab: Lab, autojump_clock: MockClock, listed: bool
+) -> None:
+    """S3 gives the copy a later date, as it would to one whose metadata were replaced."""
+    lab.store.clock = lambda: lab.now_ns
+    lab.settings = settings(metadata_ttl_s=0)
+    fill(lab, "d/f", "d/g")
+    async with lab.mounted() as fs:
+        fs.volume.are_times_kept = lambda _: True
+        node = await lab.get("d/f")
+        lab.later(5)
+        with lab.store.hold("copy", "e/g") as copies:
+            await lab.rename("d", "e")
+            await copies.arrived()
+            assert "e/f" in lab.stored()
+            if listed:
+                assert await lab.ls("e") == ["f", "g"]
+            assert (await lab.get("e/f")).id == node.id
+            new = await lab.get("e/g")
+        await lab.settle()
+        for _ in range(2):
+            assert [(await lab.get(path)).id for path in ("e/f", "e/g")] == [node.id, new.id]
+            assert await lab.ls("e") == ["f", "g"]
