@@ -278,7 +278,9 @@ def test_a_living_worker_comes_before_what_systemd_gives(
     assert daemon.wait_state("mounted").status.reason == "resumed"
     assert systemd.names() == held
     assert daemon.process is not None
-    assert _connections(daemon.process.pid) == 1
+    pid = daemon.process.pid
+    # For a moment there is another: what was sent to the worker, say.
+    wait_for("the daemon has one descriptor", lambda: _connections(pid) == 1)
 
 
 def _connections(pid: int) -> int:
