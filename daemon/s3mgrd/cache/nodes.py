@@ -299,6 +299,15 @@ class NodeTable:
         ).fetchone()
         return int(row[0])
 
+    def directory_before(self, parent: int, name: str, *, at_most: int) -> str | None:
+        """Return the name of the directory that is *at_most* places before *name* in *parent*, or the first; None: there is none."""
+        row = self._execute(
+            "SELECT min(name) FROM (SELECT name FROM inodes INDEXED BY inodes_by_name "
+            "WHERE parent = ? AND name < ? AND name IS NOT NULL AND kind = 2 ORDER BY name DESC LIMIT ?)",
+            (parent, name, at_most),
+        ).fetchone()
+        return None if row[0] is None else str(row[0])
+
     def insert(
         self, parent: int, name: str | None, kind: Kind, mtime_ns: int, **columns: object
     ) -> Inode:

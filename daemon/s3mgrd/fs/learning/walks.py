@@ -11,6 +11,9 @@ somebody waits for what it may tell, or begins to read what the last one told; a
 waits for a directory while `PATIENCE` pages pass that tell nothing of it gets a listing of its own: what lies between is
 more than this walk is good for. A walk that was idle goes on from where somebody is, not from where it was.
 
+A program that keeps a stack takes the last directory first. So when a directory is listed that lies before the one listed last, the walk
+begins as many directories before it as one page is likely to tell of, ends with it, and another one begins where that one began.
+
 Concurrency: each walk is one task. `Frame`s are the directories that the listing is inside of, outermost first. A
 directory is merged by one listing at a time: not where another lists it, and not with a page that was asked for
 before what is known. Pages are merged between two checkpoints.
@@ -32,7 +35,7 @@ from s3mgrd.fs.learning.merging import Learned, Merger, Moment, Span
 from s3mgrd.fs.learning.metadata import Metadata
 from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import NS, Volume
-from s3mgrd.s3.port import ListPage, ObjectInfo
+from s3mgrd.s3.port import MAX_LIST_KEYS, ListPage, ObjectInfo
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +117,8 @@ class Walks:
         self._read: OrderedDict[Inode, int] = OrderedDict()
         self._listed_in: OrderedDict[Inode, int] = OrderedDict()
         """By directory: when one directly inside it was last listed."""
+        self._last_in: OrderedDict[Inode, int] = OrderedDict()
+        """And which."""
 
     def note_read(self, directory: Inode) -> None:
         """Note that a program begins to read a directory's entries."""
@@ -130,21 +135,40 @@ class Walks:
         ):
             return False
         prefix = self.volume.prefix_in_s3(directory)
+        begins_at = self._beginning_before(directory)
         is_step = self._is_step(directory)
         for walk in sorted(self._walks, key=lambda walk: walk.inside(directory.id) is None):
             if walk.take(directory, prefix, listing):
                 return True
-        if not is_step or len(self._walks) >= MAX_WALKS:
-            return False
         parent = self.volume.node(directory.parent)
         above = self.volume.prefix_in_s3(parent)
+        if begins_at is not None:
+            for walk in self._walks:
+                walk.end_behind(above)
+        if not is_step or sum(not walk.is_over for walk in self._walks) >= MAX_WALKS:
+            return False
         if prefix != f"{above}{directory.name}/":
             return False  # a rename of it is under way, and S3 has it elsewhere
-        walk = Walk(self, parent, above)
+        walk = Walk(self, parent, above, begins_at)
         self._walks.append(walk)
         taken = walk.take(directory, prefix, listing)
         self._nursery.start_soon(walk.run)
         return taken
+
+    def _beginning_before(self, directory: Node) -> str | None:
+        """Return the name from which on a walk that goes backwards had better ask for *directory*; None: it goes forwards."""
+        nodes = self.volume.nodes
+        last = nodes.get(self._last_in.get(directory.parent, ROOT))
+        _remember(self._last_in, directory.parent, directory.id)
+        if last is None or last.parent != directory.parent or last.name is None:
+            return None
+        name = directory.name or ""
+        if names.order(last.name) <= names.order(name):
+            return None
+        keys = 1 + nodes.count_children(last.id, limit=MAX_LIST_KEYS)
+        # One less than a page has: it tells that *directory* has ended, too.
+        before = max(1, MAX_LIST_KEYS // keys - 1)
+        return nodes.directory_before(directory.parent, name, at_most=before)
 
     def leave(self, directory: Inode) -> None:
         """Have no walk merge a directory any more that it is inside of: another listing does."""
@@ -189,8 +213,10 @@ def _remember(times: OrderedDict[Inode, int], inode: Inode, now_ns: int) -> None
 class Walk:
     """One flat listing of what lies below *root*, page by page as somebody wants it."""
 
-    def __init__(self, walks: Walks, root: Node, prefix: str) -> None:
+    def __init__(self, walks: Walks, root: Node, prefix: str, begins_at: str | None) -> None:
         self._walks = walks
+        self._begins_at = begins_at
+        """The name of a directory in *root*; None: it begins where somebody is."""
         self._volume = walks.volume
         self._merger = walks.merger
         self._prefix = prefix
@@ -220,6 +246,8 @@ class Walk:
             listing.shown_up_to = self._shown_up_to
         elif names.order(prefix) <= names.order(self._position):
             return False
+        elif self._begins_at is not None and not self._position:
+            self._jump(f"{self._prefix}{self._begins_at}/")
         elif self._is_idle:
             self._jump(prefix)
         self._promised[prefix] = _Promise(listing)
@@ -228,7 +256,19 @@ class Walk:
 
     def note_read(self, directory: Inode) -> None:
         """Go on when somebody begins to read what the last page told of."""
-        if directory in self._delivered:
+        # What comes after the last page of one that goes backwards was passed before.
+        if directory in self._delivered and self._begins_at is None:
+            self._wanted.set()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it asks for nothing more."""
+        return self._is_over
+
+    def end_behind(self, prefix: str) -> None:
+        """End if this goes backwards through the directory at *prefix*, and nobody waits for it."""
+        if self._begins_at is not None and self._prefix == prefix and not self._promised:
+            self._is_over = True
             self._wanted.set()
 
     def inside(self, directory: Inode) -> Frame | None:
@@ -283,7 +323,7 @@ class Walk:
             self._is_idle = True
             with trio.move_on_after(IDLE_S):
                 await self._wanted.wait()
-        is_wanted = bool(self._promised) or self._wanted.is_set()
+        is_wanted = not self._is_over and (bool(self._promised) or self._wanted.is_set())
         self._wanted = trio.Event()
         self._is_idle = False
         return is_wanted

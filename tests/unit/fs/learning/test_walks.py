@@ -1,5 +1,6 @@
 """Walks: a tree is learned from few flat listings, exactly as from a listing of each directory."""
 
+import pytest
 import trio
 
 from s3mgrd.cache.nodes import Inode
@@ -75,6 +76,30 @@ async def test_a_new_worker_asks_nothing_of_a_tree_that_was_walked(lab: Lab) -> 
             assert await lab.find("t/d03/e3/absent") is None
             assert await lab.find("t/d03/e3/made") is None
         assert lab.store.calls.total() == before
+
+
+@pytest.mark.parametrize("files", [2, 30])
+async def test_a_walk_that_goes_backwards_costs_little_more_than_one_that_goes_forwards(
+    lab: Lab, files: int
+) -> None:
+    """A program that keeps a stack takes the last directory first."""
+    paths = [f"t/d{d:03d}/f{f}" for d in range(300) for f in range(files)]
+    for path in paths:
+        lab.store.insert(path, b"abc")
+    async with lab.mounted(sync=False):
+        await lab.ls()
+        before = lab.store.calls["list_page"]
+        found: list[str] = []
+        waiting = ["t"]
+        while waiting:
+            below = waiting.pop()
+            for name in await lab.ls(below):
+                path = f"{below}/{name}"
+                waiting += [path.rstrip("/")] if path.endswith("/") else []
+                found += [] if path.endswith("/") else [path]
+        assert sorted(found) == sorted(paths)
+        pages = -(-len(paths) // 1000)
+        assert lab.store.calls["list_page"] - before <= 2 * pages + 3
 
 
 async def test_a_walk_that_nobody_follows_asks_for_one_page(
