@@ -26,12 +26,14 @@ class Site:
         self.staging = self._open()
 
     def _open(self) -> StagingDirectory:
-        return StagingDirectory(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY))
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        return StagingDirectory(self._fd)
 
     def next_worker(self) -> None:
         """Go on as after kill -9: what the kernel has is there, what the worker knew is not."""
         for segment in self.staging._shared._segments:
             os.close(segment.fd)
+        os.close(self._fd)
         self.staging = self._open()
 
     def lose_power(self) -> None:
