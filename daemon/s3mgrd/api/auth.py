@@ -17,12 +17,12 @@ from typing import Final
 import trio
 
 from s3mgrd.mounts.service import Principal
+from s3mgrd.peers import peer_of
 
 log = logging.getLogger(__name__)
 
 # linux/socket.h; Python names only SO_PEERCRED.
 SO_PEERGROUPS: Final = 59
-_UCRED: Final = struct.Struct("iII")
 _GID: Final = struct.Struct("I")
 # The most that Python's getsockopt takes; room for 256 groups.
 _GROUPS_MAX_BYTES: Final = 1024
@@ -74,9 +74,7 @@ def peer_principal(peer: trio.socket.SocketType, policy: AdminPolicy) -> Princip
     Raises:
         OSError: the kernel does not tell; the connection must be refused.
     """
-    pid, uid, gid = _UCRED.unpack(
-        peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    )
+    pid, uid, gid = peer_of(peer)
     groups = _supplementary_groups(peer) | {gid}
     return Principal(
         uid=uid, gid=gid, groups=groups, pid=pid, is_admin=policy.is_admin(uid, groups)

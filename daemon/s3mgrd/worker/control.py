@@ -7,7 +7,6 @@ replaces the old. A supervisor that goes away changes nothing for the mount: the
 import logging
 import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Literal, Protocol
 
@@ -35,6 +34,7 @@ from s3mgr.schema import (
     WarmReport,
 )
 from s3mgrd.errors import Conflict, NotMounted, Unavailable, Unsupported
+from s3mgrd.peers import peer_of
 from s3mgrd.worker.channel import Body, Channel, EventQueue, Fds, close_all, open_channel
 from s3mgrd.worker.protocol import (
     PROTOCOL_VERSION,
@@ -82,7 +82,6 @@ from s3mgrd.worker.protocol import (
 STATUS_INTERVAL_S: Final = 0.5
 CREDENTIALS_TIMEOUT_S: Final = 90.0
 STOP_TIMEOUT_S: Final = 30.0
-_PEERCRED: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +242,7 @@ class ControlServer:
     async def run(self) -> None:
         """Accept supervisors until one has sent `Stop`."""
         # The kernel noted who called listen(2): the supervisor itself, whatever this process has become since.
-        allowed = {0, _peer_uid(self._listener)}
+        allowed = {0, peer_of(self._listener).uid}
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._accept, nursery, allowed)
             await self._stopped.wait()
@@ -256,7 +255,7 @@ class ControlServer:
             while True:
                 accepted, _ = await listener.accept()
                 peer = socket.socket(fileno=accepted.detach())
-                uid = _peer_uid(peer)
+                uid = peer_of(peer).uid
                 if uid not in allowed:
                     log.warning("refused a control connection of uid %d", uid)
                     peer.close()
@@ -439,9 +438,3 @@ async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
 
 def _report(body: msgspec.Struct) -> Report:
     return Report(body=msgspec.json.encode(body))
-
-
-def _peer_uid(sock: socket.socket) -> int:
-    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-    uid: int = _PEERCRED.unpack(data)[1]
-    return uid

@@ -18,7 +18,6 @@ import array
 import os
 import select
 import socket
-import struct
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from typing import Final
 import msgspec
 
 from s3mgrd.fuse.abi import Cap
+from s3mgrd.peers import peer_of
 from s3mgrd.worker.protocol import (
     MAX_MESSAGE_BYTES,
     Descriptors,
@@ -40,7 +40,6 @@ from s3mgrd.worker.protocol import (
 KEEP_LIMIT_S: Final = 300.0
 """From the worker's death on. A service manager has given up on a daemon by then, or an administrator has been called."""
 MAX_PEERS: Final = 8
-_PEERCRED: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ def keep(kept: Kept, worker: int, *, limit_s: float) -> str:
     deadline = time.monotonic() + limit_s
     with socket.socket(fileno=os.dup(kept.listener_fd)) as listener:
         # The kernel noted who called listen(2): the supervisor.
-        allowed = {0, _peer_uid(listener)}
+        allowed = {0, peer_of(listener).uid}
         listener.setblocking(False)
         peers: dict[int, socket.socket] = {}
         poll = select.poll()
@@ -120,7 +119,7 @@ def _accept(
         peer, _ = listener.accept()
     except OSError:  # it went away again
         return
-    if len(peers) >= MAX_PEERS or _peer_uid(peer) not in allowed:
+    if len(peers) >= MAX_PEERS or peer_of(peer).uid not in allowed:
         peer.close()
         return
     peer.setblocking(False)
@@ -156,9 +155,3 @@ def _answer(peer: socket.socket, kept: Kept) -> bool | None:
     with suppress(OSError):  # who asked is gone
         peer.sendmsg([reply], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else [])
     return True if isinstance(packet.body, Stop) else None
-
-
-def _peer_uid(sock: socket.socket) -> int:
-    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-    uid: int = _PEERCRED.unpack(data)[1]
-    return uid
