@@ -155,6 +155,6 @@ def _drop_copies(volume: Volume, row: MoveRow, copied: list[CopiedRow]) -> None:
     """Have copies deleted that nobody wants where they are, and forget that they were made."""
     now_ns = volume.now_ns()
     for copy in copied:
-        target = row.target + copy.key[len(row.source) :]
+        target = row.target_of(copy.key)
         volume.journal.add_delete(target, etag=copy.new_etag, holder=None, now_ns=now_ns)
     volume.moves.drop_copied(row.inode, [copy.key for copy in copied])

@@ -19,6 +19,10 @@ class MoveRow(NamedTuple):
     source_name: str
     since_ns: int
 
+    def target_of(self, key: str) -> str:
+        """Return where the object at *key*, below the source, is copied to."""
+        return self.target + key[len(self.source) :]
+
 
 class CopiedRow(NamedTuple):
     """One copied key of a move: the version that was copied, and the version that it became."""

@@ -230,8 +230,7 @@ class Mover:
                         progress.found(info, done=is_done)
                     if is_done:
                         continue
-                    target = row.target + info.key[len(row.source) :]
-                    if target.startswith(row.source):
+                    if row.target_of(info.key).startswith(row.source):
                         look.is_in_its_own_way = True
                         return
                     await look.limiter.acquire_on_behalf_of(info.key)
@@ -244,7 +243,7 @@ class Mover:
 
     async def _copy(self, look: _Pass, info: ObjectInfo) -> None:
         volume, row = self._volume, look.row
-        target = row.target + info.key[len(row.source) :]
+        target = row.target_of(info.key)
         things: tuple[Hashable, ...] = (("key", info.key), ("key", target))
         try:
             async with volume.locks.holding(*things):
