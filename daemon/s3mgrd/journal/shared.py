@@ -140,11 +140,17 @@ def _open_segment(number: int, fd: int) -> Segment:
     return segment
 
 
-def _beginning_after(segment: Segment, position: int, size: int) -> int | None:
-    """Return where records go on after something at *position* that is none; None: they do not.
+def _next_record(segment: Segment, position: int, size: int) -> tuple[int, _Record] | None:
+    """Return the record at *position*, or where there is none the next, and where it begins; None: the end, which may be torn.
 
-    Only what goes on to the very end of the segment counts: the end may be torn, and hold the data of a file that looks like records.
+    After something that is no record only what goes on to the very end of the segment counts: a torn end may hold the data of a file
+    that looks like records.
     """
+    if position >= size:
+        return None
+    record = _record_at(segment, position)
+    if record is not None:
+        return position, record
     if segment.is_first_version:
         return None
     rest = os.pread(segment.fd, size - position, position)
@@ -156,7 +162,7 @@ def _beginning_after(segment: Segment, position: int, size: int) -> int | None:
             seen.add(at)
             at = record.stop
         if at == size:
-            return start
+            return _next_record(segment, start, size)
     return None
 
 
@@ -200,23 +206,13 @@ class SharedLog:
         unsure: set[int] = set()
         """Files of which something may have been said where nothing can be read."""
         lost = 0
-        while segment.end < size:
-            record = _record_at(segment, segment.end)
-            if record is None:  # torn, or the disk changed it
-                goes_on = _beginning_after(segment, segment.end, size)
-                if goes_on is None:
-                    break
-                lost += goes_on - segment.end
-                segment.end = goes_on
+        while (next_one := _next_record(segment, segment.end, size)) is not None:
+            position, record = next_one
+            if position > segment.end:
+                lost += position - segment.end
+                segment.end = position
                 unsure = set(found)
-                continue
-            if not record.is_sound and (
-                record.stop >= size
-                or (
-                    _record_at(segment, record.stop) is None
-                    and _beginning_after(segment, record.stop, size) is None
-                )
-            ):
+            if not record.is_sound and _next_record(segment, record.stop, size) is None:
                 break  # torn
             segment.end = record.stop
             if record.said is None and record.is_sound:
@@ -293,9 +289,8 @@ class SharedLog:
         number = self._segments[-1].number + 1 if self._segments else 0
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         fd = os.open(f"{PREFIX}{number}", flags, 0o600, dir_fd=self._directory)
-        with suppress(
-            OSError
-        ):  # a full disk: the first record does not fit either, and is overwritten with it
+        # A full disk may not take it: a segment without it is known by its records.
+        with suppress(OSError):
             os.pwrite(fd, MAGIC, 0)
         segment = Segment(number, fd, len(MAGIC))
         self._segments.append(segment)
