@@ -229,15 +229,11 @@ class Asker:
 
     def _expects_object(self, directory: Node, name: str) -> bool:
         """Whether a name is likely to be an object, and if it is one, S3 has to be asked for its attributes."""
-        if self._metadata.wants_all():
-            return not self._metadata.is_bare(directory.id)
+        if self._metadata.is_bare(directory.id):
+            return False
         # In the root of a bucket, what is not like a file hardly ever is one.
         is_likely = directory.id != ROOT or is_like_a_file(name)
-        return (
-            is_likely
-            and self._metadata.has_samples_left
-            and not self._metadata.is_bare(directory.id)
-        )
+        return self._metadata.wants_all() or (is_likely and self._metadata.has_samples_left)
 
     def _begin_page(self, directory: Inode, low: str, name: str = "") -> trio.Event:
         """Begin to ask for the page behind *low*, for the sake of *name*; empty: ahead."""

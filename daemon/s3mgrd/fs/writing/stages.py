@@ -106,7 +106,7 @@ class Stages:
         self._writers: dict[Inode, int] = {}
         self._pace = Pace()
         self._sent_at: dict[Inode, float] = {}
-        """When S3 got files that outgrew the log of small ones, by trio's clock."""
+        """When S3 got a file last, by trio's clock; asked of large ones only."""
         self.backlog: Final = Backlog()
         self.lacking: Final = Lacking()
 
