@@ -23,7 +23,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -36,6 +36,8 @@ from s3mgrd.fs.learning.metadata import Metadata
 from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import NS, Volume
 from s3mgrd.s3.port import MAX_LIST_KEYS, ListPage, ObjectInfo
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -115,10 +117,8 @@ class Walks:
         self._nursery = nursery
         self._walks: list[Walk] = []
         self._read: OrderedDict[Inode, int] = OrderedDict()
-        self._listed_in: OrderedDict[Inode, int] = OrderedDict()
-        """By directory: when one directly inside it was last listed."""
-        self._last_in: OrderedDict[Inode, int] = OrderedDict()
-        """And which."""
+        self._listed_in: OrderedDict[Inode, tuple[int, Inode]] = OrderedDict()
+        """By directory: when one directly inside it was last listed, and which."""
 
     def note_read(self, directory: Inode) -> None:
         """Note that a program begins to read a directory's entries."""
@@ -135,31 +135,36 @@ class Walks:
         ):
             return False
         prefix = self.volume.prefix_in_s3(directory)
-        begins_at = self._beginning_before(directory)
-        is_step = self._is_step(directory)
+        sibling_ns, sibling = self._listed_in.get(directory.parent, (None, ROOT))
+        is_step = self._is_step(directory, sibling_ns)
         for walk in sorted(self._walks, key=lambda walk: walk.inside(directory.id) is None):
             if walk.take(directory, prefix, listing):
                 return True
+        if not is_step:
+            return False
         parent = self.volume.node(directory.parent)
         above = self.volume.prefix_in_s3(parent)
+        if prefix != f"{above}{directory.name}/":
+            return False  # a rename of it is under way, and S3 has it elsewhere
+        begins_at = self._beginning_before(directory, sibling)
         if begins_at is not None:
             for walk in self._walks:
                 walk.end_behind(above)
-        if not is_step or sum(not walk.is_over for walk in self._walks) >= MAX_WALKS:
+        if sum(not walk.is_over for walk in self._walks) >= MAX_WALKS:
             return False
-        if prefix != f"{above}{directory.name}/":
-            return False  # a rename of it is under way, and S3 has it elsewhere
         walk = Walk(self, parent, above, begins_at)
         self._walks.append(walk)
         taken = walk.take(directory, prefix, listing)
         self._nursery.start_soon(walk.run)
         return taken
 
-    def _beginning_before(self, directory: Node) -> str | None:
-        """Return the name from which on a walk that goes backwards had better ask for *directory*; None: it goes forwards."""
+    def _beginning_before(self, directory: Node, sibling: Inode) -> str | None:
+        """Return the name from which on a walk that goes backwards had better ask for *directory*; None: it goes forwards.
+
+        *sibling* was listed before.
+        """
         nodes = self.volume.nodes
-        last = nodes.get(self._last_in.get(directory.parent, ROOT))
-        _remember(self._last_in, directory.parent, directory.id)
+        last = nodes.get(sibling)
         if last is None or last.parent != directory.parent or last.name is None:
             return None
         name = directory.name or ""
@@ -192,22 +197,24 @@ class Walks:
             other is not walk and other.inside(directory) is not None for other in self._walks
         )
 
-    def _is_step(self, directory: Node) -> bool:
-        """Whether listing *directory* looks like a step of a walk; remembers that it is being listed."""
+    def _is_step(self, directory: Node, sibling_ns: int | None) -> bool:
+        """Whether listing *directory* looks like a step of a walk; remembers that it is being listed.
+
+        *sibling_ns*: when one beside it was last listed.
+        """
         now_ns = self.volume.now_ns()
         read_ns = self._read.get(directory.parent)
-        sibling_ns = self._listed_in.get(directory.parent)
-        _remember(self._listed_in, directory.parent, now_ns)
+        _remember(self._listed_in, directory.parent, (now_ns, directory.id))
         return (read_ns is not None and now_ns - read_ns < READ_NS) or (
             sibling_ns is not None and now_ns - sibling_ns < SIBLING_NS
         )
 
 
-def _remember(times: OrderedDict[Inode, int], inode: Inode, now_ns: int) -> None:
-    times[inode] = now_ns
-    times.move_to_end(inode)
-    if len(times) > MAX_REMEMBERED:
-        times.popitem(last=False)
+def _remember(known: OrderedDict[Inode, T], inode: Inode, what: T) -> None:
+    known[inode] = what
+    known.move_to_end(inode)
+    if len(known) > MAX_REMEMBERED:
+        known.popitem(last=False)
 
 
 class Walk:
