@@ -104,6 +104,20 @@ class UserDaemon(Daemon):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def begin_shell(self, script: str, *arguments: str | Path) -> subprocess.Popen[str]:
+        """Begin a shell script of the user's; returns when it has printed an empty line."""
+        program = subprocess.Popen(
+            self.command("bash", "-euc", script, "bash", *map(str, arguments)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd="/",
+            env=self.variables(),
+        )
+        assert program.stdout is not None
+        assert program.stdout.readline() == "\n"
+        return program
+
     def s3mgr(
         self, *arguments: str | Path, endpoint: Endpoint | None = None
     ) -> subprocess.CompletedProcess[str]:
@@ -174,22 +188,10 @@ def test_an_ordinary_user_mounts_writes_reads_and_unmounts(
 
     # A program has a file open and a working directory inside while the worker is replaced.
     old = daemon.worker_pid()
-    program = subprocess.Popen(
-        daemon.command(
-            "bash",
-            "-euc",
-            'cd "$1"; exec 3>open; echo before >&3; echo; read -r; echo after >&3; exec 3>&-; cat open; pwd -P',
-            "bash",
-            str(directory),
-        ),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd="/",
-        env=daemon.variables(),
+    program = daemon.begin_shell(
+        'cd "$1"; exec 3>open; echo before >&3; echo; read -r; echo after >&3; exec 3>&-; cat open; pwd -P',
+        directory,
     )
-    assert program.stdout is not None
-    assert program.stdout.readline() == "\n"
     daemon.kill_worker()
     out, _ = program.communicate("go\n", timeout=COMMAND_LIMIT_S)
     assert (program.returncode, out) == (0, f"before\nafter\n{directory}\n")
@@ -225,23 +227,9 @@ def test_a_user_s_mount_survives_worker_and_daemon(
     """Without any privilege: a program that has a file open goes on with the next daemon."""
     daemon = user_daemon.start()
     directory = daemon.mount_as_user(ministack, bucket)
-    program = subprocess.Popen(
-        daemon.command(
-            *(
-                "bash",
-                "-euc",
-                'cd "$1"; exec 3>open; echo 1 >&3; echo; read -r; echo 2 >&3; cat open',
-            ),
-            *("bash", str(directory)),
-        ),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd="/",
-        env=daemon.variables(),
+    program = daemon.begin_shell(
+        'cd "$1"; exec 3>open; echo 1 >&3; echo; read -r; echo 2 >&3; cat open', directory
     )
-    assert program.stdout is not None
-    assert program.stdout.readline() == "\n"
     daemon.kill_but_keepers()
     daemon.start()
     out, _ = program.communicate("\n", timeout=COMMAND_LIMIT_S)
@@ -258,18 +246,7 @@ def test_a_crash_of_everything_leaves_nothing_that_the_next_daemon_cannot_mend(
     """The dead mount goes, the mount comes back, and what was written but not closed is uploaded."""
     daemon = user_daemon.start()
     directory = daemon.mount_as_user(ministack, bucket)
-    program = subprocess.Popen(
-        daemon.command(
-            "bash", "-c", 'exec 3>"$1/open"; echo kept >&3; echo; read -r', "bash", str(directory)
-        ),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd="/",
-        env=daemon.variables(),
-    )
-    assert program.stdout is not None
-    assert program.stdout.readline() == "\n"
+    program = daemon.begin_shell('exec 3>"$1/open"; echo kept >&3; echo; read -r', directory)
     daemon.kill_all()
     program.communicate("\n", timeout=COMMAND_LIMIT_S)
     daemon.start()
