@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
+from unittest import mock
 
 import pyfuse3
 import trio
@@ -50,10 +51,16 @@ from s3mgrd.worker.protocol import Configure, Configured, CredentialGrant, Serve
 from s3mgrd.worker.ring import Ring
 
 DATA_BYTES = 64 << 20
-KEPT_S = {"kept": 600.0, "kept-briefly": 0.5}
-"""Mounts whose connections are kept after the death of their workers, and for how long."""
+KEPT_S = {"kept": 600.0, "kept-briefly": 0.5, "kept-late": 600.0}
+"""Mounts whose connections are kept after the death of their workers, and for how long; *late* by a process that gets no time before."""
 ROOT, DATA, SLOW, CRASH, FIRST_DIRECTORY = 1, 2, 3, 4, 100
 FILES = {b"data": DATA, b"slow": SLOW, b"crash": CRASH}
+
+
+def _wait_for_the_parent_s_death(_: str) -> None:
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.01)
 
 
 def pattern(offset: int, length: int) -> bytes:
@@ -283,6 +290,8 @@ def run(listener: socket.socket, mount: str, mount_dir: Path, cache_dir: Path) -
     """Be the worker: the zygote's entry."""
     if mount == "stillborn":
         raise SystemExit(7)
+    if mount == "kept-late":
+        mock.patch("s3mgrd.worker.messenger.name_process", _wait_for_the_parent_s_death).start()
     messenger = Messenger.start(keep_limit_s=KEPT_S[mount]) if mount in KEPT_S else None
     journal = os.open(mount_dir / "journal", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     (cache_dir / "cached").touch()

@@ -96,6 +96,17 @@ async def test_a_keeper_ends_when_nobody_shall_serve_the_connection(lab: Lab) ->
     await connection.unmount(lazy=True)
 
 
+async def test_a_worker_that_dies_before_its_keeper_got_any_time_loses_nothing(lab: Lab) -> None:
+    """On a busy machine, right after the mount was made."""
+    workers = await lab.supervisor()
+    connection = await serve_and_lose(lab, workers, "kept-late")
+    found = await workers.kept("kept-late")
+    assert found is not None
+    for fd in found[1:]:
+        os.close(fd)
+    await connection.unmount(lazy=True)
+
+
 async def test_a_worker_that_lives_has_the_connection_to_itself(lab: Lab) -> None:
     """Its keeper gives nothing away, and answers who asks early as soon as the worker is dead."""
     workers = await lab.supervisor()

@@ -62,9 +62,11 @@ class Messenger:
             keep_limit_s: how long it keeps the connection after this process's death.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        worker = os.getpid()
+        # Opened here: by the time the other process looks, this one may have ended.
+        worker = os.pidfd_open(os.getpid())
         if os.fork() == 0:
             _be_messenger(theirs, worker, keep_limit_s)
+        os.close(worker)
         theirs.close()
         return cls(ours)
 
@@ -150,24 +152,24 @@ def _batches(notifications: Iterable[bytes]) -> Iterator[bytes]:
 # The messenger's side
 
 
-def _be_messenger(sock: socket.socket, worker_pid: int, keep_limit_s: float) -> NoReturn:
-    """Pass on what the worker says until it has ended, then keep what it served."""
+def _be_messenger(sock: socket.socket, worker: int, keep_limit_s: float) -> NoReturn:
+    """Pass on what the worker (a pidfd) says until it has ended, then keep what it served."""
     try:
-        os.closerange(FIRST_FD, sock.fileno())
-        os.closerange(sock.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+        low, high = sorted((sock.fileno(), worker))
+        os.closerange(FIRST_FD, low)
+        os.closerange(low + 1, high)
+        os.closerange(high + 1, os.sysconf("SC_OPEN_MAX"))
         name_process("s3mgr:messenger")
         renounce()
         gc.freeze()  # a collection would copy every page that is shared with the worker
         gc.disable()
-        worker = os.pidfd_open(worker_pid)
-        if os.getppid() == worker_pid:  # otherwise it has ended, and the number may be another's
-            kept = _pass_on(sock)
-            if kept is not None and kept.can_be_resumed:
-                sock.close()
-                logs.setup("info", "text")  # as the worker's
-                log.info("the worker has ended; its connection is kept for the next")
-                reason = keep(kept, worker, limit_s=keep_limit_s)
-                log.info("the connection is not kept any more: %s", reason)
+        kept = _pass_on(sock)
+        if kept is not None and kept.can_be_resumed:
+            sock.close()
+            logs.setup("info", "text")  # as the worker's
+            log.info("the worker has ended; its connection is kept for the next")
+            reason = keep(kept, worker, limit_s=keep_limit_s)
+            log.info("the connection is not kept any more: %s", reason)
     finally:
         os._exit(0)
 
