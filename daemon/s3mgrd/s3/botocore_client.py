@@ -4,11 +4,8 @@ Environment variables and AWS configuration files must not change how a mount be
 mounts of different endpoints, and workers run as other users. So profile, files, configured endpoints, retries,
 checksums and addressing are set, and credentials come from `LiveCredentials` only. Proxies alone are taken from
 the environment.
-
-Data files of botocore are loaded once a process (`data_loader`): `s3mgrd.s3.warm` does it before a worker is forked.
 """
 
-import functools
 import logging
 import os
 from contextlib import AbstractAsyncContextManager
@@ -19,7 +16,6 @@ from aiobotocore.session import AioSession
 from botocore import UNSIGNED
 from botocore.auth import AUTH_TYPE_MAPS, UNSIGNED_PAYLOAD, S3SigV4Auth
 from botocore.awsrequest import AWSRequest
-from botocore.loaders import Loader
 
 from s3mgr import __version__
 from s3mgrd.s3.body import UploadBody
@@ -27,6 +23,7 @@ from s3mgrd.s3.documents import strip_invalid
 from s3mgrd.s3.grants import LiveCredentials
 from s3mgrd.s3.http import Pool
 from s3mgrd.s3.library import session_class
+from s3mgrd.s3.models import data_loader
 from s3mgrd.s3.settings import StoreSettings, resolve_addressing
 
 SIGNATURE_VERSION: Final = "s3mgr-s3v4"
@@ -44,14 +41,6 @@ class _StoreAuth(S3SigV4Auth):  # type: ignore[misc]  # botocore is untyped
 
 # A name of our own beside botocore's, so that nothing of botocore's is replaced.
 AUTH_TYPE_MAPS.setdefault(SIGNATURE_VERSION, _StoreAuth)
-
-
-@functools.cache
-def data_loader() -> Loader:
-    """Return the loader of botocore's data files, which keeps what it has read."""
-    loader = Loader()
-    loader.search_paths[:] = [Loader.BUILTIN_DATA_PATH]  # and not ~/.aws/models
-    return loader
 
 
 def quiet_libraries() -> None:

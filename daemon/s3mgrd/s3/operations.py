@@ -20,10 +20,10 @@ from botocore.model import ServiceModel
 
 from s3mgr import __version__
 from s3mgrd.s3.body import UploadBody
-from s3mgrd.s3.botocore_client import data_loader
 from s3mgrd.s3.connections import Address
 from s3mgrd.s3.documents import write_list
 from s3mgrd.s3.http import HttpRequest
+from s3mgrd.s3.models import data_loader
 from s3mgrd.s3.settings import StoreSettings, is_plain_bucket, resolve_addressing
 from s3mgrd.s3.signing import EMPTY_SHA256, UNSIGNED_PAYLOAD, Signer
 from s3mgrd.worker.protocol import CredentialGrant

@@ -32,3 +32,9 @@ def keep_little() -> None:
     for parameter, value in _PARAMETERS.items():
         if not _libc.mallopt(parameter, value):
             log.info("the C library does not know the parameter %d", parameter)
+
+
+def give_back() -> None:
+    """Have the C library give back now what is free anywhere in its heaps; nothing where it is not glibc."""
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)

@@ -27,6 +27,7 @@ import msgspec
 
 from s3mgr.schema import MountSpec
 from s3mgrd.errors import S3mgrError, Unavailable
+from s3mgrd.worker.allocator import give_back
 from s3mgrd.worker.channel import error_reply
 from s3mgrd.worker.privileges import Identity, become_worker, name_process
 from s3mgrd.worker.protocol import CredentialGrant, ErrorReply
@@ -238,6 +239,7 @@ def run_zygote(sock: socket.socket) -> int:
     # Objects that are there now are shared with all workers; a collection would touch, and so copy, each page.
     gc.disable()
     gc.collect()
+    give_back()
     gc.freeze()
     try:
         zygote.send(Ready())
