@@ -170,6 +170,11 @@ _DIRECTORIES_IN: Final = (
     f"SELECT {_COLUMNS} FROM inodes INDEXED BY inodes_directories "  # noqa: S608
     "WHERE parent = ? AND kind = 2 AND name IS NOT NULL ORDER BY id LIMIT ?"
 )
+_DIRECTORY_NUMBERS: Final = tuple(
+    "SELECT id FROM inodes INDEXED BY inodes_directories "  # noqa: S608
+    f"WHERE parent = ? AND kind = 2 AND name IS NOT NULL AND id {order} LIMIT ?"
+    for order in ("> ? ORDER BY id", "< ? ORDER BY id DESC")
+)
 _LISTED_BELOW: Final = (
     f"SELECT {', '.join(f'child.{name}' for name in Listed._fields)} "  # noqa: S608
     "FROM inodes AS node INDEXED BY inodes_directories "
@@ -269,6 +274,18 @@ class NodeTable:
         if self._is_current() and len(self._rows) + many < _REMEMBERED:
             self._rows.update((node.id, node) for node in directories)
         return [node.id for node in directories]
+
+    def directories_in(
+        self, parent: int, *, after: int | None = None, backwards: bool = False, limit: int
+    ) -> list[Inode]:
+        """Return up to *limit* directories in a directory, in the order in which they are listed or in its reverse.
+
+        *after*: those that come after this one there.
+        """
+        if after is None:
+            after = MAX_INODE if backwards else 0
+        rows = self._execute(_DIRECTORY_NUMBERS[backwards], (parent, after, limit))
+        return [Inode(row[0]) for row in rows]
 
     def following(self, parent: int, name: str, *, limit: int) -> list[Node]:
         """Return up to *limit* entries of a directory with names after *name*, in that order."""

@@ -12,8 +12,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterable
-from itertools import pairwise
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec
 
@@ -22,28 +21,18 @@ from s3mgrd.fs.changing.attribute_changes import USER
 from s3mgrd.fs.changing.tree import Creator, Record
 from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.kernel import replies
+from s3mgrd.fs.kernel.ahead import ENTRY_BYTES, Ahead
 from s3mgrd.fs.kernel.entry_caches import EntryCaches
 from s3mgrd.fs.kernel.handles import Handles, read_handle
 from s3mgrd.fs.kernel.repeats import Opcode, RepeatRing
-from s3mgrd.fs.kernel.showing import Piece, Shower, absence_reply
-from s3mgrd.fs.learning.namespace import ABSENT, Entry
+from s3mgrd.fs.kernel.showing import Shower, absence_reply
+from s3mgrd.fs.learning.namespace import ABSENT
 from s3mgrd.fs.names import decode_name
 
 log = logging.getLogger("s3mgrd.fs.kernel.operations")
 """Who reads the log need not know which way a request took."""
 
-ENTRY_BYTES: Final = replies.DIRENT_PLUS.size + replies.ALIGNMENT
-"""The least that an entry takes in a reply."""
 MAX_ENDS: Final = 4096
-MAX_FOLLOWING: Final = 4096
-"""Directories of which the next is remembered, at about 100 bytes each."""
-
-PREPARED: Final = 64
-"""Entries: a directory that has as many is not prepared as a whole."""
-AMPLE_BYTES: Final = 1 << 20
-"""More than these take."""
-PREPARED_NS: Final = 5_000_000
-"""What was prepared is as old as this at most: it says for how long the kernel may believe it."""
 
 P = ParamSpec("P")
 Change = Callable[[Inode, str, Record], Node | None]
@@ -90,15 +79,6 @@ def _creator(caller: Caller) -> Creator:
     return Creator(uid=caller.uid, gid=caller.gid, mode=stat.S_IMODE(caller.mode))
 
 
-class _Prepared(NamedTuple):
-    """All entries of a directory as they were at a time."""
-
-    inode: Inode
-    changes: int
-    as_of_ns: int
-    piece: Piece
-
-
 class Express:
     """Answers for one file system.
 
@@ -120,11 +100,7 @@ class Express:
         self._caches = EntryCaches(fs.volume.nodes, fs.lister.is_fresh)
         self._ends: dict[int, tuple[int, int]] = {}
         """By handle of a directory: the position behind which there was nothing, and `MountDatabase.changes` then."""
-        self._prepared: _Prepared | None = None
-        self._read: tuple[Inode, bool] | None = None
-        """The directory of which the last answer showed a few entries, all of them, and whether there are directories among them."""
-        self._following: dict[Inode, Inode] = {}
-        """By directory: which one a walk opens after it."""
+        self._ahead = Ahead(fs, shower)
 
     @_at_once
     def lookup(self, parent: int, name: bytes) -> Answer:
@@ -327,57 +303,14 @@ class Express:
         """Make the beginning of the listing that whoever got *answer* to `opendir` is about to ask for."""
         handle, flags, _ = replies.OPEN_OUT.unpack(answer)
         if not flags & replies.KEEP_CACHE:
-            self._prepare(read_handle(handle).inode)
+            self._ahead.opened(read_handle(handle).inode)
         return None
-
-    def look_ahead(self) -> None:
-        """Learn of the directories that were just shown, and prepare the next: who walks a tree opens them in this order."""
-        read, self._read = self._read, None
-        if read is not None:
-            inode, has_directories = read
-            self._look_further(inode, has_directories=has_directories)
 
     @_at_once
-    def _look_further(self, inode: Inode, *, has_directories: bool) -> Answer:
-        following = self._following.pop(inode, None)
-        if has_directories:
-            inside = self._volume.nodes.look_ahead(inode)
-            if inside:
-                if len(self._following) >= MAX_FOLLOWING:
-                    self._following.clear()
-                self._following.update(pairwise(inside))
-                if following is not None:
-                    self._following[inside[-1]] = following
-                following = inside[0]
-        if following is not None:
-            self._prepare(following)
+    def look_ahead(self) -> Answer:
+        """Make what whoever got an answer to `readdir` is about to ask for."""
+        self._ahead.look()
         return None
-
-    def _prepare(self, inode: Inode) -> None:
-        """Make the beginning of a directory's listing before anybody asks for it.
-
-        The kernel and the program are at work meanwhile, on another processor. What is written to a staged file changes
-        no row, so directories that have any are left alone; staging a file does change one.
-        """
-        volume = self._volume
-        if self._is_prepared(inode, volume.database.changes):
-            return
-        directory = volume.directory(inode)
-        if not self.fs.lister.is_fresh(directory):
-            return
-        entries = self.fs.namespace.entries_now(inode, 0, PREPARED)
-        if len(entries) < PREPARED and not self.fs.stages.has_any(node.id for node, _ in entries):
-            piece = self._piece(directory, entries, 0)
-            self._prepared = _Prepared(inode, volume.database.changes, volume.now_ns(), piece)
-
-    def _is_prepared(self, inode: Inode, changes: int) -> bool:
-        found = self._prepared
-        return (
-            found is not None
-            and found.inode == inode
-            and found.changes == changes
-            and 0 <= self._volume.now_ns() - found.as_of_ns < PREPARED_NS
-        )
 
     @_at_once
     def readdir(self, handle: int, position: int, size: int) -> Answer:
@@ -393,37 +326,17 @@ class Express:
             return None
         self.fs.pruner.note_use(inode)
         self._caches.reading(directory, handle, position)
-        prepared = self._prepared
-        if (
-            prepared is not None
-            and position == 0
-            and len(prepared.piece.body) <= size
-            and self._is_prepared(inode, changes)
-        ):
-            piece, self._prepared = prepared.piece, None
-            self._read = inode, piece.has_directories
-        else:
+        piece = self._ahead.take(inode, position, size)
+        if piece is None:
             limit = size // ENTRY_BYTES + 1  # more than there is room for
             entries = namespace.known_entries(directory, position, limit)
-            piece = self._piece(directory, entries, position, size)
+            piece = self._shower.part(directory, entries, position, size)
+        self._ahead.given(inode, position, piece)
         if piece.is_all:
             if len(self._ends) >= MAX_ENDS:
                 self._ends.clear()
             self._ends[handle] = piece.position, changes
         return piece.body
-
-    def _piece(
-        self,
-        directory: Node,
-        entries: Iterable[Entry],
-        position: int,
-        room: int = AMPLE_BYTES,
-    ) -> Piece:
-        """Return what answers READDIRPLUS for a position with *entries*, the first time with the two dots before them."""
-        if position:
-            return self._shower.piece(entries, room, position)
-        head = replies.dots(directory.id, directory.parent or directory.id)
-        return self._shower.piece(entries, room, replies.DOTS_POSITION, head)
 
     def reading(self, handle: int, position: int) -> None:
         """Note that entries from *position* on, as they are now, are given to a handle. No checkpoint until they are."""

@@ -88,6 +88,15 @@ class Shower:
         """Return what answers GETATTR with a row."""
         return replies.ATTR_OUT.pack(*_split(valid_s), 0, *self._attributes(node))
 
+    def part(
+        self, directory: Node, entries: Iterable[tuple[Listed, float]], position: int, room: int
+    ) -> Piece:
+        """Return what answers READDIRPLUS for a position with *entries*, the first time with the two dots before them."""
+        if position:
+            return self.piece(entries, room, position)
+        head = replies.dots(directory.id, directory.parent or directory.id)
+        return self.piece(entries, room, replies.DOTS_POSITION, head)
+
     def piece(
         self, entries: Iterable[tuple[Listed, float]], room: int, position: int, head: bytes = b""
     ) -> Piece:
