@@ -40,7 +40,7 @@ class RepeatRing(Protocol):
 
     @property
     def is_expecting(self) -> bool:
-        """Whether calls of a worker that died have yet to be repeated."""
+        """Whether the next call that is read may be the repetition of one of a worker that died."""
 
     @property
     def oldest(self) -> int:
