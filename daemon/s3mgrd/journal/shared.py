@@ -13,6 +13,10 @@ written.
 Segments are deleted oldest first, once none of their files is here any more: so what a later segment says of a file is never lost
 before what it takes back. Who keeps a file here for long is asked to move it (`crowding`).
 
+A file that goes must be able to say so also on a full disk: after a crash it would come back, and what S3 has long since would be kept as
+a conflict copy. So the last segment always has the disk's room for one `_GONE` of each file that is here, allocated beyond its end;
+whatever else is appended is refused before it takes that. A file system that cannot allocate has none.
+
 Concurrency: one thread appends; `sync` may run in another.
 """
 
@@ -23,14 +27,19 @@ import struct
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
-from errno import ENOSPC
+from errno import EDQUOT, ENOSPC
 from threading import Lock
 from typing import Final, NamedTuple
+
+from s3mgrd.journal.staging import allocate
 
 PREFIX: Final = "shared."
 SEGMENT_BYTES: Final = 8 << 20
 KEPT_SEGMENTS: Final = 4
 """More, and the files that keep the oldest alive have to move."""
+
+RESERVE_BYTES: Final = 256 << 10
+"""Allocated at a time, more than has to be."""
 
 MAGIC: Final = b"s3mgrsl2"
 
@@ -53,6 +62,8 @@ class Segment:
     number: int
     fd: int
     end: int = 0
+    allocated: int = 0
+    """So much of the disk it is known to have."""
     is_first_version: bool = False
     synced: int = 0
     """So much of it is on the disk."""
@@ -177,6 +188,7 @@ class SharedLog:
         self._directory = directory_fd
         self._segments: list[Segment] = []
         self._files: dict[int, list[Segment]] = {}
+        self._can_reserve = True
         self._lock: Final = Lock()
         """Held while a descriptor is closed, or taken by who is about to use it in another thread."""
 
@@ -199,6 +211,11 @@ class SharedLog:
             for segment in self._files[inode]:
                 segment.live.add(inode)
         self._release()
+        if self._segments and not self._segments[-1].is_first_version:
+            with suppress(
+                OSError
+            ):  # a full disk: what the last worker reserved is there in any case
+                self._reserve(self._segments[-1], self._segments[-1].end, len(self._files))
         return found
 
     def _read(self, segment: Segment, found: dict[int, list[Entry]], *, is_last: bool) -> None:
@@ -223,7 +240,8 @@ class SharedLog:
             entry = Entry(said, Place(segment, record.data), record.time_ns)
             found.setdefault(record.inode, []).append(entry)
         if is_last:  # and the only one that anybody can have been writing
-            os.ftruncate(segment.fd, segment.end)
+            if size > segment.end:  # else it would only give back what is reserved
+                os.ftruncate(segment.fd, segment.end)
         else:
             lost += size - segment.end
         if lost:
@@ -254,14 +272,14 @@ class SharedLog:
             self._leave(inode)
 
     def forget(self, inode: int, *, time_ns: int) -> None:
-        """As `drop`, of a file that nobody wants: a full disk does not take the note, and it is looked at again after a crash."""
+        """As `drop`, of a file that nobody wants: where the disk does not take the note, it is looked at again after a crash."""
         if inode in self._files:
             with suppress(OSError):
                 self._note_gone(inode, time_ns)
             self._leave(inode)
 
     def _note_gone(self, inode: int, time_ns: int) -> None:
-        segment = self._append(inode, time_ns, _GONE, b"", b"")
+        segment = self._append(inode, time_ns, _GONE, b"", b"", is_reserved=True)
         segment.noted = segment.end
 
     def _leave(self, inode: int) -> None:
@@ -270,15 +288,34 @@ class SharedLog:
         self._release()
 
     def _append(
-        self, inode: int, time_ns: int, length: int, record: bytes, data: bytes | memoryview
+        self,
+        inode: int,
+        time_ns: int,
+        length: int,
+        record: bytes,
+        data: bytes | memoryview,
+        *,
+        is_reserved: bool = False,
     ) -> Segment:
-        segment = self._segments[-1] if self._segments else None
-        if segment is None or segment.end >= SEGMENT_BYTES or segment.is_first_version:
-            segment = self._begin()
+        """Append a record. *is_reserved*: it may take what is reserved, and goes where that is."""
+        size = _HEAD.size + len(record) + len(data)
+        last = self._segments[-1] if self._segments else None
+        is_full = last is not None and last.end >= SEGMENT_BYTES and not is_reserved
+        begins = last is None or last.is_first_version or is_full
+        segment = last if last is not None and not begins else self._begin()
+        if not is_reserved:
+            files = len(self._files) + (inode not in self._files)
+            try:
+                self._reserve(segment, segment.end + size, files)
+            except OSError:
+                if begins:
+                    self._delete(segment)  # its predecessor has room for what has to be said
+                raise
+            if last is not None and begins:
+                os.ftruncate(last.fd, last.end)  # gives back what was reserved there
         crc = zlib.crc32(data, zlib.crc32(record))
         head = _HEAD.pack(0, inode, time_ns, length, len(data), crc)[_CRC.size :]
         whole = (_CRC.pack(zlib.crc32(head)), head, record, data)
-        size = _HEAD.size + len(record) + len(data)
         # At a position of ours: what a full disk left half-way is overwritten by the next.
         if os.pwritev(segment.fd, whole, segment.end) != size:
             raise OSError(ENOSPC, os.strerror(ENOSPC))
@@ -296,18 +333,38 @@ class SharedLog:
         self._segments.append(segment)
         return segment
 
+    def _reserve(self, segment: Segment, end: int, files: int) -> None:
+        """Have room for what is going to be appended up to *end*, and to say of so many files that they are gone.
+
+        Raises OSError (ENOSPC, EDQUOT).
+        """
+        needed = end + files * _HEAD.size
+        if needed <= segment.allocated or not self._can_reserve:
+            return
+        for stop in (needed + RESERVE_BYTES, needed):
+            try:
+                allocate(segment.fd, segment.end, stop - segment.end)
+            except OSError as error:
+                if error.errno not in (ENOSPC, EDQUOT):
+                    self._can_reserve = False
+                    return
+                if stop == needed:
+                    raise
+            else:
+                segment.allocated = stop
+                return
+
     def _release(self) -> None:
         """Delete the oldest segments that nobody needs; the last one is kept until it is full."""
         while self._segments and not self._segments[0].live:
             if len(self._segments) == 1 and self._segments[0].end < SEGMENT_BYTES:
                 return
-            self._delete_oldest()
+            self._delete(self._segments[0])
 
-    def _delete_oldest(self) -> None:
-        segment = self._segments[0]
+    def _delete(self, segment: Segment) -> None:
         os.unlink(f"{PREFIX}{segment.number}", dir_fd=self._directory)
         with self._lock:
-            del self._segments[0]
+            self._segments.remove(segment)
             os.close(segment.fd)
 
     def crowding(self) -> int | None:
@@ -357,7 +414,7 @@ class SharedLog:
     def close(self) -> None:
         """Close the descriptors; the segments stay where a file is in them."""
         while self._segments and not self._files:
-            self._delete_oldest()
+            self._delete(self._segments[0])
         with self._lock:
             for segment in self._segments:
                 os.close(segment.fd)

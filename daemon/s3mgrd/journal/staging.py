@@ -39,7 +39,8 @@ _DAMAGED: Final = (1 << 64) - 5
 _OF_BASE: Final = 1 << 63
 _MAX_DESCRIPTION_BYTES: Final = 64 << 10
 _LOG_READ_BYTES: Final = 1 << 20
-_PUNCH: Final = 0x03
+_KEEP_SIZE: Final = 0x01
+_PUNCH: Final = _KEEP_SIZE | 0x02
 """FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (linux/falloc.h)."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -432,6 +433,14 @@ def log_of_damaged() -> bytes:
 def punch_hole(fd: int, start: int, stop: int) -> None:
     """Give the disk back what a range of a file takes. A file system that cannot keeps it."""
     _libc.fallocate(fd, _PUNCH, ctypes.c_longlong(start), ctypes.c_longlong(stop - start))
+
+
+def allocate(fd: int, start: int, length: int) -> None:
+    """Have the disk set room aside for a range of a file, also beyond its end. Raises OSError: ENOSPC, or it cannot."""
+    offset, size = ctypes.c_longlong(start), ctypes.c_longlong(length)
+    if _libc.fallocate(fd, _KEEP_SIZE, offset, size) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
 
 
 def _padded(length: int) -> int:
