@@ -84,6 +84,7 @@ class Caller:
         assert out == b"done\n", err.decode()
 
 
+AT_ONCE_S = 10.0
 MAKE = "os.mkdir(sys.argv[1])"
 RENAME = "os.rename(sys.argv[1], sys.argv[2])"
 READ = "assert open(sys.argv[1], 'rb').read() == bytes(range(256)) * 4000"
@@ -183,6 +184,39 @@ def test_an_unmount_by_somebody_ends_the_keeper(
     syscalls.unmount(str(mount), lazy=True)  # umount(8) asks the mount for its size
     wait_for("the keeper has ended", lambda: not daemon.keepers())
     assert "the kernel connection has ended" in dict(daemon.logs())["d: worker m.log"]
+
+
+@pytest.mark.parametrize(
+    "command", [["umount", "-c"], ["fusermount3", "-u"], ["umount", "-l"]], ids=" ".join
+)
+def test_an_administrator_can_unmount_what_nobody_serves(
+    lab: Lab, daemon: Daemon, s3_endpoint: Endpoint, bucket: str, command: list[str]
+) -> None:
+    """At once, or with an error that says why not; what the worker had acknowledged is uploaded by the next."""
+    is_lazy = "-l" in command
+    gather = "off" if is_lazy else "on"
+    mount = daemon.mount(s3_endpoint, bucket, "m", "-o", f"writeback_cache={gather}")
+    writer = Writer(lab, mount / "open")
+    daemon.kill_but_keepers()
+    done = subprocess.run([*command, mount], capture_output=True, text=True, timeout=AT_ONCE_S)
+    if is_lazy:
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert done.returncode != 0
+        assert "busy" in done.stderr
+    assert bool(daemon.mounts()) == (not is_lazy)
+    daemon.start()
+    if not is_lazy:
+        writer.close()
+    wait_for("it is in S3", lambda: "open" in read_bucket(s3_endpoint, bucket))
+    wait_for("all of it is", lambda: _body(s3_endpoint, bucket, "open") == writer.content)
+    if is_lazy:
+        return
+    daemon.wait_state("mounted")
+    daemon.kill_but_keepers()
+    subprocess.run([*command, mount], check=True, timeout=AT_ONCE_S)
+    assert not daemon.mounts()
+    wait_for("the keeper has ended", lambda: not daemon.keepers())
 
 
 def test_cleanup_ends_keepers_only_when_the_daemon_does_not_come_back(
