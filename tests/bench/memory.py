@@ -69,6 +69,12 @@ STAT: Final = """
 import os, sys
 print(sum(entry.stat().st_nlink for entry in os.scandir(sys.argv[1])))
 """
+LIBRARIES: Final = """
+import aiobotocore.session, hypercorn, pyfuse3, quart_trio, sqlite_utils, trio
+from tests.bench.meter import pss_bytes
+import os
+print(pss_bytes(os.getpid()))
+"""
 
 
 @dataclass(frozen=True)
@@ -179,6 +185,14 @@ def table(figures: list[Figure]) -> str:
     return "\n".join(lines)
 
 
+def libraries_mib() -> float:
+    """Return what one process takes that has imported the libraries s3mgr is built on, and does nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIBRARIES], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout) / MIB
+
+
 @contextmanager
 def _endpoint(url: str | None, access_key: str, secret_key: str) -> Iterator[Endpoint]:
     if url is not None:
@@ -210,6 +224,7 @@ def main() -> int:
         f"bounds: worker {WORKER_LIMIT_MIB} MiB, supervisor {SUPERVISOR_LIMIT_MIB} MiB, "
         f"all for one mount {ALL_LIMIT_MIB} MiB"
     )
+    print(f"the libraries alone, in one process that does nothing: {libraries_mib():.0f} MiB")
     is_bounded = (
         measurement.worker_mib < WORKER_LIMIT_MIB
         and measurement.supervisor_mib < SUPERVISOR_LIMIT_MIB
