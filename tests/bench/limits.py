@@ -48,7 +48,7 @@ from tests.servers.plugin import remove_bucket
 
 PART_BYTES: Final = 8 * MIB
 """What `part_size_bytes` is by default."""
-TRANSFERS: Final = 16
+TRANSFERS: Final = 24
 """What `concurrency` is by default."""
 RANDOM_BYTES: Final = 128 << 10
 RANDOM_READS: Final = 60
@@ -58,8 +58,8 @@ SHARE: Final = 0.8
 """Of the store's speed, at least, in order."""
 SMALL_FILES: Final = 500
 SMALL_BYTES: Final = 10_000
-SMALL_TRANSFERS: Final = 64
-"""Requests for small files at a time: what the mount makes with `concurrency` 16."""
+SMALL_TRANSFERS: Final = 96
+"""Requests for small files at a time: what the mount makes with `concurrency` 24."""
 PROGRAM_LIMIT_S: Final = 600.0
 LOOK_S: Final = 0.01
 """Between two looks at what S3 lists."""

@@ -124,7 +124,7 @@ class MountOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             le=256,
             description="Most S3 transfers of this mount at the same time; four times as many requests that carry little or none.",
         ),
-    ] = 16
+    ] = 24
     memory_limit_bytes: Annotated[
         int,
         Meta(

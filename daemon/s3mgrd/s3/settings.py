@@ -44,7 +44,7 @@ class StoreSettings:
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 30.0
     retry_deadline_s: float = 60.0
-    concurrency: int = 16
+    concurrency: int = 24
     sign_payload: bool = False
 
     def __post_init__(self) -> None:

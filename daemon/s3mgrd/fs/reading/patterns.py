@@ -9,21 +9,35 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from s3mgrd.fs.volume import Settings
+
 MIB: Final = 1 << 20
 FIRST_WINDOW: Final = 1 * MIB
-FIRST_FACTOR: Final = 8
+FIRST_FACTOR: Final = 16
 """How many times what a program asks for first is read ahead of it: who reads in large pieces wants them all."""
 GROWTH: Final = 4
 """How many times as much is read ahead for each further read in order: until enough is in flight, the network idles."""
 MAX_WINDOW: Final = 64 * MIB
 MIN_STEP: Final = 1 * MIB
+"""What a request asks for as long as a window grows: what is waited for comes first, and all connections are soon at work."""
 MAX_STEP: Final = 4 * MIB
-STEPS: Final = 16
-"""Requests that a window is cut into: as many as are in flight at a time, since one connection has its own limit."""
+LEAST: Final = 4
+"""Requests that a full window is cut into."""
 NEARBY: Final = 8 * MIB
 SURE: Final = 2
 """So many equal strides in a row, and the next ones are believed."""
 MAX_STRIDES: Final = 32
+
+
+def step_bytes(settings: Settings) -> int:
+    """Return how much a request is to ask for when all windows are full.
+
+    Windows take two thirds of the memory (`s3mgrd.fs.reading.reader`). For each of the transfers that may be under way there are
+    one and a third such requests, so that each connection has its next one when it is done; larger ones waste less of its time
+    on waiting for the answer to begin.
+    """
+    wanted = settings.memory_limit_bytes // (2 * settings.concurrency)
+    return max(MIN_STEP, min(wanted // MIB * MIB, MAX_STEP))
 
 
 @dataclass(eq=False, slots=True)
@@ -32,6 +46,8 @@ class Stream:
 
     position: int = 0
     window: int = 0
+    is_full: bool = False
+    """Whether the window has grown as far as it may."""
     is_new: bool = True
     start: int = 0
     length: int = 0
@@ -47,12 +63,14 @@ class Stream:
         self.is_new = False
         if not is_forward:
             self.position = stop
-            self.window = 0
+            self.window, self.is_full = 0, False
         elif stop > self.position:
             self.position = stop
-            self.window = self._grown(stop - offset, limit)
+            self._grow(stop - offset, limit)
         if self.strides >= SURE:
-            self.window = min((stop - offset) << min(self.strides, 20), MAX_WINDOW, limit)
+            most = min(MAX_WINDOW, limit)
+            self.window = min((stop - offset) << min(self.strides, 20), most)
+            self.is_full = self.window == most
             return True
         return is_forward
 
@@ -61,33 +79,34 @@ class Stream:
         self.strides = self.strides + 1 if is_equal and (step < 0 or step > NEARBY) else 0
         self.start, self.length, self.stride = offset, stop - offset, step
 
-    def _grown(self, length: int, limit: int) -> int:
+    def _grow(self, length: int, limit: int) -> None:
+        most = min(MAX_WINDOW, max(limit, FIRST_WINDOW))
         wanted = GROWTH * self.window or FIRST_FACTOR * length
-        return min(max(wanted, FIRST_WINDOW), MAX_WINDOW, max(limit, FIRST_WINDOW))
+        self.window = min(max(wanted, FIRST_WINDOW), most)
+        self.is_full = self.window == most
 
-    def ahead(self, stop: int, size: int) -> Iterator[tuple[int, int]]:
-        """Yield the ranges to read ahead of a read that ended at *stop*, nearest first, within [0, size)."""
+    def ahead(self, stop: int, size: int, *, step: int) -> Iterator[tuple[int, int]]:
+        """Yield the ranges to read ahead of a read that ended at *stop*, nearest first, within [0, size).
+
+        *step*: bytes of each, once the window is full.
+        """
+        step = max(MIN_STEP, min(step, self.window // LEAST)) if self.is_full else MIN_STEP
         if self.strides < SURE:
-            yield from self._forwards(stop, size)
+            yield from self._forwards(stop, size, step)
         elif self.stride < 0 and -self.stride <= self.length:
-            yield from self._backwards()
+            yield from self._backwards(step)
         else:
             yield from self._strides(size)
 
-    def _step(self) -> int:
-        return max(MIN_STEP, min(self.window // STEPS // MIB * MIB, MAX_STEP))
-
-    def _forwards(self, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    def _forwards(self, stop: int, size: int, step: int) -> Iterator[tuple[int, int]]:
         end = min(stop + self.window, size)
-        step = self._step()
         while stop < end:
             # Up to the next multiple: handles that read the same version want the same ranges.
             following = min((stop // step + 1) * step, size)
             yield stop, following
             stop = following
 
-    def _backwards(self) -> Iterator[tuple[int, int]]:
-        step = self._step()
+    def _backwards(self, step: int) -> Iterator[tuple[int, int]]:
         stop, end = self.start, max(0, self.start - self.window)
         while stop > end:
             start = max(end, stop - step)

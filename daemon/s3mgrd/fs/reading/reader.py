@@ -33,7 +33,7 @@ from s3mgrd.cache.nodes import Inode, Node
 from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, Unavailable
 from s3mgrd.fs.learning.metadata import Metadata
 from s3mgrd.fs.reading.comparing import Comparer
-from s3mgrd.fs.reading.patterns import Stream
+from s3mgrd.fs.reading.patterns import Stream, step_bytes
 from s3mgrd.fs.reading.segments import Segment, Version
 from s3mgrd.fs.volume import Volume
 from s3mgrd.s3.counting import Waiting
@@ -271,7 +271,7 @@ class Reader:
     def _read_ahead(
         self, node: Node, key: VersionKey, version: Version, stream: Stream, stop: int, size: int
     ) -> None:
-        for start, end in stream.ahead(stop, size):
+        for start, end in stream.ahead(stop, size, step=step_bytes(self._volume.settings)):
             position, end = self._rounded(start, end, size)
             while position < end:
                 segment = version.find(position)

@@ -2,7 +2,15 @@
 
 import pytest
 
-from s3mgrd.fs.reading.patterns import FIRST_FACTOR, FIRST_WINDOW, MAX_WINDOW, MIB, Stream
+from s3mgrd.fs.reading.patterns import (
+    FIRST_FACTOR,
+    FIRST_WINDOW,
+    MAX_WINDOW,
+    MIB,
+    Stream,
+    step_bytes,
+)
+from tests.unit.fs.conftest import settings
 
 KIB = 1 << 10
 SIZE = 1 << 40
@@ -16,14 +24,14 @@ def reads(stream: Stream, offsets: list[int], length: int, *, limit: int = 1 << 
 
 
 def ahead(stream: Stream, stop: int, size: int = SIZE) -> list[tuple[int, int]]:
-    return list(stream.ahead(stop, size))
+    return list(stream.ahead(stop, size, step=2 * MIB))
 
 
 @pytest.mark.parametrize(
     ("length", "windows"),
     [
         (16 * KIB, [FIRST_WINDOW, 4 * MIB, 16 * MIB, MAX_WINDOW, MAX_WINDOW]),
-        (MIB, [8 * MIB, 32 * MIB, MAX_WINDOW, MAX_WINDOW]),
+        (MIB, [16 * MIB, MAX_WINDOW, MAX_WINDOW]),
     ],
 )
 def test_a_reader_from_the_beginning_gets_a_window_that_grows_fast(
@@ -41,6 +49,30 @@ def test_the_window_stays_within_the_memory_there_is() -> None:
     stream = Stream()
     reads(stream, [n * MIB for n in range(30)], MIB, limit=5 * MIB)
     assert stream.window == 5 * MIB
+
+
+def test_requests_are_small_until_the_window_is_full() -> None:
+    stream = Stream()
+    reads(stream, [0], MIB, limit=64 * MIB)
+    assert ahead(stream, MIB) == [(n * MIB, (n + 1) * MIB) for n in range(1, 17)]
+    reads(stream, [MIB], MIB, limit=64 * MIB)
+    assert ahead(stream, 2 * MIB) == [(n * MIB, (n + 2) * MIB) for n in range(2, 66, 2)]
+
+
+def test_a_small_window_is_cut_into_several_requests() -> None:
+    stream = Stream()
+    reads(stream, [0, MIB], MIB, limit=4 * MIB)
+    assert ahead(stream, 2 * MIB) == [(n * MIB, (n + 1) * MIB) for n in range(2, 6)]
+
+
+@pytest.mark.parametrize(
+    ("memory_limit", "transfers", "size"), [(96, 24, 2), (96, 16, 3), (1024, 1, 4), (16, 256, 1)]
+)
+def test_requests_are_as_large_as_memory_and_connections_allow(
+    memory_limit: int, transfers: int, size: int
+) -> None:
+    chosen = settings(memory_limit_bytes=memory_limit * MIB, concurrency=transfers)
+    assert step_bytes(chosen) == size * MIB
 
 
 def test_parts_that_come_in_any_order_are_one_reader() -> None:
