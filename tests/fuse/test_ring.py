@@ -89,24 +89,6 @@ def test_a_call_that_does_not_come_again_was_answered(memory: int) -> None:
     assert not ring.begin(MKDIR, 1, b"x", 7).repeated
 
 
-def test_a_repeat_that_does_not_arrive_is_forgotten(memory: int) -> None:
-    """Its caller was killed. An equal call is a new one, and nothing waits for the old one any more."""
-    ring = Ring(memory)
-    for name in (b"gone", b"read", b"begun"):
-        ring.begin(MKDIR, 1, name, 0)
-    ring = Ring(memory)
-    ring.resume([mkdir(name, 0) for name in (b"gone", b"read", b"begun")])
-    for name in (b"read", b"begun", b"unknown"):
-        ring.arrived(mkdir(name, 0))
-    assert ring.begin(MKDIR, 1, b"begun", 0).repeated
-    assert ring.is_expecting
-    ring.repeats_end()
-    assert not ring.is_expecting
-    assert not ring.begin(MKDIR, 1, b"begun", 0).repeated
-    assert not ring.begin(MKDIR, 1, b"gone", 0).repeated
-    assert ring.begin(MKDIR, 1, b"read", 0).repeated  # it was read, and begins later
-
-
 async def test_an_answered_call_is_forgotten_in_the_next_turn(memory: int) -> None:
     ring = Ring(memory)
     intent = ring.begin(MKDIR, 1, b"x", 7)

@@ -9,19 +9,14 @@ import select
 import signal
 import struct
 import threading
-from collections.abc import Callable
-from typing import cast
 
 import pytest
 import trio
 
-from s3mgrd.fs.kernel.express import Express
 from s3mgrd.fuse import abi, syscalls, tuning
 from s3mgrd.fuse.abi import Cap, Opcode, Resent
 from s3mgrd.worker import session
-from s3mgrd.worker.express import Lane
 from s3mgrd.worker.protocol import GetStats, Report, SessionEnded, StatusEvent
-from s3mgrd.worker.ring import Ring
 from tests.fuse.lab import Lab
 
 WAIT_MS = 10_000
@@ -134,66 +129,6 @@ async def test_only_what_was_read_and_not_answered_counts_as_coming_again(lab: L
     os.write(fd, abi.notify_resend())
     again = session.collect_unanswered(fd)
     assert len(again.resent) == 2
-
-
-ASK_SIZE = "import os, sys; os.statvfs(sys.argv[1])"
-"""Takes no lock that a call which is not answered may hold."""
-
-
-class Nobody:
-    """Stands for `Express`: answers nothing."""
-
-    def __getattr__(self, _: str) -> Callable[..., None]:
-        return lambda *_: None
-
-
-async def test_who_is_killed_before_its_call_comes_again_leaves_nothing_behind(lab: Lab) -> None:
-    """The first request that is new says so, also the equal call of another program, which is no repeat then."""
-    connection = await lab.mount("m")
-    fd, path = connection.fuse_fd, f"{lab.base}/mnt/m"
-    program = lab.program("import os, sys; os.mkdir(sys.argv[1])", f"{path}/made")
-    answer_until(fd, Opcode.MKDIR)
-    before = Ring(connection.ring_fd).begin(Opcode.MKDIR, 1, b"made", 0)
-
-    ring = Ring(connection.ring_fd)
-    (resent,) = session.collect_unanswered(fd).resent
-    ring.resume([Resent(resent.op, resent.parent, resent.name, 0)])
-    assert ring.oldest == before.number
-    reads = Lane(cast(Express, Nobody()), fd, ring)
-    os.write(fd, abi.notify_resend())
-    program.kill()
-    await trio.to_thread.run_sync(program.wait)
-    lab.program(ASK_SIZE, path)
-    wait_readable(fd)
-    assert ring.is_expecting
-    message = os.read(fd, tuning.MAX_WRITE_BYTES + abi.HEADER_ROOM)
-    assert not reads(memoryview(message))
-    assert not ring.is_expecting
-    assert ring.oldest > before.number
-    assert not ring.begin(Opcode.MKDIR, 1, b"made", 0).repeated
-
-
-async def test_what_comes_again_is_read_before_anything_newer(lab: Lab) -> None:
-    """However long it was there, and whatever was asked meanwhile."""
-    connection = await lab.mount("m")
-    fd, path = connection.fuse_fd, f"{lab.base}/mnt/m"
-    lab.program("import os, sys; os.mkdir(sys.argv[1])", f"{path}/made")
-    answer_until(fd, Opcode.MKDIR)
-    session.collect_unanswered(fd)
-    for _ in range(3):
-        lab.program(ASK_SIZE, path)
-    wait_readable(fd)
-    os.write(fd, abi.notify_resend())
-    ring = Ring(connection.ring_fd)
-    ring.begin(Opcode.MKDIR, 1, b"made", 0)
-    marks = []
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    while poll.poll(500):
-        message = os.read(fd, tuning.MAX_WRITE_BYTES + abi.HEADER_ROOM)
-        marks.append(abi.parse_resent(message) is not None)
-    assert marks[0]
-    assert marks == sorted(marks, reverse=True)
 
 
 ATTRIBUTES = struct.pack("=6Q10I", 1, 0, 0, 0, 0, 0, *[0] * 3, 0o40777, 2, 0, 0, 0, 4096, 0)

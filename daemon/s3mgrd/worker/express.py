@@ -16,7 +16,6 @@ from typing import Final
 from s3mgrd.fs.kernel.express import Answer, Caller, Express
 from s3mgrd.fuse import abi
 from s3mgrd.fuse.abi import Opcode
-from s3mgrd.worker.ring import Ring
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +27,6 @@ _THREAD: Final = 6
 _KEPT_TIMES: Final = abi.FATTR_MTIME | abi.FATTR_CTIME
 """What a kernel that gathers writes says of a file before it flushes."""
 _BESIDE: Final = abi.FATTR_FH | abi.FATTR_LOCKOWNER
-_OUT_OF_TURN: Final = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
-"""Requests that the kernel hands out between others, whatever came first."""
 _NS: Final = 1_000_000_000
 
 Handler = Callable[[int, memoryview], Answer]
@@ -41,13 +38,11 @@ class Lane:
 
     Args:
         fd: the connection, to which replies are written.
-        ring: learns which repeats are there, and when there are no more; None: none come.
     """
 
-    def __init__(self, express: Express, fd: int, ring: Ring | None = None) -> None:
+    def __init__(self, express: Express, fd: int) -> None:
         self._express = express
         self._fd = fd
-        self._expecting = ring if ring is not None and ring.is_expecting else None
         self._handlers: Final[dict[int, Handler]] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.GETATTR: lambda inode, _: express.getattr(inode),
@@ -80,8 +75,6 @@ class Lane:
 
     def __call__(self, request: memoryview) -> bool:
         """Answer a request; False: it is for libfuse. The request's memory is not used any longer than this."""
-        if self._expecting is not None:
-            self._look_for_repeats(self._expecting, request)
         opcode, unique, inode = abi.IN_HEADER_BEGIN.unpack_from(request)
         handler = self._handlers.get(opcode)
         if handler is None:
@@ -93,15 +86,6 @@ class Lane:
         if afterwards is not None:
             afterwards(answer)
         return answer is not None
-
-    def _look_for_repeats(self, ring: Ring, request: memoryview) -> None:
-        repeat = abi.parse_resent(request)
-        if repeat is not None:
-            ring.arrived(repeat)
-        elif abi.IN_HEADER_BEGIN.unpack_from(request)[0] not in _OUT_OF_TURN:
-            # What comes again stands before everything that is newer.
-            ring.repeats_end()
-            self._expecting = None
 
     def _reply(self, opcode: int, unique: int, answer: bytes | list[memoryview] | int) -> None:
         head = abi.OUT_HEADER.pack

@@ -20,11 +20,6 @@ The design: intent first, and the commit carries its number.
    there; not stored means that nothing happened, so it does it now. The number stays the same however often workers
    die on the way, so the answer does too.
 
-5. A caller may be killed before its call comes again; then it never does. The kernel hands out what comes again before
-   anything newer, so the first request without its mark says that all repeats there will ever be were read
-   (`repeats_end`). Intents whose calls were not among them are forgotten: an equal call, which is a new one then, must not
-   be taken for their repetition.
-
 The alternative, a record in the same transaction without this memory, cannot tell an answered change from an
 unanswered one, and would cost a second transaction per change to say so.
 
@@ -41,7 +36,7 @@ import hashlib
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -88,10 +83,6 @@ def call_digest(
     return hashlib.blake2b(packed + name + new_name, digest_size=DIGEST_BYTES).digest()
 
 
-def _digest_of(call: Resent) -> bytes:
-    return call_digest(call.op, call.parent, call.name, call.thread, call.target)
-
-
 class Ring:
     """The changes under way on one kernel connection. All methods are synchronous, without a checkpoint.
 
@@ -114,8 +105,6 @@ class Ring:
         self._last: int = last
         self._used: dict[int, int] = {}  # slot → number
         self._inherited: dict[bytes, list[int]] = {}  # call → its slots, oldest first
-        self._arrived: dict[bytes, int] = {}  # call → repeats that were read and have not begun
-        self._are_over = False
         self._free: list[int] = []
         self._ended: list[int] = []
         self._load()
@@ -142,23 +131,8 @@ class Ring:
         """
         expected: dict[bytes, int] = {}
         for call in resent:
-            digest = _digest_of(call)
+            digest = call_digest(call.op, call.parent, call.name, call.thread, call.target)
             expected[digest] = expected.get(digest, 0) + 1
-        self._keep_inherited(expected)
-
-    def arrived(self, call: Resent) -> None:
-        """Note that a request which comes again was read; it may take a while until it begins."""
-        digest = _digest_of(call)
-        if digest in self._inherited:
-            self._arrived[digest] = self._arrived.get(digest, 0) + 1
-
-    def repeats_end(self) -> None:
-        """Forget the former worker's intents whose calls have not `arrived`: they will not, their callers are dead."""
-        self._keep_inherited(self._arrived)
-        self._arrived.clear()
-        self._are_over = True
-
-    def _keep_inherited(self, expected: Mapping[bytes, int]) -> None:
         for digest, slots in list(self._inherited.items()):
             keep = expected.get(digest, 0)
             surplus = max(0, len(slots) - keep)
@@ -192,8 +166,6 @@ class Ring:
             slot = inherited.pop(0)
             if not inherited:
                 del self._inherited[digest]
-            if digest in self._arrived:
-                self._arrived[digest] -= 1
             return Intent(self._used[slot], repeated=True, _slot=slot)
         if not self._free:
             # Cannot happen while CAPACITY exceeds the session's tasks; see `session.MAX_TASKS`.
@@ -224,8 +196,8 @@ class Ring:
 
     @property
     def is_expecting(self) -> bool:
-        """Whether the next call that is read may be the repetition of a dead worker's."""
-        return bool(self._inherited) and not self._are_over
+        """Whether calls of a dead worker have yet to be repeated."""
+        return bool(self._inherited)
 
     def _settle(self) -> None:
         if self._map.closed:

@@ -159,7 +159,7 @@ async def serve(
     receiver = receiving.install()
     take = None
     if receiver is not None and express is not None:
-        take = partial(receiver.take, session_fd, Lane(express, session_fd, ring))
+        take = partial(receiver.take, session_fd, Lane(express, session_fd))
     libfuse_reads = not waiting.watch(session_fd, take) or take is None
 
     def hand_over() -> None:

@@ -40,7 +40,7 @@ class RepeatRing(Protocol):
 
     @property
     def is_expecting(self) -> bool:
-        """Whether the next call that is read may be the repetition of one of a worker that died."""
+        """Whether calls of a worker that died have yet to be repeated."""
 
     @property
     def oldest(self) -> int:
