@@ -47,7 +47,8 @@ def test_the_model_of_s3_is_whole_but_for_its_prose() -> None:
             }
         return [strip(value) for value in node] if isinstance(node, list) else node
 
-    kept = data_loader().load_service_model("s3", "service-2")
+    # A new one: botocore's clients change what their loader gave them.
+    kept = data_loader.__wrapped__().load_service_model("s3", "service-2")
     whole = Loader().load_service_model("s3", "service-2")
 
     assert kept == strip(whole)
