@@ -42,14 +42,6 @@ def run(arguments: list[str]) -> int:
 
 
 def _serve(startup: Startup, arguments: list[str]) -> None:
-    from s3mgrd.fuse.undertaker import Undertaker
-    from s3mgrd.state.lock import holder
-
-    # Before anything large is imported, of which it would have a copy, and before anything starts a thread.
-    undertaker = Undertaker.start(
-        partial(holder, startup.config.state_dir), user_mode=startup.user_mode
-    )
-
     # Imported here so that --version, --help and a wrong flag answer at once.
     import trio
 
@@ -57,8 +49,7 @@ def _serve(startup: Startup, arguments: list[str]) -> None:
     from s3mgrd.notify import Notifier
 
     notifier = Notifier.from_environment(os.environ)
-    reload = partial(load, arguments, os.environ)
-    trio.run(run_daemon, startup, notifier, reload, undertaker.note)
+    trio.run(run_daemon, startup, notifier, partial(load, arguments, os.environ))
 
 
 def _clean_up(startup: Startup) -> None:
@@ -67,10 +58,7 @@ def _clean_up(startup: Startup) -> None:
 
     # systemd runs this after each end of the daemon, also when it starts another next (Restart=on-failure), which may want
     # what is kept.
-    if startup.unusable is not None:
-        # Where the state directory is nobody knows then; a dead mount is one wherever.
-        print(f"s3mgrd: {startup.unusable}; what keepers hold is left alone", file=sys.stderr)
-    elif os.environ.get("SERVICE_RESULT", "success") == "success":
+    if os.environ.get("SERVICE_RESULT", "success") == "success":
         end_all(startup.config.state_dir)
     for path in cleanup(user_mode=startup.user_mode):
         print(f"unmounted {path}")

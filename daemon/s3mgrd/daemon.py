@@ -22,9 +22,7 @@ from s3mgrd.api.server import EVERYBODY, OWNER_ONLY, serve_api
 from s3mgrd.config import Startup
 from s3mgrd.errors import Denied, InvalidConfig, Unavailable
 from s3mgrd.fdstore import SystemdStore
-from s3mgrd.fuse.connection import FUSE_DEVICE, FuseKernel
-from s3mgrd.fuse.mountinfo import MountEntry
-from s3mgrd.fuse.syscalls import FUSERMOUNT
+from s3mgrd.fuse.connection import FUSE_DEVICE, FUSERMOUNT, FuseKernel
 from s3mgrd.mounts.manager import Identity, Manager
 from s3mgrd.mounts.reports import read_tail_in_thread
 from s3mgrd.notify import Notifier
@@ -40,19 +38,13 @@ EXTEND_S: Final = 30.0
 MIB: Final = 1 << 20
 
 
-async def run_daemon(
-    startup: Startup,
-    notifier: Notifier,
-    reload: Callable[[], Startup],
-    mounted: Callable[[MountEntry], None],
-) -> None:
+async def run_daemon(startup: Startup, notifier: Notifier, reload: Callable[[], Startup]) -> None:
     """Serve until a signal asks to stop.
 
     Args:
         startup: what was asked for.
         notifier: tells systemd.
         reload: reads the configuration again, for SIGHUP.
-        mounted: called with each mount that is made or taken over; no checkpoint.
 
     Raises:
         S3mgrError: it cannot start; alone or in exception groups.
@@ -79,7 +71,7 @@ async def run_daemon(
                     identity=Identity(
                         boot_id=boot_id, user_mode=startup.user_mode, warnings=tuple(warnings)
                     ),
-                    kernel=FuseKernel(user_mode=startup.user_mode, mounted=mounted),
+                    kernel=FuseKernel(user_mode=startup.user_mode),
                     workers=workers,
                     descriptors=SystemdStore(notifier),
                     store=store,

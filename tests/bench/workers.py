@@ -50,18 +50,17 @@ def main() -> int:
             assert daemon.process is not None
             supervisor = daemon.process.pid
             print(
-                f"{'mounts':>6} {'supervisor':>11} {'zygote':>7} {'undertaker':>11} {'workers':>8} {'each':>6}  MiB (PSS)"
+                f"{'mounts':>6} {'supervisor':>11} {'zygote':>7} {'workers':>8} {'each':>6}  MiB (PSS)"
             )
             for number in range(1, chosen.mounts + 1):
                 mount = daemon.mount(endpoint, bucket, f"m-{number}")
                 assert (mount / "file").read_bytes() == b"x"
                 if number in SHOWN or number == chosen.mounts:
                     time.sleep(SETTLE_S)
-                    zygote, undertaker = sorted(children(supervisor), key=pss_bytes, reverse=True)
+                    (zygote,) = children(supervisor)
                     total = sum(pss_bytes(pid) for pid in workers_of(daemon).values()) / MIB
                     print(
                         f"{number:6} {pss_bytes(supervisor) / MIB:11.1f} {pss_bytes(zygote) / MIB:7.1f} "
-                        f"{pss_bytes(undertaker) / MIB:11.1f} "
                         f"{total:8.1f} {total / number:6.1f}",
                         flush=True,
                     )

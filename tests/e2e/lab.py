@@ -32,7 +32,6 @@ STOP_LIMIT_S: Final = 60.0
 POLL_S: Final = 0.02
 """Between two looks at what another process does; nothing tells us."""
 KEEPER: Final = "s3mgr:messenger"
-UNDERTAKER: Final = "s3mgr:undertake"
 CHECKOUT: Final = Path(__file__).parents[2]
 SCRIPTS: Final = Path(sys.executable).parent
 DEFAULTS: Final = {
@@ -145,14 +144,9 @@ class Daemon:
         """SIGKILL everything together: daemon, zygote, workers, and what keeps their connections."""
         self._kill(self.pids)
 
-    def kill_but_keepers(self, *, undertaker: bool = True) -> None:
-        """SIGKILL daemon, zygote and workers together, and by default who takes dead mounts away."""
-
-        def find() -> list[int]:
-            spared = {KEEPER} if undertaker else {KEEPER, UNDERTAKER}
-            return [pid for pid in self.pids() if _name_of(pid) not in spared]
-
-        self._kill(find)
+    def kill_but_keepers(self) -> None:
+        """SIGKILL daemon, zygote and workers together."""
+        self._kill(lambda: sorted(set(self.pids()) - set(self.keepers())))
 
     def _kill(self, find: Callable[[], list[int]]) -> None:
         pids = set(find())
@@ -162,8 +156,7 @@ class Daemon:
             _signal(pid, signal.SIGKILL)
         if self.process is not None:
             self.process.wait()
-        # What the undertaker asked a worker that was killed with the question in hand waits for the next.
-        wait_for("they are gone", lambda: all(_name_of(pid) == UNDERTAKER for pid in find()))
+        wait_for("the killed processes are gone", lambda: not find())
 
     def keepers(self) -> list[int]:
         """The workers' messengers, which keep the connections when the workers die."""

@@ -17,12 +17,12 @@ from s3mgrd.fuse import syscalls
 from s3mgrd.fuse.connection import FuseKernel
 from s3mgrd.fuse.mountinfo import (
     MountEntry,
+    MountWatch,
     parse_mountinfo,
     read_mountinfo,
     topmost,
 )
 from s3mgrd.fuse.mountpoints import open_mountpoint
-from s3mgrd.fuse.mountwatch import MountWatch
 
 USER = 4242
 

@@ -1,8 +1,8 @@
-"""Dead mounts: which are dead, and how they are taken away; ``s3mgrd --cleanup``.
+"""``s3mgrd --cleanup``: unmount what a daemon and its workers left behind when all of them are dead.
 
-Only for processes that hold no connection, so that they may ask a mount whether it is alive: a dead connection answers
-ENOTCONN at once, and stays dead. One that merely waits for a worker (its descriptor rests with somebody who will be
-back) does not answer, and is left alone. Everything here blocks, and forks.
+A process of its own that holds no connection, so it may ask a mount whether it is alive: a dead connection answers
+ENOTCONN at once. One that merely waits for a worker (its descriptor rests with somebody who will be back) does not
+answer, and is left alone.
 """
 
 import errno
@@ -11,22 +11,21 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
-from typing import Final
+from contextlib import ExitStack
+from typing import Final, Self
 
 from s3mgrd.fuse import syscalls
-from s3mgrd.fuse.mountinfo import MountEntry, mount_id_of, read_mountinfo
-from s3mgrd.fuse.syscalls import FUSERMOUNT
+from s3mgrd.fuse.connection import FUSERMOUNT
+from s3mgrd.fuse.mountinfo import MountEntry, read_mountinfo
 
-PROBE_TIMEOUT_S: Final = 2.0
-KILL_TIMEOUT_S: Final = 0.5
-FUSERMOUNT_TIMEOUT_S: Final = 60.0
-# Without following a link or triggering an automount; sends no request to a mount that is at the path itself.
-_LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+PROBE_TIMEOUT_MS: Final = 2000
 
 
 def cleanup(*, user_mode: bool) -> list[str]:
-    """Lazily unmount every dead mount of s3mgr (in user mode: of this user) and return their mountpoints."""
+    """Lazily unmount every dead mount of s3mgr (in user mode: of this user) and return their mountpoints.
+
+    Blocking, and forks: only for a process that does nothing else.
+    """
     cleaned: list[str] = []
     spared: set[int] = set()
     while True:  # each round looks at what is on top at each path
@@ -36,11 +35,11 @@ def cleanup(*, user_mode: bool) -> list[str]:
             if entry.is_ours and (not user_mode or entry.user_id == os.getuid())
         }
         found = [entry for entry in entries.values() if entry.mount_id not in spared]
-        dead = dead_among(found)
+        dead = _dead(found)
         spared |= {entry.mount_id for entry in found if entry not in dead}
         for entry in reversed(dead):
             try:
-                detach(entry, user_mode=user_mode)
+                _unmount(entry.mountpoint, user_mode=user_mode)
             except (OSError, subprocess.SubprocessError):
                 spared.add(entry.mount_id)
             else:
@@ -49,95 +48,59 @@ def cleanup(*, user_mode: bool) -> list[str]:
             return cleaned
 
 
-def dead_among(entries: Sequence[MountEntry]) -> list[MountEntry]:
-    """Return those of *entries*, each the topmost at its path, whose connection has ended.
-
-    All are asked at once: one that waits for a worker takes its time.
-    """
-    probes = [Probe(entry) for entry in entries]
-    deadline = time.monotonic() + PROBE_TIMEOUT_S
-    for probe in probes:
-        probe.wait(deadline - time.monotonic())
-        probe.end()
-        probe.close()
-    return [probe.entry for probe in probes if probe.is_dead]
+def _dead(entries: list[MountEntry]) -> list[MountEntry]:
+    """Ask all of them at once: one that waits for a worker takes its time."""
+    with ExitStack() as asked:
+        probes = [(entry, asked.enter_context(_Probe(entry.mountpoint))) for entry in entries]
+        deadline = time.monotonic() + PROBE_TIMEOUT_MS / 1000
+        return [entry for entry, probe in probes if probe.errno(deadline) == errno.ENOTCONN]
 
 
-def detach(entry: MountEntry, *, user_mode: bool) -> None:
-    """Lazily unmount *entry*, which is the topmost at its path.
+class _Probe:
+    """A process that asks one mount for its size, since the one that asks may hang."""
 
-    Raises:
-        OSError, SubprocessError: it cannot be unmounted, or something else is at its path by now.
-    """
-    fd = os.open(entry.mountpoint, _LOOK)
-    try:
-        if mount_id_of(fd) != entry.mount_id:
-            raise OSError(errno.EBUSY, "something else is mounted there", entry.mountpoint)
-        if not user_mode:
-            syscalls.detach_at(fd)
-            return
-    finally:
-        os.close(fd)
-    subprocess.run(
-        [FUSERMOUNT, "-u", "-z", "--", entry.mountpoint],
-        check=True,
-        cwd="/",
-        timeout=FUSERMOUNT_TIMEOUT_S,
-        capture_output=True,
-    )
+    def __init__(self, path: str) -> None:
+        self._path = path
 
-
-class Probe:
-    """A process that asks one mount for its size, since the one that asks may hang.
-
-    Attributes:
-        entry: which mount; the topmost at its path.
-        has_ended: whether the process has.
-        is_dead: whether the mount turned out to be.
-    """
-
-    def __init__(self, entry: MountEntry) -> None:
-        self.entry: Final = entry
-        self.has_ended = False
-        self.is_dead = False
-        self._pid: Final = os.fork()
+    def __enter__(self) -> Self:
+        self._pid = os.fork()
         if self._pid == 0:
             code = 0
             try:
-                _ask(entry)
+                os.statvfs(self._path)
             except OSError as exc:
                 code = exc.errno or 0
-            finally:
-                os._exit(code)
-        self._pidfd: Final = os.pidfd_open(self._pid)
+            os._exit(code)
+        self._pidfd = os.pidfd_open(self._pid)
+        return self
 
-    def wait(self, timeout_s: float) -> None:
-        """Wait for what the mount says."""
-        if self.has_ended:
-            return
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        if poll.poll(max(0.0, timeout_s) * 1000):
-            _, status = os.waitpid(self._pid, 0)
-            self.has_ended = True
-            self.is_dead = os.waitstatus_to_exitcode(status) == errno.ENOTCONN
-
-    def end(self) -> None:
-        """Ask no longer. Whoever asks a worker that has read the question and died without an answer cannot be killed."""
-        if not self.has_ended:
-            os.kill(self._pid, signal.SIGKILL)
-            self.wait(KILL_TIMEOUT_S)
-
-    def close(self) -> None:
-        """Forget the process."""
+    def __exit__(self, *_: object) -> None:
         os.close(self._pidfd)
 
+    def errno(self, deadline: float) -> int | None:
+        """Wait for what the mount says, and end; None: it does not answer."""
+        if not self._has_ended(deadline - time.monotonic()):
+            os.kill(self._pid, signal.SIGKILL)
+            # A request that was read but not answered cannot be killed: do not wait without limit.
+            if not self._has_ended(PROBE_TIMEOUT_MS / 1000):
+                return None
+        _, status = os.waitpid(self._pid, 0)
+        return os.waitstatus_to_exitcode(status)
 
-def _ask(entry: MountEntry) -> None:
-    fd = os.open(entry.mountpoint, _LOOK)
-    if entry.is_private and os.geteuid() == 0 and entry.user_id is not None:
-        # The kernel answers others by itself, as if all were well.
-        group = entry.group_id or 0
-        os.setresgid(group, group, group)
-        os.setresuid(entry.user_id, entry.user_id, entry.user_id)
-    os.fstatvfs(fd)
+    def _has_ended(self, timeout_s: float) -> bool:
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(max(0.0, timeout_s) * 1000))
+
+
+def _unmount(path: str, *, user_mode: bool) -> None:
+    if user_mode:
+        subprocess.run(
+            [FUSERMOUNT, "-u", "-z", "--", path],
+            check=True,
+            cwd="/",
+            timeout=60,
+            capture_output=True,
+        )
+    else:
+        syscalls.unmount(path, lazy=True)

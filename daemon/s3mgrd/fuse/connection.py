@@ -31,15 +31,15 @@ from s3mgrd.fuse import abi, syscalls, tuning
 from s3mgrd.fuse.mountinfo import (
     FILESYSTEM_TYPE,
     MountEntry,
+    MountWatch,
     read_mountinfo,
     topmost,
 )
 from s3mgrd.fuse.mountpoints import open_mountpoint
-from s3mgrd.fuse.mountwatch import MountWatch
-from s3mgrd.fuse.syscalls import FUSERMOUNT
 from s3mgrd.worker.protocol import RING_BYTES, Descriptors
 
 FUSE_DEVICE: Final = "/dev/fuse"
+FUSERMOUNT: Final = "fusermount3"
 SUBTYPE: Final = FILESYSTEM_TYPE.removeprefix("fuse.")
 COMMFD_ENV: Final = "_FUSE_COMMFD"
 
@@ -185,15 +185,11 @@ class FuseKernel:
 
     Args:
         user_mode: mount through fusermount3, as an ordinary user; otherwise by mount(2), as root.
-        mounted: called with each mount that is made or taken over; no checkpoint.
     """
 
-    def __init__(
-        self, *, user_mode: bool, mounted: Callable[[MountEntry], None] = lambda _: None
-    ) -> None:
+    def __init__(self, *, user_mode: bool) -> None:
         self.watch = MountWatch()
         self._user_mode = user_mode
-        self._mounted = mounted
         self._minor: int | None = None
         self._can_resend: bool | None = None
         # Apart from trio's own: a hanging unmount must not take the threads that everything else runs in.
@@ -271,7 +267,6 @@ class FuseKernel:
                 ) from exc
         self._minor = init.minor
         self._can_resend = abi.Cap.HAS_RESEND in caps
-        entry = self._entry_of(fuse_fd, spec.mountpoint)
         connection = FuseConnection(
             self,
             connection_id=connection_id,
@@ -280,16 +275,10 @@ class FuseKernel:
             caps=caps,
             max_write=tuning.MAX_WRITE_BYTES,
             minor=init.minor,
-            entry=entry,
+            entry=_entry_of(fuse_fd, spec.mountpoint),
         )
-        _raise_readahead(entry)
+        _raise_readahead(connection._entry)
         return connection
-
-    def _entry_of(self, fuse_fd: int, mountpoint: str) -> MountEntry | None:
-        entry = _entry_of(fuse_fd, mountpoint)
-        if entry is not None:
-            self._mounted(entry)
-        return entry
 
     async def adopt(
         self, spec: MountSpec, *, name: str, descriptors: Descriptors, fuse_fd: int, ring_fd: int
@@ -301,7 +290,7 @@ class FuseKernel:
         caps = abi.Cap(descriptors.flags | descriptors.flags2 << 32)
         self._minor = descriptors.minor
         self._can_resend = abi.Cap.HAS_RESEND in caps
-        entry = self._entry_of(fuse_fd, spec.mountpoint)
+        entry = _entry_of(fuse_fd, spec.mountpoint)
         log.info("took over the connection of %s at %s", name, spec.mountpoint)
         return FuseConnection(
             self,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from s3mgrd.errors import MountpointBusy, MountpointInvalid
-from s3mgrd.fuse.mountinfo import MountEntry, mount_id_of, read_mountinfo
+from s3mgrd.fuse.mountinfo import MountEntry, read_mountinfo
 
 AUTOFS: Final = "autofs"
 
@@ -90,8 +90,13 @@ def _step(parent: int, name: str, here: str, *, is_last: bool) -> int:
 
 
 def _mount_of(fd: int, entries: Sequence[MountEntry]) -> MountEntry | None:
-    mount_id = mount_id_of(fd)
-    return next((entry for entry in entries if entry.mount_id == mount_id), None)
+    """Return the mount that *fd* lies in, by the kernel's word (fdinfo), without touching it."""
+    with open(f"/proc/self/fdinfo/{fd}") as file:
+        for line in file:
+            if line.startswith("mnt_id:"):
+                mount_id = int(line.split()[1])
+                return next((entry for entry in entries if entry.mount_id == mount_id), None)
+    return None
 
 
 def _refuse_our_mounts(

@@ -1,7 +1,4 @@
-"""Mount system calls that Python does not have. They raise `OSError`; they may block, so call them in a thread.
-
-Nothing large is imported.
-"""
+"""Mount system calls that Python does not have. They raise `OSError`; they may block, so call them in a thread."""
 
 import ctypes
 import os
@@ -21,8 +18,6 @@ FSOPEN_CLOEXEC: Final = 1
 FSCONFIG_CMD_CREATE: Final = 6
 FSMOUNT_CLOEXEC: Final = 1
 
-FUSERMOUNT: Final = "fusermount3"
-"""The program that mounts and unmounts for ordinary users."""
 FUSECTL: Final = "/sys/fs/fuse/connections"
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -48,13 +43,6 @@ def unmount(target: str, *, lazy: bool) -> None:
     """Detach what is mounted on *target*; never follow a symbolic link at the end of *target*."""
     flags = UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)
     _check(_libc.umount2(os.fsencode(target), flags), target)
-
-
-def detach_at(fd: int) -> None:
-    """Detach the mount whose root the descriptor *fd* is, and no other, whatever is at its path by now."""
-    # The link leads to the root itself: UMOUNT_NOFOLLOW would look at the link.
-    path = f"/proc/self/fd/{fd}"
-    _check(_libc.umount2(os.fsencode(path), MNT_DETACH), path)
 
 
 def sync_tree(mountpoint: str, device: str) -> None:
