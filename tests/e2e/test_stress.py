@@ -42,8 +42,8 @@ def served(ministack: Endpoint, module_lab: Lab) -> tuple[Daemon, Path]:
     return daemon, daemon.mount(ministack, bucket, "m", "-o", "attributes=full")
 
 
-def _run(*command: str | Path) -> str:
-    done = subprocess.run(
+def _ran(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -51,7 +51,12 @@ def _run(*command: str | Path) -> str:
         text=True,
         timeout=LIMIT_S,
         check=False,
+        cwd=cwd,
     )
+
+
+def _run(*command: str | Path) -> str:
+    done = _ran(*command)
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
 
@@ -95,16 +100,7 @@ def test_a_stressor_does_not_fail_for_the_want_of_fallocate_alone(tmp_path: Path
     syscalls.mount("none", str(directory), "ramfs", 0, "")
     try:
         for _ in range(12):
-            done = subprocess.run(
-                stress_command("fsize", directory, 1),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=LIMIT_S,
-                check=False,
-                cwd=tmp_path,
-            )
+            done = _ran(*stress_command("fsize", directory, 1), cwd=tmp_path)
             assert stress_outcome(done.returncode, done.stdout) == (Outcome.PASSED, "")
     finally:
         syscalls.unmount(str(directory), lazy=True)

@@ -8,6 +8,7 @@ import trio.testing
 
 from s3mgrd.fuse.connection import FuseConnection
 from s3mgrd.fuse.mountinfo import read_mountinfo, topmost
+from s3mgrd.worker.channel import close_all
 from s3mgrd.worker.spawn import WorkerProcesses
 from tests.fuse.demo_worker import KEPT_S, pattern
 from tests.fuse.lab import WAIT_S, Lab
@@ -30,6 +31,13 @@ async def serve_and_lose(lab: Lab, workers: WorkerProcesses, name: str) -> FuseC
         with trio.fail_after(WAIT_S):
             await worker.wait()
     return connection
+
+
+async def find_kept(workers: WorkerProcesses, name: str) -> None:
+    """Get the connection of a mount from its keeper, and let go of it."""
+    found = await workers.kept(name)
+    assert found is not None
+    close_all(found[1:])
 
 
 async def test_the_next_worker_serves_what_was_kept(lab: Lab) -> None:
@@ -87,10 +95,7 @@ async def test_a_connection_is_not_kept_for_ever(lab: Lab) -> None:
 async def test_a_keeper_ends_when_nobody_shall_serve_the_connection(lab: Lab) -> None:
     workers = await lab.supervisor()
     connection = await serve_and_lose(lab, workers, "kept")
-    found = await workers.kept("kept")
-    assert found is not None
-    for fd in found[1:]:
-        os.close(fd)
+    await find_kept(workers, "kept")
     await workers.release("kept")
     assert await workers.kept("kept") is None
     await connection.unmount(lazy=True)
@@ -100,10 +105,7 @@ async def test_a_worker_that_dies_before_its_keeper_got_any_time_loses_nothing(l
     """On a busy machine, right after the mount was made."""
     workers = await lab.supervisor()
     connection = await serve_and_lose(lab, workers, "kept-late")
-    found = await workers.kept("kept-late")
-    assert found is not None
-    for fd in found[1:]:
-        os.close(fd)
+    await find_kept(workers, "kept-late")
     await connection.unmount(lazy=True)
 
 
@@ -135,8 +137,5 @@ async def test_a_worker_that_fails_to_serve_leaves_the_keeper_before_it_in_place
     with suppress(ConnectionError):
         async with workers.keeper("kept"):
             raise ConnectionError("the worker died")
-    found = await workers.kept("kept")
-    assert found is not None
-    for fd in found[1:]:
-        os.close(fd)
+    await find_kept(workers, "kept")
     await connection.unmount(lazy=True)

@@ -212,9 +212,8 @@ class SharedLog:
                 segment.live.add(inode)
         self._release()
         if self._segments and not self._segments[-1].is_first_version:
-            with suppress(
-                OSError
-            ):  # a full disk: what the last worker reserved is there in any case
+            # On a full disk what the last worker reserved is there in any case.
+            with suppress(OSError):
                 self._reserve(self._segments[-1], self._segments[-1].end, len(self._files))
         return found
 

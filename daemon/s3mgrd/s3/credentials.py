@@ -20,11 +20,11 @@ from botocore.exceptions import (
     HTTPClientError,
     ProfileNotFound,
 )
-from botocore.loaders import Loader
 
 from s3mgr.schema import MountSpec
 from s3mgrd.errors import CredentialsRejected, TimedOut, Unavailable
 from s3mgrd.s3.botocore_client import quiet_libraries
+from s3mgrd.s3.models import whole_loader
 from s3mgrd.worker.protocol import CredentialGrant
 
 RESOLVE_LIMIT_S: Final = 45.0
@@ -52,9 +52,9 @@ async def resolve_credentials(profile: str | None) -> CredentialGrant:
     """
     quiet_libraries()
     session = AioSession(profile=profile)
-    loader = Loader()  # with every service: single sign-on has its own
-    loader.search_paths[:] = [Loader.BUILTIN_DATA_PATH]  # and not ~/.aws/models
-    session.register_component("data_loader", loader)
+    session.register_component(
+        "data_loader", whole_loader()
+    )  # single sign-on has services of its own
     session.set_default_client_config(AioConfig(http_session_cls=HttpxSession))
     try:
         with trio.fail_after(RESOLVE_LIMIT_S):

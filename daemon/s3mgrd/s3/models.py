@@ -22,9 +22,17 @@ _LONGEST_NAME: Final = 64
 def data_loader() -> Loader:
     """Return the loader of botocore's data files, which keeps what it has read.
 
-    For clients of S3 only: whoever makes one of another service takes botocore's own loader.
+    For clients of S3 only: whoever may make one of another service takes `whole_loader`.
     """
-    loader = Loader(file_loader=_SmallFileLoader())
+    return _builtin(Loader(file_loader=_SmallFileLoader()))
+
+
+def whole_loader() -> Loader:
+    """Return a new loader of all of botocore's data files."""
+    return _builtin(Loader())
+
+
+def _builtin(loader: Loader) -> Loader:
     loader.search_paths[:] = [Loader.BUILTIN_DATA_PATH]  # and not ~/.aws/models
     return loader
 

@@ -7,6 +7,7 @@ first, so its way is the same backwards. Which of the two it is, is seen when tw
 What is told is a guess: who relies on it finds out whether it comes true. Nothing here outlives the worker.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -72,7 +73,7 @@ class Order:
                 inode = parent
         return following.pop(inode)
 
-    def _note(self, walked: "list[Inode] | list[Inode | None]") -> None:
+    def _note(self, walked: Sequence[Inode | None]) -> None:
         if len(self._following) >= MAX_REMEMBERED:
             self._following.clear()
         self._following.update(
