@@ -193,11 +193,9 @@ class Merger:
             info = None  # of the directory that had this name before
         if node is None or (node.marker == Marker.WANTED and info is None):
             return {}
+        if node.is_detached or volume.prefix_in_s3(node) != learned.prefix:
+            return {}  # a rename ended meanwhile, and knows what it brought along
         if volume.changes.is_key_newer(learned.prefix, learned.asked.changes_seen):
-            return {}
-        if node.name is not None and volume.changes.is_newer(
-            node.parent, node.name, learned.asked.changes_seen
-        ):
             return {}
         if info is None:
             return {"marker": int(Marker.NONE)} if node.marker == Marker.EXISTS else {}

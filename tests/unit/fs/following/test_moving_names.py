@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from s3mgrd.cache.nodes import Node
+from s3mgrd.cache.nodes import Marker, Node
 from s3mgrd.errors import Unavailable
 from s3mgrd.fs.changing.attribute_changes import AttributeChange
 from tests.unit.fs.conftest import Lab, settings
@@ -107,6 +107,41 @@ async def test_what_a_listing_tells_of_the_place_that_a_rename_just_left_is_not_
             assert not [key for key in lab.stored() if key.startswith("d/")]
         await wait_all_tasks_blocked()
         assert [(await lab.get(path)).id for path in ("e/s/a", "e/s/b")] == [n.id for n in nodes]
+
+
+async def test_a_directory_that_is_renamed_and_removed_while_it_is_being_listed_leaves_no_marker(
+    lab: Lab, autojump_clock: MockClock
+) -> None:
+    """Its first listing is what tells that there is one. Until S3 has followed the rename, that lies where it was."""
+    lab.store.insert("d/")
+    async with lab.mounted() as fs, trio.open_nursery() as nursery:
+        directory = (await lab.get("d")).id
+        await lab.ls("d")
+        fs.volume.nodes.update(directory, marker=int(Marker.NONE), listed_ns=0)
+        with lab.store.hold("copy") as copies:
+            with lab.store.hold("list_page", "d/", first=1) as listing:
+                nursery.start_soon(fs.namespace.ensure_listed, directory)
+                await listing.arrived()
+                await lab.rename("d", "e")
+            await copies.arrived()
+            await lab.rmdir("e")
+        await lab.settle()
+        lab.later(60)
+        assert await lab.ls() == []
+    assert lab.stored() == []
+
+
+async def test_a_directory_that_is_renamed_as_soon_as_it_is_seen_and_removed_leaves_no_marker(
+    lab: Lab, autojump_clock: MockClock
+) -> None:
+    lab.store.insert("d/")
+    async with lab.mounted():
+        with lab.store.hold("copy") as copies:
+            await lab.rename("d", "e")
+            await copies.arrived()
+            await lab.rmdir("e")
+        await lab.settle()
+    assert lab.stored() == []
 
 
 async def test_what_a_walk_tells_of_the_place_that_a_rename_just_left_is_not_believed(
