@@ -6,7 +6,7 @@ and a file that does not open is deleted.
 versions    One row per version of an inode of which a block is here.
     id          AUTOINCREMENT: never used again, and mixed into each block's checksum, so that a block can never be taken
                 for that of another version.
-    pinned      Not 0: its blocks are not evicted. The mark of the pass that found it to be wanted (`s3mgrd.fs.keeping`).
+    pinned      Not 0: its blocks are not evicted. The mark of the pass that found it to be wanted (`s3mgrd.fs.reading.pins`).
 blocks      One row per slot of the data file that was ever used; version NULL: it is free.
     slot        Its bytes begin at slot * `BLOCK_BYTES`.
     size        Bytes in it; less than a block only at the end of a version.

@@ -34,8 +34,8 @@ from s3mgrd.fs.volume import Volume
 from s3mgrd.fs.writing import parking
 from s3mgrd.fs.writing.backlog import PAUSED
 from s3mgrd.fs.writing.completing import Completer
-from s3mgrd.fs.writing.keeping import Keeper
 from s3mgrd.fs.writing.recovery import Recovery
+from s3mgrd.fs.writing.retaining import Retainer
 from s3mgrd.fs.writing.stages import Queued, Stage, Stages
 from s3mgrd.fs.writing.streaming import Streams
 from s3mgrd.s3.counting import Waiting
@@ -81,13 +81,13 @@ class FileSystem:
             volume, self.namespace, self.metadata, self.tree, self.archive, self._wake
         )
         self.streams = Streams(volume, self.metadata, nursery)
-        self.keeper = Keeper(volume, nursery)
+        self.retainer = Retainer(volume, nursery)
         self.stages = Stages(
             volume,
             self.streams,
             kernel_holds,
             self.archive.check,
-            self.keeper.leaving,
+            self.retainer.leaving,
         )
         self.disk = LocalDisk(volume.staging, volume.database)
         self.recovery = Recovery(volume)

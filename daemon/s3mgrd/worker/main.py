@@ -56,9 +56,9 @@ from s3mgrd.worker import allocator, session
 from s3mgrd.worker.caching import Cacher
 from s3mgrd.worker.conditions import Found, Memory
 from s3mgrd.worker.control import ControlServer
-from s3mgrd.worker.keeping import Keeper
 from s3mgrd.worker.keys import Keys
 from s3mgrd.worker.messenger import Messenger
+from s3mgrd.worker.pending import PendingAnswers
 from s3mgrd.worker.privileges import renounce
 from s3mgrd.worker.protocol import (
     Configure,
@@ -161,7 +161,7 @@ class _Forward(logging.Handler):
         )
 
 
-class MountWorker(Keeper, Cacher):
+class MountWorker(PendingAnswers, Cacher):
     """Implements `worker.control.WorkerService`.
 
     Concurrency: `_live` holds the store and the file system open from `configure` to `stop`; requests of the supervisor

@@ -30,7 +30,7 @@ Piece = tuple[int, int, int]
 """Where bytes begin and end, and their CRC-64/NVME as they came in."""
 
 
-class Keeper:
+class Retainer:
     """Brings what was written on one volume into its block cache. Its tasks live in *nursery*."""
 
     def __init__(self, volume: Volume, nursery: trio.Nursery) -> None:

@@ -1,4 +1,4 @@
-"""What a worker is asked about things that are kept: conflict copies, uploads that wait, objects in archives.
+"""What a worker is asked about what is pending: conflict copies, uploads that wait, objects in archives.
 
 The parts of `s3mgrd.worker.control.WorkerService` that only need the file system.
 """
@@ -19,7 +19,7 @@ from s3mgrd.fs.inspecting.queue import QueueControl
 from s3mgrd.fs.inspecting.restoring import Restorer
 
 
-class Keeper(ABC):
+class PendingAnswers(ABC):
     """Answers for one worker."""
 
     @abstractmethod

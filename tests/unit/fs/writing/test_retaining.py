@@ -32,8 +32,8 @@ async def close(lab: Lab, inode: Inode) -> None:
     lab.fs.stages.closed(inode)
     assert lab.fs.stages.get(inode) is None
     await wait_all_tasks_blocked()
-    async with lab.fs.keeper._at_work:
-        assert lab.fs.keeper._waiting_bytes == 0
+    async with lab.fs.retainer._at_work:
+        assert lab.fs.retainer._waiting_bytes == 0
 
 
 def has(lab: Lab, inode: Inode, start: int, stop: int) -> bool:
@@ -98,7 +98,7 @@ async def test_what_would_drive_out_itself_is_small_or_is_gone_is_not_kept(
             fs.volume.detach(fs.volume.node(inode))
         fs.stages.closed(inode)
         await wait_all_tasks_blocked()
-        async with fs.keeper._at_work:
+        async with fs.retainer._at_work:
             assert cached.blocks.used_bytes == 0
 
 
@@ -108,10 +108,10 @@ async def test_what_is_removed_while_it_is_being_kept_is_not_kept_any_further(ca
         inode = await begin(cached)
         await write(cached, inode, 0, len(BODY), BODY)
         await fs.commit(inode)
-        async with fs.keeper._at_work:
+        async with fs.retainer._at_work:
             fs.stages.closed(inode)
             await wait_all_tasks_blocked()
             fs.volume.detach(fs.volume.node(inode))
         await wait_all_tasks_blocked()
         assert cached.blocks.used_bytes == 0
-        assert fs.keeper._waiting_bytes == 0
+        assert fs.retainer._waiting_bytes == 0
