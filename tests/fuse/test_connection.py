@@ -16,7 +16,7 @@ from s3mgrd.errors import Conflict, MountpointBusy, MountpointInvalid, Unavailab
 from s3mgrd.fuse import abi, syscalls, tuning
 from s3mgrd.fuse.abi import Cap
 from s3mgrd.fuse.cleanup import cleanup
-from s3mgrd.fuse.connection import FuseKernel, source_of
+from s3mgrd.fuse.connection import FuseKernel, make_ring, source_of
 from s3mgrd.fuse.mountinfo import MountEntry, read_mountinfo, topmost
 from s3mgrd.worker.protocol import RING_BYTES, Descriptors
 from tests.fuse.lab import Lab
@@ -280,6 +280,32 @@ async def test_a_connection_that_was_unmounted_before_its_adoption_has_ended(lab
     with trio.fail_after(PROMPT_S):
         await adopted.ended()
     adopted.close()
+
+
+async def test_a_mount_is_not_taken_for_unmounted_because_others_have_not_heard_of_it(
+    lab: Lab,
+) -> None:
+    """Who mounts several at once looks at the last ones before the watch has told that the table has changed."""
+    spec = lab.spec("m")
+    with lab.kernel.watch as others:
+        assert topmost(others.entries(), spec.mountpoint) is None
+        # No checkpoint from here on: the watch cannot tell.
+        fuse_fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        options = f"fd={fuse_fd},rootmode=40000,user_id=0,group_id=0"
+        syscalls.mount("s3://demo", spec.mountpoint, "fuse.s3mgr", 0, options)
+        connection = await lab.kernel.adopt(
+            spec,
+            name="m",
+            descriptors=Descriptors(
+                connection_id="7", flags=0, flags2=0, max_write=tuning.MAX_WRITE_BYTES, minor=40
+            ),
+            fuse_fd=fuse_fd,
+            ring_fd=make_ring(),
+        )
+        with trio.move_on_after(0) as watched:
+            await connection.ended()
+        connection.close()
+    assert watched.cancelled_caught
 
 
 async def test_stale_mounts_are_removed_and_others_stay(lab: Lab) -> None:

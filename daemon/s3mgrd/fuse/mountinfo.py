@@ -109,7 +109,9 @@ class MountWatch:
         self._stop: socket.socket | None = None
 
     def __enter__(self) -> "MountWatch":
-        """Begin to watch; changes after this are seen by the next `changed`."""
+        """Begin to watch: what happened before is in `entries`, what comes later sets the events of who subscribed."""
+        # A change that this user knows of, its own mount above all, may not have been told to the users before it.
+        self._entries = None
         self._users += 1
         if self._users == 1:
             ours, theirs = socket.socketpair()
