@@ -1,5 +1,8 @@
 """A small worker for the tests of the process side: a file system in memory, a journal of one file, real FUSE.
 
+On the mounts `EXPRESS` and `VANISHING` requests are looked at before libfuse sees them, as in a real worker. On the
+latter, `VANISHED` is among what is said to come again, and never does, as if its caller was killed at that moment.
+
 The root holds ``data`` (`DATA_BYTES` of a pattern, read with direct I/O), ``slow`` (the first worker never answers a
 read of it), ``crash`` (reading it kills the worker), and the directories that were made. `mkdir NAME` is exactly-once;
 a name that starts with ``die-before-`` or ``die-after-`` kills the worker once, around the commit.
@@ -12,10 +15,10 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 from unittest import mock
 
 import pyfuse3
@@ -42,7 +45,8 @@ from s3mgr.schema import (
     WarmReport,
 )
 from s3mgrd.errors import CredentialsRejected, NotFound
-from s3mgrd.fuse.abi import Opcode
+from s3mgrd.fs.kernel.express import Express
+from s3mgrd.fuse.abi import Opcode, Resent
 from s3mgrd.worker import session
 from s3mgrd.worker.control import ControlServer
 from s3mgrd.worker.messenger import Messenger
@@ -53,7 +57,9 @@ from s3mgrd.worker.ring import Ring
 DATA_BYTES = 64 << 20
 KEPT_S = {"kept": 600.0, "kept-briefly": 0.5, "kept-late": 600.0}
 """Mounts whose connections are kept after the death of their workers, and for how long; *late* by a process that gets no time before."""
+EXPRESS, VANISHING = "express", "vanishing"
 ROOT, DATA, SLOW, CRASH, FIRST_DIRECTORY = 1, 2, 3, 4, 100
+VANISHED = Resent(Opcode.MKDIR, ROOT, b"vanished", 0)
 FILES = {b"data": DATA, b"slow": SLOW, b"crash": CRASH}
 
 
@@ -149,11 +155,19 @@ class Operations(pyfuse3.Operations):
         return self._entry(self._directories()[name])
 
 
+class Nobody:
+    """Stands for `Express`: answers nothing."""
+
+    def __getattr__(self, _: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
 class Service:
     """Answers the control socket."""
 
-    def __init__(self, journal: int, nursery: trio.Nursery) -> None:
+    def __init__(self, journal: int, nursery: trio.Nursery, express: Express | None) -> None:
         self.operations = Operations(journal)
+        self.express = express
         self.nursery = nursery
         self.control: ControlServer | None = None
         self.credentials: CredentialGrant | None = None
@@ -180,7 +194,12 @@ class Service:
         assert self.control is not None
         assert self.operations.ring is not None
         await session.serve(
-            self.operations, fuse_fd, message, ring=self.operations.ring, started=running.set
+            self.operations,
+            fuse_fd,
+            message,
+            ring=self.operations.ring,
+            express=self.express,
+            started=running.set,
         )
         running.set()
         self.control.session_ended()
@@ -292,6 +311,9 @@ def run(listener: socket.socket, mount: str, mount_dir: Path, cache_dir: Path) -
         raise SystemExit(7)
     if mount == "kept-late":
         mock.patch("s3mgrd.worker.messenger.name_process", _wait_for_the_parent_s_death).start()
+    if mount == VANISHING:
+        found = session.Unanswered([VANISHED])
+        mock.patch("s3mgrd.worker.session.collect_unanswered", return_value=found).start()
     messenger = Messenger.start(keep_limit_s=KEPT_S[mount]) if mount in KEPT_S else None
     journal = os.open(mount_dir / "journal", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     (cache_dir / "cached").touch()
@@ -300,7 +322,8 @@ def run(listener: socket.socket, mount: str, mount_dir: Path, cache_dir: Path) -
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            service = Service(journal, nursery)
+            express = cast(Express, Nobody()) if mount in (EXPRESS, VANISHING) else None
+            service = Service(journal, nursery, express)
             attach = None
             if messenger is not None:
                 await nursery.start(messenger.run)

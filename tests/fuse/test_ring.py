@@ -89,6 +89,25 @@ def test_a_call_that_does_not_come_again_was_answered(memory: int) -> None:
     assert not ring.begin(MKDIR, 1, b"x", 7).repeated
 
 
+def test_a_repeat_that_does_not_arrive_is_forgotten(memory: int) -> None:
+    """Its caller was killed. An equal call is new, nothing is kept for the old one; what was read begins later."""
+    ring = Ring(memory)
+    for name in (b"gone", b"read", b"begun"):
+        ring.begin(MKDIR, 1, name, 0)
+    ring = Ring(memory)
+    ring.resume([mkdir(name, 0) for name in (b"gone", b"read", b"begun")])
+    assert ring.awaited(MKDIR, 1, b"gone", 0) == ring.oldest == 1
+    for name in (b"read", b"begun", b"unknown"):
+        ring.arrived(mkdir(name, 0))
+    assert ring.begin(MKDIR, 1, b"begun", 0).repeated
+    ring.all_arrived()
+    assert ring.awaited(MKDIR, 1, b"gone", 0) is None
+    assert ring.oldest == 2
+    assert not ring.begin(MKDIR, 1, b"gone", 0).repeated
+    assert not ring.begin(MKDIR, 1, b"begun", 0).repeated
+    assert ring.begin(MKDIR, 1, b"read", 0).repeated
+
+
 async def test_an_answered_call_is_forgotten_in_the_next_turn(memory: int) -> None:
     ring = Ring(memory)
     intent = ring.begin(MKDIR, 1, b"x", 7)

@@ -15,8 +15,9 @@ import trio
 
 from s3mgrd.fuse import abi, syscalls, tuning
 from s3mgrd.fuse.abi import Cap, Opcode, Resent
-from s3mgrd.worker import session
+from s3mgrd.worker import receiving, session
 from s3mgrd.worker.protocol import GetStats, Report, SessionEnded, StatusEvent
+from s3mgrd.worker.ring import Ring
 from tests.fuse.lab import Lab
 
 WAIT_MS = 10_000
@@ -129,6 +130,48 @@ async def test_only_what_was_read_and_not_answered_counts_as_coming_again(lab: L
     os.write(fd, abi.notify_resend())
     again = session.collect_unanswered(fd)
     assert len(again.resent) == 2
+
+
+ASK_SIZE = "import os, sys; os.statvfs(sys.argv[1])"
+"""Takes no lock that a call which is not answered may hold."""
+STATFS = 17
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+async def test_whose_call_is_not_read_again_was_killed(lab: Lab, *, is_killed: bool) -> None:
+    """Once there is nothing to read an equal call is no repeat, unless the repeat was read and begins later."""
+    connection = await lab.mount("m")
+    fd, path = connection.fuse_fd, f"{lab.base}/mnt/m"
+    program = lab.program("import os, sys; os.mkdir(sys.argv[1])", f"{path}/made")
+    answer_until(fd, Opcode.MKDIR)
+    call = Opcode.MKDIR, 1, b"made", program.pid
+    before = Ring(connection.ring_fd).begin(*call)
+    ring = Ring(connection.ring_fd)
+    ring.resume(session.collect_unanswered(fd).resent)
+    os.set_blocking(fd, False)
+    receiver = receiving.install()
+    assert receiver is not None
+    os.write(fd, abi.notify_resend())
+    receiver.expect(ring)
+    if is_killed:
+        program.kill()
+        await trio.to_thread.run_sync(program.wait)
+    lab.program(ASK_SIZE, path)
+    read: list[int] = []
+
+    def note(request: memoryview) -> bool:
+        read.append(abi.IN_HEADER_BEGIN.unpack_from(request)[0])
+        return True
+
+    while STATFS not in read:
+        wait_readable(fd)
+        assert ring.awaited(*call) == before.number
+        assert receiver.take(fd, note)
+    assert read == ([STATFS] if is_killed else [Opcode.MKDIR, STATFS])
+    assert ring.awaited(*call) == before.number
+    assert receiver.take(fd, lambda _: True) is None
+    assert (ring.oldest == before.number) is not is_killed
+    assert ring.begin(*call).repeated is not is_killed
 
 
 ATTRIBUTES = struct.pack("=6Q10I", 1, 0, 0, 0, 0, 0, *[0] * 3, 0o40777, 2, 0, 0, 0, 4096, 0)

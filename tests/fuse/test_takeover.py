@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 
+import pytest
 import trio
 
 from s3mgrd.fuse.connection import FuseConnection
 from s3mgrd.mounts.ports import WorkerExit
+from s3mgrd.worker.protocol import GetStats
+from s3mgrd.worker.ring import Ring
 from s3mgrd.worker.spawn import WorkerProcess, WorkerProcesses
-from tests.fuse.demo_worker import DATA_BYTES, pattern
+from tests.fuse.demo_worker import DATA_BYTES, EXPRESS, VANISHED, VANISHING, pattern
 from tests.fuse.lab import Lab
 
 READ_ALL = """
@@ -105,13 +108,17 @@ async def test_a_read_that_kills_its_worker_is_answered_by_the_next(lab: Lab) ->
         assert await lab.output(user) == "100"
 
 
-async def test_a_change_that_was_made_but_not_answered_succeeds_once(lab: Lab) -> None:
-    """The repeat of a committed mkdir succeeds; the same call made anew fails, even by the same thread."""
+@pytest.mark.parametrize("mount", ["m", EXPRESS])
+async def test_a_change_that_was_made_but_not_answered_succeeds_once(lab: Lab, mount: str) -> None:
+    """The repeat of a committed mkdir succeeds; the same call made anew fails, even by the same thread.
+
+    So it is whether the next worker's requests are read by libfuse or looked at before.
+    """
     workers = await lab.supervisor()
-    connection = await lab.mount("m")
-    async with lab.worker(workers, "m") as worker:
+    connection = await lab.mount(mount)
+    async with lab.worker(workers, mount) as worker:
         await lab.serve(worker, connection)
-        user = lab.program(MKDIR_TWICE, f"{lab.base}/mnt/m/die-after-x")
+        user = lab.program(MKDIR_TWICE, f"{lab.base}/mnt/{mount}/die-after-x")
         await next_worker(lab, workers, worker, connection)
         assert await lab.output(user) == "made\nexists"
 
@@ -124,6 +131,17 @@ async def test_a_change_that_was_only_intended_is_made_by_the_next_worker(lab: L
         user = lab.program(MKDIR_TWICE, f"{lab.base}/mnt/m/die-before-x")
         await next_worker(lab, workers, worker, connection)
         assert await lab.output(user) == "made\nexists"
+
+
+async def test_what_never_comes_again_is_forgotten_once_all_is_read(lab: Lab) -> None:
+    workers = await lab.supervisor()
+    connection = await lab.mount(VANISHING)
+    call = VANISHED
+    number = Ring(connection.ring_fd).begin(call.op, call.parent, call.name, call.thread).number
+    async with lab.worker(workers, VANISHING) as worker:
+        await lab.serve(worker, connection, resumed=True)
+        await worker.request(GetStats())  # so it had time to look for the first request
+        assert Ring(connection.ring_fd).oldest == number + 1
 
 
 async def test_an_answered_change_is_not_taken_for_a_repeat_after_a_crash(lab: Lab) -> None:

@@ -27,6 +27,7 @@ from typing import Final
 import pyfuse3
 
 from s3mgrd.fuse import abi, tuning
+from s3mgrd.worker.ring import Ring
 from s3mgrd.worker.slots import Unexpected, find_slot, write_slot
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Receiver:
         self._address: Final = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
         self._received = 0
         """So many bytes are in the buffer, and nobody has had them yet."""
+        self._expecting: Ring | None = None
         pointer = ctypes.c_uint64.from_address
 
         def ours_receive(session: int, buf: int) -> int:
@@ -110,6 +112,13 @@ class Receiver:
         for slot, function in zip(slots, self._functions, strict=True):
             write_slot(slot, ctypes.cast(function, ctypes.c_void_p).value or 0)
 
+    def expect(self, ring: Ring) -> None:
+        """Tell *ring* from now on what `take` reads of what comes again, until there is nothing to read.
+
+        The kernel was asked to send it just now, so it is all there, except what ends meanwhile.
+        """
+        self._expecting = ring
+
     def take(self, fd: int, answers: Callable[[memoryview], bool]) -> bool | None:
         """Read the next request, and have *answers* answer it.
 
@@ -119,10 +128,21 @@ class Receiver:
             size = os.readv(fd, self._views)
         except OSError as error:
             if error.errno == errno.EAGAIN:
+                if self._expecting is not None:
+                    self._expecting.all_arrived()
+                    self._expecting = None
                 return None
-            # Whoever asked was killed meanwhile; whatever else is wrong, libfuse meets it, too.
-            return error.errno == errno.ENOENT
-        if answers(self._view[:size]):
+            if error.errno == errno.ENOENT:  # whoever asked was killed meanwhile
+                return True
+            # Whatever else is wrong, libfuse meets it, too. What it then reads is not seen here, and may come again.
+            self._expecting = None
+            return False
+        request = self._view[:size]
+        if self._expecting is not None:
+            repeat = abi.parse_resent(request)
+            if repeat is not None:
+                self._expecting.arrived(repeat)
+        if answers(request):
             return True
         self._received = size
         return False

@@ -20,6 +20,14 @@ The design: intent first, and the commit carries its number.
    there; not stored means that nothing happened, so it does it now. The number stays the same however often workers
    die on the way, so the answer does too.
 
+5. A caller may be killed while its call waits in the kernel to be read again; then that never comes. But when the
+   kernel is asked, it moves all that comes again to the head of its queue before it returns (fuse_resend in
+   fs/fuse/dev.c). So `worker.receiving`, which reads alone, tells what of it was read (`arrived`), and that all was
+   (`all_arrived`) once it finds nothing to read. Then the intents of calls that were not among it are forgotten: an
+   equal call, which is a new one, must not be taken for the repetition, and no number is kept in mount.db for the dead.
+   The first request without the mark would not do for that, though the kernel has none before the marked ones: the
+   INIT that `worker.session` makes is read before all, and has no mark.
+
 The alternative, a record in the same transaction without this memory, cannot tell an answered change from an
 unanswered one, and would cost a second transaction per change to say so.
 
@@ -36,7 +44,7 @@ import hashlib
 import mmap
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -83,6 +91,10 @@ def call_digest(
     return hashlib.blake2b(packed + name + new_name, digest_size=DIGEST_BYTES).digest()
 
 
+def _digest_of(call: Resent) -> bytes:
+    return call_digest(call.op, call.parent, call.name, call.thread, call.target)
+
+
 class Ring:
     """The changes under way on one kernel connection. All methods are synchronous, without a checkpoint.
 
@@ -105,6 +117,7 @@ class Ring:
         self._last: int = last
         self._used: dict[int, int] = {}  # slot → number
         self._inherited: dict[bytes, list[int]] = {}  # call → its slots, oldest first
+        self._arrived: dict[bytes, int] = {}  # call → how many were read again and have not begun
         self._free: list[int] = []
         self._ended: list[int] = []
         self._load()
@@ -131,8 +144,22 @@ class Ring:
         """
         expected: dict[bytes, int] = {}
         for call in resent:
-            digest = call_digest(call.op, call.parent, call.name, call.thread, call.target)
+            digest = _digest_of(call)
             expected[digest] = expected.get(digest, 0) + 1
+        self._keep_inherited(expected)
+
+    def arrived(self, call: Resent) -> None:
+        """Note that a call which comes again was read; it may take a while until it begins."""
+        digest = _digest_of(call)
+        if digest in self._inherited:
+            self._arrived[digest] = self._arrived.get(digest, 0) + 1
+
+    def all_arrived(self) -> None:
+        """Forget the former worker's intents whose calls have not `arrived`: their callers are dead."""
+        self._keep_inherited(self._arrived)
+        self._arrived.clear()
+
+    def _keep_inherited(self, expected: Mapping[bytes, int]) -> None:
         for digest, slots in list(self._inherited.items()):
             keep = expected.get(digest, 0)
             surplus = max(0, len(slots) - keep)
@@ -166,6 +193,8 @@ class Ring:
             slot = inherited.pop(0)
             if not inherited:
                 del self._inherited[digest]
+            if self._arrived.get(digest):
+                self._arrived[digest] -= 1
             return Intent(self._used[slot], repeated=True, _slot=slot)
         if not self._free:
             # Cannot happen while CAPACITY exceeds the session's tasks; see `session.MAX_TASKS`.
@@ -181,6 +210,8 @@ class Ring:
 
     def awaited(self, op: int, parent: int, name: bytes, thread: int) -> int | None:
         """Return the number of a call of the dead worker that has yet to be repeated, the arguments as for `begin`."""
+        if not self._inherited:
+            return None
         slots = self._inherited.get(call_digest(op, parent, name, thread))
         return self._used[slots[0]] if slots else None
 
@@ -193,11 +224,6 @@ class Ring:
     def answered(self, intent: Intent) -> None:
         """Forget *intent* now: the answer is written."""
         self._release(intent._slot)
-
-    @property
-    def is_expecting(self) -> bool:
-        """Whether calls of a dead worker have yet to be repeated."""
-        return bool(self._inherited)
 
     def _settle(self) -> None:
         if self._map.closed:

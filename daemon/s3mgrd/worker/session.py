@@ -168,6 +168,8 @@ async def serve(
         if asks_again:
             with suppress(OSError):  # it has ended meanwhile: libfuse's next read says so
                 os.write(fuse_fd, abi.notify_resend())
+            if receiver is not None and not libfuse_reads:
+                receiver.expect(ring)
         started()
 
     operations.init = hand_over  # type: ignore[method-assign] # the one call that libfuse makes while it handles INIT

@@ -39,10 +39,6 @@ class RepeatRing(Protocol):
         """Forget it now: it is answered."""
 
     @property
-    def is_expecting(self) -> bool:
-        """Whether calls of a worker that died have yet to be repeated."""
-
-    @property
     def oldest(self) -> int:
         """The smallest number that may still be asked about."""
 

@@ -226,6 +226,19 @@ async def test_a_small_file_is_made_written_and_uploaded_without_a_task(writebac
     os.close(memory)
 
 
+async def test_of_changes_only_what_may_be_a_repeat_goes_the_usual_way(writeback: Lab) -> None:
+    """Whoever made the former call may be dead; all others must not be slower for that."""
+    memory = make_ring()
+    Ring(memory).begin(CREATE.op, CREATE.parent, CREATE.name, CREATE.thread)
+    async with writeback.mounted():
+        await writeback.ls()
+        express = operations_of(writeback, memory, CREATE).express
+        assert create(express, b"a") is None
+        assert create(express, b"b") is not None
+        assert express.mkdir(ROOT, b"a", CALLER) is not None
+    os.close(memory)
+
+
 async def test_a_directory_is_made_without_a_task(writeback: Lab) -> None:
     memory = make_ring()
     async with writeback.mounted():
