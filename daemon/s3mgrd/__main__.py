@@ -58,7 +58,10 @@ def _clean_up(startup: Startup) -> None:
 
     # systemd runs this after each end of the daemon, also when it starts another next (Restart=on-failure), which may want
     # what is kept.
-    if os.environ.get("SERVICE_RESULT", "success") == "success":
+    if startup.unusable is not None:
+        # Where the state directory is nobody knows then; a dead mount is one wherever.
+        print(f"s3mgrd: {startup.unusable}; what keepers hold is left alone", file=sys.stderr)
+    elif os.environ.get("SERVICE_RESULT", "success") == "success":
         end_all(startup.config.state_dir)
     for path in cleanup(user_mode=startup.user_mode):
         print(f"unmounted {path}")

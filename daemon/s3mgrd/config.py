@@ -140,13 +140,18 @@ class ConfigDoc(Struct, frozen=True):
 
 
 class Startup(Struct, frozen=True, kw_only=True):
-    """What the command line asked for. `warnings` are shown in the log and by the API."""
+    """What the command line asked for. `warnings` are shown in the log and by the API.
+
+    Attributes:
+        unusable: what is wrong with the configuration, when only dead mounts are to be removed, which needs none.
+    """
 
     config: Config
     user_mode: bool
     cleanup: bool
     warnings: tuple[str, ...]
     config_file: str | None
+    unusable: str | None = None
 
 
 _SYSTEM_DEFAULTS: Final = {
@@ -266,9 +271,15 @@ def load(
     file = named or (default_file if Path(default_file).exists() else None)
 
     values: dict[str, object] = {}
-    if file is not None:
-        values |= _from_file(file)
-    values |= _from_environment(environ)
+    unusable: str | None = None
+    try:
+        if file is not None:
+            values |= _from_file(file)
+        values |= _from_environment(environ)
+    except InvalidConfig as error:
+        if not flags.cleanup:
+            raise
+        unusable = error.detail
     values |= _from_flags(flags)
 
     warnings: list[str] = []
@@ -281,6 +292,7 @@ def load(
         cleanup=flags.cleanup,
         warnings=tuple(warnings),
         config_file=file,
+        unusable=unusable,
     )
 
 

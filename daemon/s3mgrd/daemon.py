@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 PROGRESS_INTERVAL_S: Final = 2.0
 EXTEND_S: Final = 30.0
 MIB: Final = 1 << 20
+HEIR: Final = "s3mgrd.undertaker:take_over"
 
 
 async def run_daemon(startup: Startup, notifier: Notifier, reload: Callable[[], Startup]) -> None:
@@ -64,7 +65,7 @@ async def run_daemon(startup: Startup, notifier: Notifier, reload: Callable[[], 
         worker_user = None if startup.user_mode else config.worker_user
         with store:
             async with WorkerProcesses(
-                Path(config.state_dir), Path(config.cache_dir), worker_user
+                Path(config.state_dir), Path(config.cache_dir), worker_user, heir=HEIR
             ) as workers:
                 manager = Manager(
                     config=config,

@@ -243,6 +243,41 @@ def test_cleanup_ends_keepers_only_when_the_daemon_does_not_come_back(
     assert os.listdir(mount) == ["file"]
 
 
+def test_a_mount_that_nobody_keeps_any_more_goes_and_nothing_that_was_written(
+    lab: Lab, daemon: Daemon, s3_endpoint: Endpoint, bucket: str
+) -> None:
+    """The daemon cannot start again, and the keeper's time is over: nobody meets a dead mount, whatever comes next."""
+    mount = daemon.mount(s3_endpoint, bucket, "m", "-o", "write_mode=writeback")
+    daemon.run("queue", "pause", "m")
+    (mount / "file").write_bytes(b"content")
+    worker = daemon.worker_pid()
+    config = daemon.config_file.read_text()
+    daemon.config_file.write_text("nonsense")
+    daemon.kill()
+    os.kill(worker, signal.SIGKILL)
+    daemon.start(wait=False)
+    assert daemon.process is not None
+    assert daemon.process.wait(30) == 2
+    assert "is not valid TOML" in _clean_up(daemon, SERVICE_RESULT="exit-code")
+    assert daemon.mounts()
+    for keeper in daemon.keepers():
+        os.kill(keeper, signal.SIGKILL)  # as when its time is over
+    wait_for("nothing is mounted", lambda: not daemon.mounts())
+    wait_for("no process is left", lambda: not daemon.pids())
+    assert os.listdir(mount) == []
+    (mount / "stray").touch()
+    daemon.config_file.write_text(config)
+    daemon.start()
+    failed = daemon.wait_state("failed")
+    assert "not empty" in failed.status.message
+    (mount / "stray").unlink()
+    daemon.run("restart", "m")
+    assert (mount / "file").read_bytes() == b"content"
+    daemon.run("queue", "resume", "m")
+    daemon.flush()
+    assert _body(s3_endpoint, bucket, "file") == b"content"
+
+
 def _clean_up(daemon: Daemon, **environ: str) -> str:
     done = subprocess.run(
         [SCRIPTS / "s3mgrd", "--config", daemon.config_file, "--cleanup"],
@@ -252,7 +287,7 @@ def _clean_up(daemon: Daemon, **environ: str) -> str:
         text=True,
         timeout=60,
     )
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 @pytest.fixture

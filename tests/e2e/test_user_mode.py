@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -238,6 +239,22 @@ def test_a_user_s_mount_survives_worker_and_daemon(
     assert daemon.mountpoints() == []
     assert content(ministack, bucket, "open") == b"1\n2\n"
     wait_for("nobody keeps it", lambda: not daemon.keepers())
+
+
+def test_a_mount_that_nobody_can_serve_any_more_goes(
+    user_daemon: UserDaemon, ministack: Endpoint, bucket: str
+) -> None:
+    """Through fusermount3, when daemon, worker and keeper are dead."""
+    daemon = user_daemon.start()
+    directory = daemon.mount_as_user(ministack, bucket)
+    worker = daemon.worker_pid()
+    daemon.kill()
+    os.kill(worker, signal.SIGKILL)
+    for keeper in daemon.keepers():
+        os.kill(keeper, signal.SIGKILL)
+    wait_for("nothing is mounted", lambda: not daemon.mountpoints())
+    wait_for("no process is left", lambda: not daemon.pids())
+    assert os.listdir(directory) == []
 
 
 def test_a_crash_of_everything_leaves_nothing_that_the_next_daemon_cannot_mend(

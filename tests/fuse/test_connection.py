@@ -28,7 +28,7 @@ CLEAN_UP_BELOW = """
 import sys
 from s3mgrd.fuse import cleanup
 from s3mgrd.fuse.mountinfo import read_mountinfo
-cleanup.PROBE_TIMEOUT_MS = 200
+cleanup.PROBE_TIMEOUT_S = 0.2
 cleanup.read_mountinfo = lambda: [e for e in read_mountinfo() if e.mountpoint.startswith(sys.argv[1])]
 print(*cleanup.cleanup(user_mode=False), sep="\\n")
 """  # it forks, so it is for a process of its own; other mounts of this machine are none of a test's business

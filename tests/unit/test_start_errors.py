@@ -92,3 +92,12 @@ def test_a_state_directory_that_cannot_be_made_is_named(flags: list[str], tmp_pa
 def test_cleanup_with_nothing_to_clean_is_a_success(flags: list[str]) -> None:
     result = run(*flags, "--cleanup")
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_cleanup_needs_no_valid_configuration(tmp_path: Path) -> None:
+    """It is wanted above all where the daemon cannot start. Where keepers are is not known then."""
+    (tmp_path / "c.toml").write_text("nonsense")
+    result = run("--config", str(tmp_path / "c.toml"), "--cleanup")
+    assert result.returncode == 0
+    assert "is not valid TOML" in result.stderr
+    assert "keepers" in result.stderr

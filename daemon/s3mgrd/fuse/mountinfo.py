@@ -48,9 +48,22 @@ class MountEntry:
     @property
     def user_id(self) -> int | None:
         """Who mounted it, as the kernel's FUSE knows; None for other file systems."""
+        return self._number("user_id")
+
+    @property
+    def group_id(self) -> int | None:
+        """The group of who mounted it, as the kernel's FUSE knows; None for other file systems."""
+        return self._number("group_id")
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the kernel's FUSE lets nobody but `user_id` with `group_id` in, root included."""
+        return self.user_id is not None and "allow_other" not in self.super_options.split(",")
+
+    def _number(self, name: str) -> int | None:
         for option in self.super_options.split(","):
-            if option.startswith("user_id="):
-                return int(option.removeprefix("user_id="))
+            if option.startswith(f"{name}="):
+                return int(option.removeprefix(f"{name}="))
         return None
 
 
@@ -90,6 +103,19 @@ def read_mountinfo() -> list[MountEntry]:
     """Read the mount table of this process; a fraction of a millisecond, no disk."""
     with open(MOUNTINFO, "rb") as file:
         return parse_mountinfo(file.read())
+
+
+def mount_of(fd: int, entries: Sequence[MountEntry]) -> MountEntry | None:
+    """Return the mount that *fd* lies in, by the kernel's word (fdinfo), without touching it.
+
+    While *fd* is open the mount's number is given to no other. None: it was detached.
+    """
+    with open(f"/proc/self/fdinfo/{fd}") as file:
+        for line in file:
+            if line.startswith("mnt_id:"):
+                mount_id = int(line.split()[1])
+                return next((entry for entry in entries if entry.mount_id == mount_id), None)
+    return None
 
 
 def topmost(entries: Sequence[MountEntry], mountpoint: str) -> MountEntry | None:

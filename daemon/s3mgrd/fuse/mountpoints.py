@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from s3mgrd.errors import MountpointBusy, MountpointInvalid
-from s3mgrd.fuse.mountinfo import MountEntry, read_mountinfo
+from s3mgrd.fuse.mountinfo import MountEntry, mount_of, read_mountinfo
 
 AUTOFS: Final = "autofs"
 
@@ -89,20 +89,10 @@ def _step(parent: int, name: str, here: str, *, is_last: bool) -> int:
     return fd
 
 
-def _mount_of(fd: int, entries: Sequence[MountEntry]) -> MountEntry | None:
-    """Return the mount that *fd* lies in, by the kernel's word (fdinfo), without touching it."""
-    with open(f"/proc/self/fdinfo/{fd}") as file:
-        for line in file:
-            if line.startswith("mnt_id:"):
-                mount_id = int(line.split()[1])
-                return next((entry for entry in entries if entry.mount_id == mount_id), None)
-    return None
-
-
 def _refuse_our_mounts(
     fd: int, path: str, here: str, entries: Sequence[MountEntry], *, is_last: bool
 ) -> None:
-    entry = _mount_of(fd, entries)
+    entry = mount_of(fd, entries)
     if entry is None or not entry.is_ours:
         return
     if is_last:
@@ -136,7 +126,7 @@ def _rest(path: str, here: str) -> list[str]:
 
 
 def _refuse_foreign_mount(fd: int, path: str, entries: Sequence[MountEntry]) -> None:
-    entry = _mount_of(fd, entries)
+    entry = mount_of(fd, entries)
     if entry is None or entry.mountpoint.rstrip("/") != os.path.normpath(path):
         return
     if entry.fs_type == AUTOFS:
@@ -164,7 +154,7 @@ def _refuse_strangers(fd: int, path: str, owner_uid: int) -> None:
 
 
 def _refuse_contents(fd: int, path: str, entries: Sequence[MountEntry]) -> None:
-    entry = _mount_of(fd, entries)
+    entry = mount_of(fd, entries)
     if entry is not None and entry.fs_type == AUTOFS:
         return  # listing it would trigger the automount
     try:

@@ -45,6 +45,13 @@ def unmount(target: str, *, lazy: bool) -> None:
     _check(_libc.umount2(os.fsencode(target), flags), target)
 
 
+def detach_at(fd: int) -> None:
+    """Detach the mount whose root the descriptor *fd* is, whatever is at its path by now."""
+    # The link leads to the root itself: UMOUNT_NOFOLLOW would look at the link.
+    path = f"/proc/self/fd/{fd}"
+    _check(_libc.umount2(os.fsencode(path), MNT_DETACH), path)
+
+
 def sync_tree(mountpoint: str, device: str) -> None:
     """Have the kernel send what it has gathered of writes to the file system *device* (``major:minor``) at *mountpoint*.
 

@@ -63,11 +63,26 @@ def instance_lock(state_dir: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _holder(fd: int) -> int:
-    """Return the pid of who holds the lock; 0 if nobody does any more or it lives in another pid namespace."""
+def holder(state_dir: str) -> int | None:
+    """Return the pid of the daemon that holds the lock of *state_dir*, 0 if it is in another pid namespace; None: nobody.
+
+    Disturbs no daemon that starts meanwhile. Not for a process that has the lock: it would lose it.
+    """
+    try:
+        fd = os.open(f"{state_dir}/{LOCK_NAME}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        return _holder(fd)
+    finally:
+        os.close(fd)
+
+
+def _holder(fd: int) -> int | None:
+    """Return the pid of who holds the lock, 0 if it lives in another pid namespace; None: nobody does any more."""
     query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, query))
-    return 0 if kind == fcntl.F_UNLCK else int(pid)
+    return None if kind == fcntl.F_UNLCK else int(pid)
 
 
 def _failure(what: str, error: OSError) -> S3mgrError:

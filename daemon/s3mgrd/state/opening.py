@@ -8,9 +8,10 @@ of a file that is gone into a new one.
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from sqlite_utils import Database
 
@@ -82,6 +83,22 @@ def open_database(state_dir: str, *, boot_id: str) -> tuple[Database, list[str]]
             db.close()
             raise
     return db, warnings
+
+
+def read_mountpoints(state_dir: str) -> set[str]:
+    """Return where the mounts of *state_dir* belong, without changing anything, and also while a daemon has it open.
+
+    Raises:
+        Corrupt, Unavailable: it cannot be read.
+    """
+    path = f"{state_dir}/{DATABASE_NAME}"
+    address = f"file:{quote(path)}?mode=ro"
+    with (
+        sqlite_errors(path),
+        closing(sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S)) as db,
+    ):
+        rows = db.execute("select json_extract(spec, '$.mountpoint') from mounts")
+        return {mountpoint for (mountpoint,) in rows}
 
 
 def open_memory() -> Database:

@@ -155,6 +155,7 @@ class WorkerProcesses:
         entry: what a worker runs, ``module:function``; see `s3mgrd.worker.zygote.Entry`.
         warm: what the zygote calls before it forks, to import and prepare.
         resolver: resolves credentials: called with a `MountSpec`, returns a `CredentialGrant`.
+        heir: what the zygote calls with the state directory when this process has gone; see `s3mgrd.worker.zygote.Heir`.
     """
 
     def __init__(
@@ -166,6 +167,7 @@ class WorkerProcesses:
         entry: str = DEFAULT_ENTRY,
         warm: tuple[str, ...] = DEFAULT_WARM,
         resolver: str = DEFAULT_RESOLVER,
+        heir: str = "",
     ) -> None:
         self._identity: Identity | None = find_identity(worker_user) if worker_user else None
         self._dirs = workdirs.WorkDirs(state_dir.absolute(), cache_dir.absolute(), self._identity)
@@ -173,6 +175,8 @@ class WorkerProcesses:
             entry=entry,
             warm=warm,
             resolver=resolver,
+            heir=heir,
+            state_dir=str(state_dir.absolute()),
             uid=self._identity.uid if self._identity else None,
             gid=self._identity.gid if self._identity else None,
         )

@@ -1,8 +1,8 @@
 """The zygote: a process that has imported everything, and forks a worker in a few milliseconds when asked.
 
 Started as ``python -m s3mgrd.worker.zygote FD`` by `s3mgrd.worker.breeder`, with a clean environment and no
-secrets. It never starts a thread and never touches a mount. It ends when the supervisor's end of the socket closes;
-its workers go on.
+secrets. It never starts a thread and never touches a mount. It ends when the supervisor's end of the socket closes,
+and its heir sees to what is left; its workers go on.
 
 A forked child leaves the loop by returning from it, so that no frame of the zygote is left on its stack, closes every
 descriptor but its own, and only then becomes what it is for.
@@ -53,6 +53,8 @@ Entry = Callable[[socket.socket, str, Path, Path], None]
 its cache directory. Called in a process that was forked for it, after `become_worker`; it calls `renounce` itself."""
 Resolver = Callable[[MountSpec], CredentialGrant]
 """Resolves the daemon's own credentials; raises `S3mgrError`."""
+Heir = Callable[[str], None]
+"""Called last thing when the supervisor of a state directory has gone, in order or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +247,12 @@ def run_zygote(sock: socket.socket) -> int:
         zygote.send(Ready())
         job = zygote.run()
     except ConnectionError:  # the supervisor went away in the middle of a word
-        return 0
+        job = None
     if job is None:
+        if setup.heir:
+            sock.close()
+            heir: Heir = load(setup.heir)
+            heir(setup.state_dir)
         return 0
     sock.detach()  # the number is closed with all others
     del zygote

@@ -12,12 +12,14 @@ MAX_PACKET_BYTES: Final = 128 << 10
 class Setup(Struct, frozen=True, kw_only=True, tag="setup"):
     """First message: what to import, and whom workers run as (None: as the daemon). Answered by `Ready`.
 
-    `entry`, `warm` and `resolver` are ``module:function``.
+    `entry`, `warm`, `resolver` and `heir` are ``module:function``; an empty `heir` is none.
     """
 
     entry: str
     warm: tuple[str, ...]
     resolver: str
+    heir: str
+    state_dir: str
     uid: int | None
     gid: int | None
 

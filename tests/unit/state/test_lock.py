@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from s3mgrd.errors import Conflict, Denied, Unavailable
-from s3mgrd.state.lock import instance_lock, prepare_directory
+from s3mgrd.state.lock import holder, instance_lock, prepare_directory
 
 HOLD = """
 import sys
@@ -19,7 +19,7 @@ with instance_lock(sys.argv[1]):
 """
 
 
-def holder(state_dir: Path) -> "subprocess.Popen[str]":
+def start_holder(state_dir: Path) -> "subprocess.Popen[str]":
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(state_dir)],
         stdin=subprocess.PIPE,
@@ -32,8 +32,9 @@ def holder(state_dir: Path) -> "subprocess.Popen[str]":
 
 
 def test_a_second_daemon_is_told_who_holds_the_lock(tmp_path: Path) -> None:
-    with holder(tmp_path) as process:
+    with start_holder(tmp_path) as process:
         try:
+            assert holder(str(tmp_path)) == process.pid
             with (
                 pytest.raises(Conflict, match=f"process {process.pid}"),
                 instance_lock(str(tmp_path)),
@@ -41,8 +42,14 @@ def test_a_second_daemon_is_told_who_holds_the_lock(tmp_path: Path) -> None:
                 pass
         finally:
             process.kill()
+    assert holder(str(tmp_path)) is None
     with instance_lock(str(tmp_path)):
         pass  # gone with its holder, however that ended
+
+
+def test_nobody_holds_what_is_not_there(tmp_path: Path) -> None:
+    assert holder(str(tmp_path)) is None
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:

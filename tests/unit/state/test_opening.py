@@ -13,7 +13,7 @@ import trio
 from s3mgr.schema import Operation
 from s3mgrd.errors import Corrupt, Denied, Unavailable
 from s3mgrd.mounts.store import MountRecord, OperationRecord
-from s3mgrd.state.opening import open_database
+from s3mgrd.state.opening import open_database, read_mountpoints
 from s3mgrd.state.store import StateStore, open_store
 from tests.fakes.control import KEYS, make_spec
 
@@ -190,3 +190,20 @@ def test_a_symlink_or_a_directory_in_its_place_is_refused(tmp_path: Path) -> Non
     (tmp_path / "state.db").mkdir()
     with pytest.raises((Unavailable, Denied)):
         open_store(str(tmp_path), boot_id="boot")
+
+
+async def test_where_mounts_belong_can_be_read_whether_or_not_a_daemon_has_the_file_open(
+    tmp_path: Path,
+) -> None:
+    with opened(tmp_path) as store:
+        await store.save_mount(record("a"))
+        await store.save_mount(record("b"))
+        expected = {make_spec("a").mountpoint, make_spec("b").mountpoint}
+        assert read_mountpoints(str(tmp_path)) == expected
+    assert read_mountpoints(str(tmp_path)) == expected
+
+
+def test_a_state_directory_without_state_says_so_and_gets_none(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="unable to open"):
+        read_mountpoints(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
