@@ -22,6 +22,7 @@ from s3mgr.errors import ClientError
 from s3mgr.schema import Mount
 from s3mgrd.fuse import syscalls
 from s3mgrd.fuse.mountinfo import MountEntry, read_mountinfo
+from tests.descriptors import held_by
 from tests.servers.endpoint import Endpoint
 
 T = TypeVar("T")
@@ -393,12 +394,11 @@ def processes_with_files_below(directory: Path) -> list[int]:
         if not entry.isdecimal() or int(entry) == os.getpid():
             continue
         with suppress(OSError):
-            for fd in os.listdir(f"/proc/{entry}/fd"):
-                with suppress(OSError):
-                    target = os.readlink(f"/proc/{entry}/fd/{fd}")
-                    if target.startswith(wanted) and not target.startswith(f"{wanted}mnt/"):
-                        found.append(int(entry))
-                        break
+            if any(
+                target.startswith(wanted) and not target.startswith(f"{wanted}mnt/")
+                for _, target in held_by(int(entry))
+            ):
+                found.append(int(entry))
     return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from s3mgrd.fuse import syscalls
+from tests.descriptors import held_by
 from tests.e2e.lab import SCRIPTS, Daemon, Lab, shell, wait_for
 from tests.e2e.service_manager import ServiceManager
 from tests.e2e.trees import read_bucket
@@ -353,8 +354,7 @@ def test_a_living_worker_comes_before_what_systemd_gives(
 
 
 def _connections(pid: int) -> int:
-    targets = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
-    return targets.count("/dev/fuse")
+    return sum(target == "/dev/fuse" for _, target in held_by(pid))
 
 
 def _body(endpoint: Endpoint, bucket: str, key: str) -> bytes:

@@ -4,7 +4,7 @@ import array
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -50,6 +50,7 @@ from s3mgrd.worker.protocol import (
     Stop,
     WorkerEvent,
 )
+from tests.descriptors import held_by
 
 encode = msgspec.json.encode
 
@@ -99,11 +100,8 @@ async def against_raw() -> AsyncIterator[tuple[Channel, socket.socket, EventQueu
 
 def copies_of(fd: int) -> int:
     """How many descriptors of this process are open on the same pipe or socket; others come and go with other tests' threads."""
-    found = 0
-    for other in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):
-            found += os.readlink(f"/proc/self/fd/{other}") == os.readlink(f"/proc/self/fd/{fd}")
-    return found
+    opened = os.readlink(f"/proc/self/fd/{fd}")
+    return sum(target == opened for _, target in held_by())
 
 
 async def test_both_sides_may_ask_at_the_same_time() -> None:

@@ -4,7 +4,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from s3mgrd.fuse.mountinfo import (
     topmost,
 )
 from s3mgrd.fuse.mountpoints import open_mountpoint
+from tests.descriptors import held_by
 
 USER = 4242
 
@@ -176,20 +177,23 @@ def test_the_descriptor_is_the_directory_itself(tmp_path: Path) -> None:
     os.close(fd)
 
 
-def open_paths() -> Iterator[str]:
-    """Yield what the descriptors of this process are open on."""
-    for fd in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # a thread of another test closed it
-            yield os.readlink(f"/proc/self/fd/{fd}")
+def held_along(path: Path) -> list[str]:
+    """What this process has open of *path*, the directories above it and what is below; threads of other tests have none of it."""
+    return sorted(
+        target
+        for _, target in held_by()
+        if path.is_relative_to(target) or Path(target).is_relative_to(path)
+    )
 
 
 def test_refusals_leave_no_descriptor_open(tmp_path: Path) -> None:
+    before = held_along(tmp_path)
     for make in (no_parent, file, through_link):
         base = tmp_path / str(make)[:20].strip("<").replace(" ", "-")
         base.mkdir()
         with pytest.raises(MountpointInvalid):
             open_mountpoint(str(make(base)), owner_uid=0)
-    assert not [path for path in open_paths() if path.startswith(str(tmp_path))]
+    assert held_along(tmp_path) == before
 
 
 def escape(text: str) -> bytes:

@@ -41,6 +41,7 @@ from s3mgrd.worker.protocol import (
 )
 from s3mgrd.worker.spawn import WorkerProcesses
 from s3mgrd.worker.zygote_messages import ResolveCredentials
+from tests.descriptors import held_by
 from tests.fuse.lab import Lab
 
 PROMPT_S = 10.0
@@ -53,14 +54,6 @@ def status_of(pid: int) -> dict[str, str]:
 
 def read(path: str) -> bytes:
     return Path(path).read_bytes()
-
-
-def open_files(pid: int) -> list[os.DirEntry[str]]:
-    return list(os.scandir(f"/proc/{pid}/fd"))
-
-
-def held_by(pid: int) -> set[str]:
-    return {os.readlink(entry.path) for entry in open_files(pid)}
 
 
 def zygotes() -> list[int]:
@@ -132,12 +125,13 @@ async def test_a_worker_inherits_nothing_but_its_own_descriptors(lab: Lab) -> No
     try:
         workers = await lab.supervisor()
         async with lab.worker(workers, "other"), lab.worker(workers, "m") as worker:
-            targets = {int(entry.name): os.readlink(entry.path) for entry in open_files(worker.pid)}
+            targets = dict(held_by(worker.pid))
             assert targets[0] == "/dev/null"
             assert targets[1] == targets[2] == workers.log_path("m")
             others = [target for fd, target in targets.items() if fd > 2]
             assert not [t for t in others if "other" in t or "/dev/fuse" in t]
-            assert not {t for t in others if t.startswith("socket:")} & held_by(zygotes()[0])
+            of_the_zygote = dict(held_by(zygotes()[0])).values()
+            assert not {t for t in others if t.startswith("socket:")} & set(of_the_zygote)
             environment = read(f"/proc/{worker.pid}/environ")
             assert b"very secret" not in environment
             assert b"NOTIFY_SOCKET" not in environment

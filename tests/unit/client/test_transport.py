@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ from s3mgr.transport import (
     default_address,
     parse_address,
 )
+from tests.descriptors import held_by
 
 from .fake_daemon import FakeDaemon, make_mount, running
 
@@ -67,22 +68,12 @@ def test_a_path_that_is_too_long_for_a_socket_address_is_reached(tmp_path: Path)
         path = deep / "daemon.sock"
         assert len(str(path)) > SUN_PATH_MAX
         assert len(Client.connect(f"unix://{path}").list_mounts().items) == 1
-        held = directories_held()
-        assert str(deep) not in held
+        assert str(deep) not in dict(held_by()).values()
 
 
 def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidAddress, match="too long"):
         Client.connect(f"unix://{tmp_path}/{'n' * 120}").list_mounts()
-
-
-def directories_held() -> list[str]:
-    """Tell what this process holds open; threads of the server may close theirs meanwhile."""
-    held = []
-    for fd in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):
-            held.append(os.readlink(f"/proc/self/fd/{fd}"))
-    return held
 
 
 @contextmanager
