@@ -239,6 +239,12 @@ class Daemon:
         os.kill(pid, signal.SIGKILL)
         return pid
 
+    def kill_with_worker(self, name: str = "m") -> None:
+        """SIGKILL the daemon, and then the worker of *name*, whose connection its keeper has from then on."""
+        worker = self.worker_pid(name)
+        self.kill()
+        os.kill(worker, signal.SIGKILL)
+
     def wait_replaced(self, old_pid: int, name: str = "m") -> int:
         """Wait until another worker than *old_pid* serves *name*; returns its pid."""
 

@@ -148,9 +148,7 @@ def test_both_may_die_again_and_again(
         daemon.start()
         daemon.wait_state("mounted")
         writer.answer()
-        worker = daemon.worker_pid()
-        daemon.kill()
-        os.kill(worker, signal.SIGKILL)
+        daemon.kill_with_worker()
     daemon.start()
     daemon.wait_state("mounted")
     writer.close()
@@ -251,11 +249,9 @@ def test_a_mount_that_nobody_keeps_any_more_goes_and_nothing_that_was_written(
     mount = daemon.mount(s3_endpoint, bucket, "m", "-o", "write_mode=writeback")
     daemon.run("queue", "pause", "m")
     (mount / "file").write_bytes(b"content")
-    worker = daemon.worker_pid()
     config = daemon.config_file.read_text()
     daemon.config_file.write_text("nonsense")
-    daemon.kill()
-    os.kill(worker, signal.SIGKILL)
+    daemon.kill_with_worker()
     daemon.start(wait=False)
     assert daemon.process is not None
     assert daemon.process.wait(30) == 2

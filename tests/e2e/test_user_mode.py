@@ -247,9 +247,7 @@ def test_a_mount_that_nobody_can_serve_any_more_goes(
     """Through fusermount3, when daemon, worker and keeper are dead."""
     daemon = user_daemon.start()
     directory = daemon.mount_as_user(ministack, bucket)
-    worker = daemon.worker_pid()
-    daemon.kill()
-    os.kill(worker, signal.SIGKILL)
+    daemon.kill_with_worker()
     for keeper in daemon.keepers():
         os.kill(keeper, signal.SIGKILL)
     wait_for("nothing is mounted", lambda: not daemon.mountpoints())

@@ -1,7 +1,7 @@
 """A file system on an in-memory store, without a kernel: what the handlers call, called directly."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from s3mgrd.cache.blocks import BlockCache
+from s3mgrd.cache.blocks import BlockCache, open_block_cache
 from s3mgrd.cache.database import MountDatabase, open_database
 from s3mgrd.cache.nodes import ROOT, Inode, Listed, Node, NodeTable
 from s3mgrd.fs.changing.tree import Creator
@@ -219,3 +219,12 @@ class Lab:
 @pytest.fixture
 def lab(tmp_path: Path, autojump_clock: object) -> Lab:
     return Lab(tmp_path)
+
+
+@pytest.fixture
+def cached(lab: Lab, tmp_path: Path) -> Iterator[Lab]:
+    """A lab with a block cache of 64 MiB."""
+    lab.blocks = open_block_cache(tmp_path, owner="lab", limit_bytes=64 << 20)
+    assert lab.blocks is not None
+    yield lab
+    lab.blocks.close()

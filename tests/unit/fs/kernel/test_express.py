@@ -5,14 +5,11 @@ import os
 import random
 import stat
 import struct
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from s3mgrd.cache.blocks import open_block_cache
 from s3mgrd.cache.nodes import ROOT, Inode, Kind
 from s3mgrd.fs.kernel import replies
 from s3mgrd.fs.kernel.handles import Handles
@@ -189,15 +186,6 @@ async def test_a_handle_that_nobody_got_is_forgotten(lab: Lab) -> None:
         assert isinstance(answer, bytes)
         express.interrupted(answer)
         assert not express._caches._readers
-
-
-@pytest.fixture
-def cached(lab: Lab, tmp_path: Path) -> Iterator[Lab]:
-    """A lab with a block cache."""
-    lab.blocks = open_block_cache(tmp_path, owner="lab", limit_bytes=64 << 20)
-    assert lab.blocks is not None
-    yield lab
-    lab.blocks.close()
 
 
 def joined(answer: object) -> bytes:

@@ -1,14 +1,12 @@
 """Damaged bytes of objects that are fetched in ranges: noticed at the end, told to who has read them, and fetched again."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 import trio
 import trio.testing
 
-from s3mgrd.cache.blocks import open_block_cache
 from s3mgrd.cache.nodes import Inode, Node
 from s3mgrd.errors import Unavailable
 from s3mgrd.fs.filesystem import FileSystem
@@ -21,15 +19,6 @@ from tests.unit.fs.conftest import Lab
 from tests.unit.fs.reading.test_reader import content, read_at, read_through, wait_for_cache
 
 SIZE = 12 * MIB + 5
-
-
-@pytest.fixture
-def cached(lab: Lab, tmp_path: Path) -> Iterator[Lab]:
-    """A lab with a block cache that holds the object."""
-    lab.blocks = open_block_cache(tmp_path, owner="lab", limit_bytes=64 * MIB)
-    assert lab.blocks is not None
-    yield lab
-    lab.blocks.close()
 
 
 class Damage:

@@ -1,28 +1,16 @@
 """Reads: few requests, bounded memory, the block cache, and guesses that stop when they are wrong."""
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from s3mgrd.cache.blockindex import BLOCK_BYTES
-from s3mgrd.cache.blocks import open_block_cache
 from s3mgrd.errors import Unavailable
 from s3mgrd.fs.reading.prefetch import MAX_WINDOW
 from s3mgrd.fs.reading.reader import FILL_AFTER, FILL_FIRST, FILL_STEP, LINGER_S, MIB, WHOLE_BYTES
 from tests.unit.fs.conftest import Lab, settings
-
-
-@pytest.fixture
-def cached(lab: Lab, tmp_path: Path) -> Iterator[Lab]:
-    """A lab with a block cache of 64 MiB."""
-    lab.blocks = open_block_cache(tmp_path, owner="lab", limit_bytes=64 * MIB)
-    assert lab.blocks is not None
-    yield lab
-    lab.blocks.close()
 
 
 def content(size: int, seed: int = 1) -> bytes:

@@ -2,28 +2,16 @@
 
 import os
 import random
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from trio.testing import wait_all_tasks_blocked
 
-from s3mgrd.cache.blocks import open_block_cache
 from s3mgrd.cache.nodes import Inode
 from s3mgrd.fs.writing.parts import MIB
 from tests.unit.fs.conftest import Lab
 from tests.unit.fs.writing.test_streaming import begin, write
 
 BODY = random.Random(8).randbytes(13 * MIB + 77)  # noqa: S311 - content, not a secret
-
-
-@pytest.fixture
-def cached(lab: Lab, tmp_path: Path) -> Iterator[Lab]:
-    """A lab with a block cache."""
-    lab.blocks = open_block_cache(tmp_path, owner="lab", limit_bytes=64 * MIB)
-    assert lab.blocks is not None
-    yield lab
-    lab.blocks.close()
 
 
 async def close(lab: Lab, inode: Inode) -> None:
