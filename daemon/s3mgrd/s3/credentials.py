@@ -52,9 +52,8 @@ async def resolve_credentials(profile: str | None) -> CredentialGrant:
     """
     quiet_libraries()
     session = AioSession(profile=profile)
-    session.register_component(
-        "data_loader", whole_loader()
-    )  # single sign-on has services of its own
+    # Single sign-on has services of its own.
+    session.register_component("data_loader", whole_loader())
     session.set_default_client_config(AioConfig(http_session_cls=HttpxSession))
     try:
         with trio.fail_after(RESOLVE_LIMIT_S):

@@ -226,9 +226,8 @@ async def test_readahead_in_flight_brings_no_other_version(pair: Pair) -> None:
     here = pair.here
     async with here.mounted():
         inode = await open_read(here, "f")
-        await here.fs.read(
-            inode, 0, 64 << 10, handle=1
-        )  # so little that not everything is on its way already
+        # So little that not everything is on its way already.
+        await here.fs.read(inode, 0, 64 << 10, handle=1)
         with here.store.hold("get_range") as hold:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(expect_range, here, inode, 6 << 20)
