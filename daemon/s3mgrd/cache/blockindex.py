@@ -11,7 +11,7 @@ blocks      One row per slot of the data file that was ever used; version NULL: 
     slot        Its bytes begin at slot * `BLOCK_BYTES`.
     size        Bytes in it; less than a block only at the end of a version.
     checksum    XXH3-64 of the bytes, as a signed number.
-    queue       0 probation, 1 main, 2 pinned; 3 with version NULL: somebody is writing to the slot.
+    queue       0 probation, 1 main, 2 pinned.
     turn        Order of arrival in its queue.
     uses        How often it was read since it came into its queue, up to `MAX_USES`.
 meta        owner: whose inode numbers these are.
@@ -40,7 +40,7 @@ GHOSTS: Final = 65_536
 BATCH: Final = 64
 SCHEMA_VERSION: Final = 1
 
-PROBATION, MAIN, PINNED, TAKEN = 0, 1, 2, 3
+PROBATION, MAIN, PINNED = 0, 1, 2
 
 _SCHEMA: Final = f"""
 CREATE TABLE versions (
@@ -94,10 +94,6 @@ class BlockIndex:
         """Reads by slot that are not in the table yet."""
         self._ghosts: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._turn = self._one("SELECT coalesce(max(turn), 0) FROM blocks")
-        # Their writer is dead.
-        self._db.execute(
-            "UPDATE blocks SET queue = 0 WHERE version IS NULL AND queue = ?", (TAKEN,)
-        )
         # Not as soon as its last block goes: until the next start, a ghost may tell of it.
         self._db.execute(
             "DELETE FROM versions WHERE pinned = 0 AND NOT EXISTS "
@@ -215,25 +211,17 @@ class BlockIndex:
             (inode,),
         )
 
-    def take_slots(self, count: int) -> list[int]:
-        """Return slots to write to: nobody else gets them before `put` or `release`."""
-        rows = self._db.execute(
-            "SELECT slot FROM blocks WHERE version IS NULL AND queue < ? LIMIT ?", (TAKEN, count)
-        ).fetchall()
+    def free_slots(self, count: int) -> list[int]:
+        """Return slots to write to. They stay free until `put`: there is one writer."""
+        rows = self._db.execute("SELECT slot FROM blocks WHERE version IS NULL LIMIT ?", (count,))
         slots = [int(row[0]) for row in rows]
-        beyond = self._one("SELECT coalesce(max(slot) + 1, 0) FROM blocks")
-        new = list(range(beyond, beyond + count - len(slots)))
-        with self._transaction():
-            self._db.executemany(
-                "UPDATE blocks SET queue = ? WHERE slot = ?", [(TAKEN, slot) for slot in slots]
-            )
-            self._db.executemany(
-                "INSERT INTO blocks (slot, queue) VALUES (?, ?)", [(slot, TAKEN) for slot in new]
-            )
-        return slots + new
+        if len(slots) < count:
+            beyond = self._one("SELECT coalesce(max(slot) + 1, 0) FROM blocks")
+            slots.extend(range(beyond, beyond + count - len(slots)))
+        return slots
 
     def put(self, version: int, blocks: Sequence[Block], *, favoured: bool = False) -> None:
-        """Enter blocks in a row that were written to slots taken before; where the version has a block already, its slot is free.
+        """Enter blocks in a row that were written to free slots; where the version has a block already, its slot stays free.
 
         *favoured*: somebody asked for them, so they do not pass through probation and stay longer than what is there.
         """
@@ -245,27 +233,20 @@ class BlockIndex:
             rows = []
             for block in blocks:
                 if block.number in here:
-                    self._db.execute("UPDATE blocks SET queue = 0 WHERE slot = ?", (block.slot,))
                     continue
                 is_ghost = self._ghosts.pop((version, block.number), self) is None
                 queue = PINNED if is_pinned else MAIN if is_ghost or favoured else PROBATION
                 self._turn += 1
                 rows.append(
-                    (version, block.number, block.size, block.checksum, queue, self._turn, uses, block.slot)
+                    (block.slot, version, block.number, block.size, block.checksum, queue, self._turn, uses)
                 )  # fmt: skip
                 self.bytes[queue] += occupied(block.size)
             self._db.executemany(
-                "UPDATE blocks SET version = ?, number = ?, size = ?, checksum = ?, queue = ?, turn = ?, uses = ? "
-                "WHERE slot = ?",
+                "INSERT INTO blocks (slot, version, number, size, checksum, queue, turn, uses) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (slot) DO UPDATE SET "
+                "version = excluded.version, number = excluded.number, size = excluded.size, "
+                "checksum = excluded.checksum, queue = excluded.queue, turn = excluded.turn, uses = excluded.uses",
                 rows,
-            )
-
-    def release(self, slots: Sequence[int]) -> None:
-        """Make slots that were taken free again."""
-        with self._transaction():
-            self._db.executemany(
-                "UPDATE blocks SET queue = 0 WHERE slot = ? AND version IS NULL",
-                [(slot,) for slot in slots],
             )
 
     def drop(self, block: Block, version: int) -> None:

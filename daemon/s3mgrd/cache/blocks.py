@@ -18,7 +18,6 @@ import os
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -290,15 +289,8 @@ class BlockCache:
             self.refused_blocks += len(views)
             return not views
         version = self._index.add_version(inode, etag)
-        slots = self._index.take_slots(len(views))
-        try:
-            blocks = await trio.to_thread.run_sync(
-                self._write, freed, version, number, slots, views
-            )
-        except BaseException:
-            with suppress(sqlite3.Error):
-                self._index.release(slots)
-            raise
+        slots = self._index.free_slots(len(views))
+        blocks = await trio.to_thread.run_sync(self._write, freed, version, number, slots, views)
         self._index.put(version, blocks, favoured=favoured)
         return True
 

@@ -294,16 +294,24 @@ async def test_versions_of_which_nothing_is_left_are_forgotten_at_the_next_start
         assert cache.has(29, ETAG, 0, MIB)
 
 
-async def test_a_worker_killed_while_it_wrote_leaks_no_slot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_worker_killed_while_it_wrote_leaks_no_slot(tmp_path: Path) -> None:
     with opened(tmp_path) as cache:
         await keep(cache, content(BLOCK_BYTES))
-        taken = cache._index.take_slots(4)
-        assert taken == [1, 2, 3, 4]
-        assert cache._index.take_slots(1) == [5]
+        assert cache._index.free_slots(4) == [1, 2, 3, 4], "where it was about to write"
     with opened(tmp_path) as cache:
-        assert sorted(cache._index.take_slots(6)) == [1, 2, 3, 4, 5, 6]
+        await keep(cache, content(2 * BLOCK_BYTES), inode=7)
+        assert cache._index.free_slots(2) == [3, 4]
+
+
+async def test_slots_are_used_again(tmp_path: Path) -> None:
+    with opened(tmp_path) as cache:
+        await keep(cache, content(2 * BLOCK_BYTES))
+        await keep(cache, content(BLOCK_BYTES, 7), inode=7)
+        await cache.evict_inode(5)
+        assert sorted(cache._index.free_slots(3)) == [0, 1, 3]
+        await keep(cache, content(2 * BLOCK_BYTES))
+        assert await get(cache, 0, 2 * BLOCK_BYTES) == content(2 * BLOCK_BYTES)
+        assert cache._index.free_slots(1) == [3]
 
 
 async def test_a_directory_that_cannot_be_written_means_no_cache(
