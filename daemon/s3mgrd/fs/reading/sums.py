@@ -5,7 +5,8 @@ of a version came, in whatever ranges and order, what arrived is compared. That 
 last read waits for it, so that nobody gets to the end of damaged bytes without an error.
 
 Nothing is computed of objects that are fetched with one request, which S3 says the checksum of. Each piece is summed up after
-its readers have it, and S3 is asked for its checksum, once, when half of the object is on its way.
+its readers have it. S3 is asked for its checksum, once, when half of the object is on its way, or `ASK_AFTER` of it: where it has
+none, summing up ends with the answer, so who reads a large object learns that before the first piece is here.
 """
 
 import logging
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 MAX_RANGES: Final = 65_536
 """Of one version; one that is read in so many is not compared."""
+ASK_AFTER: Final = 32 << 20
+"""One HEAD for so much is next to nothing."""
 INLINE_BYTES: Final = 512 << 10
 """Up to so many bytes a checksum takes less of the one thread that decides everything than changing threads twice."""
 
@@ -69,8 +72,8 @@ class Sums:
         self._ask_in_time()
 
     def _ask_in_time(self) -> None:
-        is_half = 2 * (self._covered + self._coming) >= self._size
-        if self._is_needed and is_half and not self._was_asked:
+        is_due = self._covered + self._coming >= min(self._size / 2, ASK_AFTER)
+        if self._is_needed and is_due and not self._was_asked:
             self._was_asked = self._is_asking = True
             self._nursery.start_soon(self._learn)
 

@@ -13,7 +13,7 @@ from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.kernel.handles import Handles
 from s3mgrd.fs.reading.comparing import SERIALS
 from s3mgrd.fs.reading.reader import MIB
-from s3mgrd.fs.reading.sums import Sums
+from s3mgrd.fs.reading.sums import ASK_AFTER, Sums
 from s3mgrd.s3.checksums import crc64nvme
 from tests.unit.fs.conftest import Lab
 from tests.unit.fs.reading.test_reader import content, read_at, read_through, wait_for_cache
@@ -136,6 +136,28 @@ async def test_s3_is_asked_once_and_only_of_what_is_read_as_a_whole(cached: Lab)
     async with cached.mounted("second"):
         assert await read_through(cached, "big") == big
         assert cached.store.calls["checksum"] == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "enough"), [(4 * ASK_AFTER, ASK_AFTER), (ASK_AFTER, ASK_AFTER // 2)]
+)
+async def test_s3_is_asked_when_half_of_it_or_much_is_on_its_way(size: int, enough: int) -> None:
+    """Where it has no checksum, nothing is computed of what comes."""
+    asked: list[int] = []
+
+    async def ask() -> None:
+        asked.append(1)
+
+    async with trio.open_nursery() as nursery:
+        sums = Sums(size, ask, nursery, lambda *_: None)
+        sums.begin()
+        sums.expect(enough - 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not asked
+        sums.expect(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert asked
+        assert sums.is_over
 
 
 async def test_a_store_that_does_not_say_is_believed(cached: Lab) -> None:
