@@ -49,11 +49,18 @@ class Stream:
     is_full: bool = False
     """Whether the window has grown as far as it may."""
     is_new: bool = True
+    reached: int = 0
+    """Forwards, what lies between `position` and here was asked for, and not by another handle; kept by who asks."""
     start: int = 0
     length: int = 0
     stride: int = 0
     strides: int = 0
     """How many times in a row the handle has moved by `stride`."""
+
+    @property
+    def is_forward(self) -> bool:
+        """Whether what is wanted next follows what was read."""
+        return self.strides < SURE
 
     def follow(self, offset: int, stop: int, *, limit: int) -> bool:
         """Note a read of [offset, stop) and adapt the window, to *limit* bytes at most; whether the read is in some order."""
@@ -63,7 +70,7 @@ class Stream:
         self.is_new = False
         if not is_forward:
             self.position = stop
-            self.window, self.is_full = 0, False
+            self.window, self.is_full, self.reached = 0, False, 0
         elif stop > self.position:
             self.position = stop
             self._grow(stop - offset, limit)
@@ -86,12 +93,12 @@ class Stream:
         self.is_full = self.window == most
 
     def ahead(self, stop: int, size: int, *, step: int) -> Iterator[tuple[int, int]]:
-        """Yield the ranges to read ahead of a read that ended at *stop*, nearest first, within [0, size).
+        """Yield the ranges to read ahead of a read that ended at *stop*, nearest first, within [0, size), but for what was `reached`.
 
         *step*: bytes of each, once the window is full.
         """
         step = max(MIN_STEP, min(step, self.window // LEAST)) if self.is_full else MIN_STEP
-        if self.strides < SURE:
+        if self.is_forward:
             yield from self._forwards(stop, size, step)
         elif self.stride < 0 and -self.stride <= self.length:
             yield from self._backwards(step)
@@ -100,6 +107,7 @@ class Stream:
 
     def _forwards(self, stop: int, size: int, step: int) -> Iterator[tuple[int, int]]:
         end = min(stop + self.window, size)
+        stop = max(stop, self.reached)
         while stop < end:
             # Up to the next multiple: handles that read the same version want the same ranges.
             following = min((stop // step + 1) * step, size)

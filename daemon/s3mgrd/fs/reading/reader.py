@@ -115,10 +115,13 @@ class Reader:
         in_order = stream.follow(offset, stop, limit=self._window_limit())
         misses = self.misses
         wanted = self._cover(node, key, version, offset, stop, size)
-        if in_order:
-            self._read_ahead(node, key, version, stream, stop, size)
+        is_hit = self.misses == misses
+        if not in_order:
+            self._fill(node, key, version, size, is_hit=is_hit)
         else:
-            self._fill(node, key, version, size, is_hit=self.misses == misses)
+            if not is_hit:
+                stream.reached = 0  # what was asked for is gone again, perhaps more of it
+            self._read_ahead(node, key, version, stream, stop, size)
         try:
             data = await self._collect(version, wanted, offset, stop)
         except (Unavailable, OSError):
@@ -271,11 +274,14 @@ class Reader:
     def _read_ahead(
         self, node: Node, key: VersionKey, version: Version, stream: Stream, stop: int, size: int
     ) -> None:
+        is_ours = stream.is_forward
         for start, end in stream.ahead(stop, size, step=step_bytes(self._volume.settings)):
             position, end = self._rounded(start, end, size)
             while position < end:
                 segment = version.find(position)
                 if segment is not None:
+                    # What another handle asked for may be gone when it has read it: look again.
+                    is_ours = is_ours and segment.start < stop
                     position = segment.stop
                     continue
                 following = version.next_start(position)
@@ -284,6 +290,8 @@ class Reader:
                     return
                 self._fetch(node, key, version, position, until, size, is_ahead=True)
                 position = until
+            if is_ours:
+                stream.reached = position
 
     def _rounded(self, start: int, stop: int, size: int) -> tuple[int, int]:
         """Widen a range to what is fetched together: a small object, or whole blocks where they can be kept."""

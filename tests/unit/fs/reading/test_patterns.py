@@ -59,6 +59,15 @@ def test_requests_are_small_until_the_window_is_full() -> None:
     assert ahead(stream, 2 * MIB) == [(n * MIB, (n + 2) * MIB) for n in range(2, 66, 2)]
 
 
+def test_what_was_asked_for_is_not_told_again_until_the_reader_jumps() -> None:
+    stream = Stream()
+    reads(stream, [0, MIB], MIB, limit=8 * MIB)
+    stream.reached = 9 * MIB
+    assert ahead(stream, 2 * MIB) == [(9 * MIB, 10 * MIB)]
+    reads(stream, [900 * MIB, 901 * MIB], MIB, limit=2 * MIB)
+    assert ahead(stream, 902 * MIB) == [(902 * MIB, 903 * MIB), (903 * MIB, 904 * MIB)]
+
+
 def test_a_small_window_is_cut_into_several_requests() -> None:
     stream = Stream()
     reads(stream, [0, MIB], MIB, limit=4 * MIB)

@@ -248,6 +248,27 @@ async def test_what_was_read_ahead_and_in_part_stays_for_its_reader(lab: Lab) ->
         assert fs.volume.store.stats.received_bytes == before, "it was thrown away"
 
 
+async def test_who_follows_another_reader_waits_no_more_than_the_first(cached: Lab) -> None:
+    """What the first has asked for goes when it has read it; the second asks again, and in time."""
+    cached.settings = settings(memory_limit_bytes=12 * MIB)
+    body = content(32 * MIB)
+    cached.store.insert("big", body)
+    async with cached.mounted() as fs:
+        node = (await cached.get("big")).id
+        misses = []
+        for position in range(-2, 32):
+            for handle, offset in ((1, position + 2), (2, position)):
+                if 0 <= offset < 32:
+                    before = fs.reader.misses
+                    read = bytes(await fs.read(node, offset * MIB, MIB, handle=handle))
+                    assert read == body[offset * MIB : (offset + 1) * MIB]
+                    if fs.reader.misses > before:
+                        misses.append((handle, offset))
+            await wait_all_tasks_blocked()
+            await wait_for_cache(cached, 0)
+        assert misses == [(1, 0), (2, 0)]
+
+
 async def test_what_was_read_ahead_for_nobody_goes_when_others_read_on(lab: Lab) -> None:
     """A reader that went elsewhere in its file does not hold memory for as long as it has the file open."""
     lab.settings = settings(memory_limit_bytes=4 * MIB)
@@ -264,6 +285,26 @@ async def test_what_was_read_ahead_for_nobody_goes_when_others_read_on(lab: Lab)
             await fs.read(second.id, offset, step, handle=2)
         assert fs.reader.holds(first.id) < held // 2
         assert fs.reader.held_bytes <= 5 * MIB
+
+
+async def test_a_reader_that_comes_back_is_read_ahead_of_again(lab: Lab) -> None:
+    lab.settings = settings(memory_limit_bytes=4 * MIB)
+    body, step = content(16 * MIB), 128 << 10
+    lab.store.insert("a", body)
+    lab.store.insert("b", body)
+    async with lab.mounted() as fs:
+        first, second = (await lab.get("a")).id, (await lab.get("b")).id
+        for offset in range(0, 8 * step, step):
+            await fs.read(first, offset, step, handle=1)
+        for offset in range(0, 16 * MIB, step):
+            await fs.read(second, offset, step, handle=2)
+        fs.reader.close(2)
+        await wait_all_tasks_blocked()
+        before = fs.reader.misses
+        for offset in range(8 * step, 24 * step, step):
+            await fs.read(first, offset, step, handle=1)
+            await wait_all_tasks_blocked()
+        assert fs.reader.misses == before + 1
 
 
 async def small_files(lab: Lab, count: int) -> list[str]:
