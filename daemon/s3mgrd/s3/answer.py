@@ -6,10 +6,8 @@ neither is there, with the connection.
 
 from typing import Final
 
-import trio
-
 from s3mgrd.buffers import lend
-from s3mgrd.s3.connections import TURN_BYTES, Connection
+from s3mgrd.s3.connections import Connection
 
 MAX_HEAD_BYTES: Final = 256 << 10
 _BEGINNING: Final = b"HTTP/1."
@@ -106,17 +104,13 @@ class AnswerReader:
         self.received = len(self._buffer)
         view[: self.received] = self._buffer
         self._buffer = b""
-        turn = 0
-        while self.received < len(view):
-            got = await self._connection.receive_into(view[self.received :])
-            if not got:
-                raise ClosedEarly
-            self.received += got
-            turn += got
-            if turn >= TURN_BYTES:
-                turn = 0
-                await trio.lowlevel.checkpoint()
+        await self._connection.receive_into(view[self.received :], self._arrived)
+        if self.received < len(view):
+            raise ClosedEarly
         return view
+
+    def _arrived(self, size: int) -> None:
+        self.received += size
 
     async def _read_until_closed(self, limit: int) -> bytes:
         pieces = [self._buffer]

@@ -18,7 +18,7 @@ from s3mgrd.s3.answers import Answer, receive_answer
 from s3mgrd.s3.body import UploadBody
 from s3mgrd.s3.checksums import MEMBER, MISMATCH, MULTIPART, UploadChecksums, encode
 from s3mgrd.s3.connections import WaitedTooLong
-from s3mgrd.s3.counting import StoreStats, Waiting
+from s3mgrd.s3.counting import RequestStats, StoreStats, Waiting
 from s3mgrd.s3.failures import RENEWABLE, Target, map_failure, request_id
 from s3mgrd.s3.grants import LiveCredentials
 from s3mgrd.s3.http import Exchange, Pool
@@ -164,9 +164,8 @@ class Calls:
         counters = self.stats.of(operation)
 
         async def attempt() -> T:
-            asked = trio.current_time()
-            async with limiter:
-                counters.queued_s += trio.current_time() - asked
+            await self._take_turn(limiter, counters)
+            try:
                 is_checked = self.checksums.are_sent and (
                     "ChecksumAlgorithm" in given or (body is not None and MEMBER not in given)
                 )
@@ -179,6 +178,8 @@ class Calls:
                 result = await self._attempt(target, plain, body, finish, is_checked=False)
                 self.checksums.note_unsupported()
                 return result
+            finally:
+                limiter.release()
 
         def note(failure: CallFailed, delay_s: float) -> None:
             self.stats.retries += 1
@@ -205,6 +206,17 @@ class Calls:
                 if outage is not None:
                     outage.note_given_up(failure, self.retry.deadline_s)
                 raise
+
+    @staticmethod
+    async def _take_turn(limiter: trio.CapacityLimiter, counters: RequestStats) -> None:
+        """Wait for a free place, which the caller releases."""
+        if limiter.available_tokens > 0:
+            # Nobody waits for it, and to go through the scheduler takes milliseconds while other transfers have data.
+            limiter.acquire_nowait()
+            return
+        asked = trio.current_time()
+        await limiter.acquire()
+        counters.queued_s += trio.current_time() - asked
 
     async def _attempt(
         self,

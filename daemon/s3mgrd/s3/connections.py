@@ -51,8 +51,8 @@ class Connection(Protocol):
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         """Wait for bytes; empty: the other side has closed."""
 
-    async def receive_into(self, view: memoryview) -> int:
-        """Fill some of *view* and return how much; 0: the other side has closed."""
+    async def receive_into(self, view: memoryview, arrived: Callable[[int], None]) -> None:
+        """Fill *view*, or what the other side sends of it before it closes; *arrived* is told of the bytes as they come."""
 
     async def send(self, data: bytes | memoryview) -> None:
         """Send all of *data*."""
@@ -89,24 +89,46 @@ class SocketConnection:
             except BlockingIOError:
                 await self._wait(trio.lowlevel.wait_readable)
 
-    async def receive_into(self, view: memoryview) -> int:
+    async def receive_into(self, view: memoryview, arrived: Callable[[int], None]) -> None:
         """See the protocol."""
-        while True:
-            try:
-                got = self._socket.recv_into(view)
-            except BlockingIOError:
-                self._wake_at(min(len(view), PATIENT_BYTES))
-                try:
-                    await self._wait(trio.lowlevel.wait_readable)
-                except WaitedTooLong as silence:
-                    try:
-                        return self._socket.recv_into(view)  # it comes slowly
-                    except BlockingIOError:
-                        raise silence from None
-            else:
-                if got == len(view):
-                    self._wake_at(1)
-                return got
+        is_silent, turn = False, 0
+        while view:
+            # One scope for all waits: to make one costs as much as to receive 20 KiB.
+            with trio.move_on_after(self._timeout_s) as patience:
+                while view:
+                    got = self._receive_now(view)
+                    if got is None:
+                        if is_silent:
+                            raise WaitedTooLong
+                        self._wake_at(min(len(view), PATIENT_BYTES))
+                        self._have_patience(patience)
+                        await trio.lowlevel.wait_readable(self._socket)
+                        turn = 0
+                        continue
+                    is_silent = False
+                    if not got:
+                        return
+                    arrived(got)
+                    view = view[got:]
+                    turn += got
+                    if turn >= TURN_BYTES:
+                        turn = 0
+                        await trio.lowlevel.checkpoint()
+            is_silent = patience.cancelled_caught  # or it came, too little of it to wake us
+        self._wake_at(1)
+
+    def _receive_now(self, view: memoryview) -> int | None:
+        """Fill some of *view*; 0: the other side has closed, None: nothing is there."""
+        try:
+            return self._socket.recv_into(view)
+        except BlockingIOError:
+            return None
+
+    def _have_patience(self, patience: trio.CancelScope) -> None:
+        """Let one more wait take its time, or a little less: a deadline that stays need not be entered again."""
+        until = trio.current_time() + self._timeout_s
+        if until - patience.deadline > self._timeout_s / 16:
+            patience.deadline = until
 
     def _wake_at(self, size: int) -> None:
         """Have the kernel say that there is something when so many bytes are there, or no more will come."""
@@ -197,25 +219,27 @@ class TlsConnection:
             except ssl.SSLEOFError:
                 return b""  # closed without a farewell; lengths tell whether something is missing
 
-    async def receive_into(self, view: memoryview) -> int:
+    async def receive_into(self, view: memoryview, arrived: Callable[[int], None]) -> None:
         """See the protocol."""
-        have = 0
-        stop = min(len(view), TURN_BYTES)
-        while have < stop:
+        turn = 0
+        while view:
             try:
                 # OpenSSL gives 16 KiB at a time.
-                got = int(self._tls.read(stop - have, view[have:stop]))
+                got = int(self._tls.read(len(view), view))
             except ssl.SSLWantReadError:
-                if have:
-                    break
                 await self._receive_more()
+                turn = 0
                 continue
             except ssl.SSLEOFError:
-                break
+                return  # as in `receive`
             if not got:
-                break
-            have += got
-        return have
+                return
+            arrived(got)
+            view = view[got:]
+            turn += got
+            if turn >= TURN_BYTES:
+                turn = 0
+                await trio.lowlevel.checkpoint()
 
     async def send(self, data: bytes | memoryview) -> None:
         """See the protocol."""

@@ -161,8 +161,8 @@ class _StagedConnection:
         answer, self._answer = self._answer, b""
         return answer
 
-    async def receive_into(self, view: memoryview) -> int:
-        return 0
+    async def receive_into(self, view: memoryview, arrived: Callable[[int], None]) -> None:
+        return
 
     async def send(self, data: bytes | memoryview) -> None:
         return

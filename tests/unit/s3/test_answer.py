@@ -1,5 +1,7 @@
 """Reading HTTP answers: however the bytes arrive, the same answer; what is not HTTP to the letter is none."""
 
+from collections.abc import Callable
+
 import pytest
 
 from s3mgrd.s3.answer import AnswerReader, AnswerTooLong, ClosedEarly, NotHttp
@@ -19,11 +21,13 @@ class Pieces:
         piece, self._data = self._data[: self._size], self._data[self._size :]
         return piece
 
-    async def receive_into(self, view: memoryview) -> int:
-        piece = self._data[: min(self._size, len(view))]
-        self._data = self._data[len(piece) :]
-        view[: len(piece)] = piece
-        return len(piece)
+    async def receive_into(self, view: memoryview, arrived: Callable[[int], None]) -> None:
+        while view and (piece := await self.receive()):
+            taken = piece[: len(view)]
+            self._data = piece[len(taken) :] + self._data
+            view[: len(taken)] = taken
+            view = view[len(taken) :]
+            arrived(len(taken))
 
     async def send(self, data: bytes | memoryview) -> None:
         raise NotImplementedError

@@ -92,7 +92,7 @@ async def test_a_body_wakes_us_for_much_of_it_at_a_time() -> None:
         got: list[int] = []
 
         async def receive() -> None:
-            got.append(await connection.receive_into(view))
+            await connection.receive_into(view, got.append)
 
         nursery.start_soon(receive)
         await trio.testing.wait_all_tasks_blocked()
@@ -103,6 +103,7 @@ async def test_a_body_wakes_us_for_much_of_it_at_a_time() -> None:
         await until(lambda: got == [64 << 10])
         theirs.sendall(b"x")
         assert await connection.receive() == b"x", "the next head waits for no more than there is"
+        assert connection._wakes_at == 1
         nursery.start_soon(receive)
         await trio.testing.wait_all_tasks_blocked()
         theirs.sendall(b"short")
@@ -112,22 +113,24 @@ async def test_a_body_wakes_us_for_much_of_it_at_a_time() -> None:
 
 async def test_a_body_that_comes_slowly_is_no_silence(autojump_clock: MockClock) -> None:
     """Whoever waits for much is not told of little; that is not the same as nothing."""
-    async with connected(60) as (connection, theirs):
-        view = memoryview(bytearray(1 << 20))
-        theirs.sendall(b"some")
-        assert await connection.receive_into(view) == 4
+    async with connected(60) as (connection, theirs), trio.open_nursery() as nursery:
         got: list[int] = []
+        ended: list[float] = []
 
         async def receive() -> None:
-            got.append(await connection.receive_into(view))
+            with pytest.raises(WaitedTooLong):
+                await connection.receive_into(memoryview(bytearray(1 << 20)), got.append)
+            ended.append(trio.current_time())
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(receive)
-            await trio.testing.wait_all_tasks_blocked()
-            theirs.sendall(b"more")
-        assert got == [4]
-        with pytest.raises(WaitedTooLong):
-            await connection.receive_into(view)
+        theirs.sendall(b"some")
+        nursery.start_soon(receive)
+        await trio.sleep(50)
+        theirs.sendall(b"more!")
+        await trio.sleep(60)
+        assert got == [4, 5], "it was looked at after a minute"
+        assert not ended
+        await trio.sleep(20)
+        assert ended, "the next minute brought nothing"
 
 
 async def test_a_file_that_ends_early_is_not_sent_through_tls_either(tls: ssl.SSLContext) -> None:
