@@ -28,7 +28,8 @@ from s3mgrd.fs.learning.namespace import Namespace
 from s3mgrd.fs.learning.pruning import Pruner
 from s3mgrd.fs.reading.pins import PINS, Pins
 from s3mgrd.fs.reading.prefetch import Prefetcher
-from s3mgrd.fs.reading.reader import Reader, Superseded
+from s3mgrd.fs.reading.reader import Reader
+from s3mgrd.fs.reading.segments import Superseded
 from s3mgrd.fs.reading.warming import Warmer
 from s3mgrd.fs.volume import Volume
 from s3mgrd.fs.writing import parking

@@ -29,7 +29,7 @@ from s3mgrd.fs.kernel.handles import Handles, read_handle
 from s3mgrd.fs.kernel.repeats import Opcode, RepeatRing
 from s3mgrd.fs.kernel.showing import Shower, absence, blank, space
 from s3mgrd.fs.names import MAX_NAME_BYTES, decode_name
-from s3mgrd.fs.reading.reader import Superseded
+from s3mgrd.fs.reading.segments import Superseded
 from s3mgrd.s3.counting import Waiting
 
 log = logging.getLogger(__name__)

@@ -13,14 +13,13 @@ from typing import Final, Protocol
 import trio
 
 from s3mgrd.cache.nodes import Inode, Node
-from s3mgrd.fs.reading.segments import Version
+from s3mgrd.fs.reading.segments import Version, VersionKey
 from s3mgrd.fs.reading.sums import Sums
 from s3mgrd.fs.volume import Volume
 
 log = logging.getLogger(__name__)
 
 SERIALS: Final = 1 << 16
-VersionKey = tuple[Inode, str]
 TellInodes = Callable[[Sequence[tuple[Inode, bool]]], Awaitable[None]]
 
 

@@ -5,9 +5,8 @@ What a handle will want next is told by `s3mgrd.fs.reading.patterns`; several re
 connection alone does not fill a network. What was fetched goes to the block cache on disk (`s3mgrd.cache.blocks`), and is
 looked for there first. The kernel keeps the pages it was given, so what was read and lies in the block cache goes at once.
 
-Random reads fetch the blocks they touch and no more. An object that fits the block cache several times over and is read at
-random is also fetched in the background: `FILL_FIRST` bytes on trial, then `FILL_PER_HIT` for each random read that found its
-bytes here. Soon no read waits, and what is fetched in vain is bounded by what was of use.
+Random reads fetch the blocks they touch and no more; what else comes of an object that is read so, see
+`s3mgrd.fs.reading.filling`.
 
 Memory: `Reader.held_bytes` is what all segments hold or will hold, and what is fetched in the background. Reading ahead stops
 at the limit; what a program waits for is fetched always (the kernel bounds it: max_background requests of 1 MiB). Room is made
@@ -30,38 +29,23 @@ from s3mgrd import buffers
 from s3mgrd.cache.blockindex import BLOCK_BYTES
 from s3mgrd.cache.blocks import BlockCache
 from s3mgrd.cache.nodes import Inode, Node
-from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, Unavailable
+from s3mgrd.errors import NotFound, PreconditionFailed, Unavailable
 from s3mgrd.fs.learning.metadata import Metadata
 from s3mgrd.fs.reading.comparing import Comparer
-from s3mgrd.fs.reading.patterns import Stream, step_bytes
-from s3mgrd.fs.reading.segments import Segment, Version
+from s3mgrd.fs.reading.filling import FILL_FIRST, Filler
+from s3mgrd.fs.reading.patterns import MIB, Stream, step_bytes
+from s3mgrd.fs.reading.segments import Segment, Superseded, Version, VersionKey
 from s3mgrd.fs.volume import Volume
 from s3mgrd.s3.counting import Waiting
 from s3mgrd.s3.port import LIGHT_FACTOR, LIGHT_RANGE_BYTES
 
 log = logging.getLogger(__name__)
 
-MIB: Final = 1 << 20
 WHOLE_BYTES: Final = MIB // 2
 """Up to here an object is fetched whole: S3 says no checksum of less. At 90 MB/s a connection, three more blocks take 5 ms."""
 LINGER_S: Final = 5.0
-FILL_AFTER: Final = 3
-"""Random reads of a version before more of it is fetched than they ask for."""
-FILL_FIRST: Final = 64 * MIB
-FILL_PER_HIT: Final = 32 * MIB
-FILL_STEP: Final = 4 * MIB
-FILL_TASKS: Final = 8
 STALE_AFTER: Final = 2
 """What was read ahead is given up unread when as many times the memory limit was asked for since: its reader went elsewhere."""
-FILL_SHARE: Final = 4
-"""An object larger than one part in so many of the block cache is not fetched whole."""
-
-
-class Superseded(Exception):
-    """This mount itself wrote another version of the inode meanwhile: read again, from that one."""
-
-
-VersionKey = tuple[Inode, str]
 
 
 class Reader:
@@ -79,6 +63,7 @@ class Reader:
         self._nursery = nursery
         self._version_gone = version_gone
         self.comparer: Final = Comparer(volume, nursery, self._drop_data)
+        self._filler: Final = Filler(volume, nursery, self)
         self._versions: dict[VersionKey, Version] = {}
         self._streams: dict[tuple[int, VersionKey], Stream] = {}
         self._idle: dict[VersionKey, float] = {}
@@ -117,7 +102,7 @@ class Reader:
         wanted = self._cover(node, key, version, offset, stop, size)
         is_hit = self.misses == misses
         if not in_order:
-            self._fill(node, key, version, size, is_hit=is_hit)
+            self._filler.read(node, key, version, size, is_hit=is_hit)
         else:
             if not is_hit:
                 stream.reached = 0  # what was asked for is gone again, perhaps more of it
@@ -174,7 +159,7 @@ class Reader:
         self.hits += 1
         stream = self._stream(handle, key)
         if not stream.follow(offset, stop, limit=self._window_limit()):
-            self._fill(node, key, version, size, is_hit=True)
+            self._filler.read(node, key, version, size, is_hit=True)
         elif ready:
             self._read_ahead(node, key, version, stream, stop, size)
         return pieces
@@ -361,54 +346,14 @@ class Reader:
             self._let_go(version, segment)
         return parts
 
-    # Fetching whole objects that are read at random
-
-    def _fill(
-        self, node: Node, key: VersionKey, version: Version, size: int, *, is_hit: bool
-    ) -> None:
-        """Note a random read; fetch more of the object in the background where that will pay."""
-        blocks = self._volume.blocks
-        version.random_reads += 1
-        if is_hit:
-            version.credit = min(version.credit + FILL_PER_HIT, size)
-        if (
-            blocks is None
-            or size > blocks.limit_bytes // FILL_SHARE
-            or version.random_reads < FILL_AFTER
-        ):
-            return
-        steps = -(-min(version.credit, size - version.filled) // FILL_STEP)
-        for _ in range(min(FILL_TASKS - version.fillers, steps)):
-            version.fillers += 1
-            self._nursery.start_soon(self._fill_some, blocks, node, key, version, size)
-
-    async def _fill_some(
-        self, blocks: BlockCache, node: Node, key: VersionKey, version: Version, size: int
-    ) -> None:
-        try:
-            while version.credit > 0 and version.filled < size:
-                start = version.filled
-                stop = min(start + FILL_STEP, size)
-                if blocks.has(*key, start, stop):
-                    version.filled = stop
-                    continue
-                if not self._make_room(stop - start):
-                    return
-                version.filled = stop
-                version.credit -= stop - start
-                self.held_bytes += stop - start
-                try:
-                    data = await self.fetch(node, key[1], start, stop)
-                    await blocks.keep(*key, start, memoryview(data), size, is_patient=True)
-                finally:
-                    self.held_bytes -= stop - start
-        except (S3mgrError, OSError, Superseded) as error:
-            log.debug("inode %d is not fetched whole: %s", node.id, error)
-            version.filled = size
-        finally:
-            version.fillers -= 1
-
     # Memory
+
+    def hold(self, size: int) -> bool:
+        """Count *size* more bytes as held, if there is room for them; `held_bytes` is the caller's to lower again."""
+        has_room = self._make_room(size)
+        if has_room:
+            self.held_bytes += size
+        return has_room
 
     def _make_room(self, size: int) -> bool:
         """Evict until *size* more bytes fit; whether they do."""

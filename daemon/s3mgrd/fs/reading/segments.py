@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 
 import trio
 
+from s3mgrd.cache.nodes import Inode
 from s3mgrd.fs.reading.sums import Sums
+
+VersionKey = tuple[Inode, str]
+"""Inode and ETag."""
+
+
+class Superseded(Exception):
+    """This mount itself wrote another version of the inode meanwhile: read again, from that one."""
 
 
 @dataclass(eq=False, slots=True)

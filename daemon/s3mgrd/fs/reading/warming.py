@@ -21,7 +21,8 @@ from s3mgrd.cache.nodes import ROOT, Inode, Kind, Node
 from s3mgrd.errors import Archived, Conflict, NotFound
 from s3mgrd.fs.learning.listing import Lister
 from s3mgrd.fs.learning.namespace import Namespace
-from s3mgrd.fs.reading.reader import Reader, Superseded
+from s3mgrd.fs.reading.reader import Reader
+from s3mgrd.fs.reading.segments import Superseded
 from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import Volume
 

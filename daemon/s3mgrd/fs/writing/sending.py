@@ -9,7 +9,8 @@ import trio
 
 from s3mgrd.cache.nodes import Inode, Node
 from s3mgrd.errors import NotFound, PreconditionFailed, S3mgrError, TooLarge, Unsupported
-from s3mgrd.fs.reading.reader import Reader, Superseded
+from s3mgrd.fs.reading.reader import Reader
+from s3mgrd.fs.reading.segments import Superseded
 from s3mgrd.fs.tasks import side_by_side
 from s3mgrd.fs.volume import Volume
 from s3mgrd.fs.writing import beginnings

@@ -12,7 +12,7 @@ from s3mgrd.errors import Unavailable
 from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.kernel.handles import Handles
 from s3mgrd.fs.reading.comparing import SERIALS
-from s3mgrd.fs.reading.reader import MIB
+from s3mgrd.fs.reading.patterns import MIB
 from s3mgrd.fs.reading.sums import ASK_AFTER, Sums
 from s3mgrd.s3.checksums import crc64nvme
 from tests.unit.fs.conftest import Lab

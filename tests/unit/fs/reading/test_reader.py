@@ -8,8 +8,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from s3mgrd.cache.blockindex import BLOCK_BYTES
 from s3mgrd.errors import Unavailable
+from s3mgrd.fs.reading.filling import FILL_AFTER, FILL_FIRST, FILL_STEP
+from s3mgrd.fs.reading.patterns import MIB
 from s3mgrd.fs.reading.prefetch import MAX_WINDOW
-from s3mgrd.fs.reading.reader import FILL_AFTER, FILL_FIRST, FILL_STEP, LINGER_S, MIB, WHOLE_BYTES
+from s3mgrd.fs.reading.reader import LINGER_S, WHOLE_BYTES
 from tests.unit.fs.conftest import Lab, settings
 
 

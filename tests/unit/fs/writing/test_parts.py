@@ -17,7 +17,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from s3mgrd.errors import PreconditionFailed, Unavailable, Unsupported
 from s3mgrd.fs.kernel.errnos import errno_of
-from s3mgrd.fs.reading.reader import Superseded
+from s3mgrd.fs.reading.segments import Superseded
 from s3mgrd.fs.writing import filling, parts
 from s3mgrd.fs.writing.parts import MIB, make_plan, part_size_for, single_put_bytes, to_fetch
 from s3mgrd.journal.directory import StagingDirectory
