@@ -10,6 +10,7 @@ And a walk asks for every directory that it has seen in another: `NodeTable.look
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
+from functools import cache
 from typing import Any, Final, NamedTuple, NewType
 
 from s3mgrd.cache.database import MountDatabase, Row
@@ -116,6 +117,9 @@ _NEW: Final = Node(
 _COLUMNS = ", ".join(Node._fields)
 _SETTABLE = frozenset(Node._fields) - {"id"}
 _SHOWN_BY_PARENT: Final = frozenset({"parent", "name", "kind", "special"})
+_NUMBERS_AHEAD: Final = 4096
+_LAST_NUMBER: Final = "SELECT seq FROM sqlite_sequence WHERE name = 'inodes'"
+_SET_LAST_NUMBER: Final = "UPDATE sqlite_sequence SET seq = ? WHERE name = 'inodes'"
 _REMEMBERED: Final = 1024
 """Rows."""
 _GET: Final = f"SELECT {_COLUMNS} FROM inodes WHERE id = ?"  # noqa: S608 - our own column list
@@ -184,6 +188,22 @@ _LISTED_BELOW: Final = (
 )
 
 
+@cache
+def _insert_query(columns: tuple[str, ...]) -> str:
+    names = ("id", "parent", "name", "kind", "mtime_ns", *columns)
+    return f"INSERT INTO inodes ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
+
+
+@cache
+def _update_query(columns: tuple[str, ...]) -> tuple[str, bool]:
+    """Return the statement that sets *columns* of a row, and whether that changes what its directory shows."""
+    if not _SETTABLE.issuperset(columns):
+        raise TypeError(f"not columns of inodes: {sorted(set(columns) - _SETTABLE)}")
+    assignments = ", ".join(f"{name} = ?" for name in columns)
+    query = f"UPDATE inodes SET {assignments} WHERE id = ?"  # noqa: S608 - names of columns
+    return query, not _SHOWN_BY_PARENT.isdisjoint(columns)
+
+
 def _ignore(_: int, __: bool) -> None:
     """Be told of a change, and do nothing."""
 
@@ -199,6 +219,10 @@ class NodeTable:
         self._ahead: dict[int, list[Row]] = {}
         """What `listed` is about to be asked for, by directory."""
         self._ahead_as_of = -1
+        self._missing: tuple[int, str, int] | None = None
+        """The directory and the name that `find` found nothing for last, and `node_changes` then."""
+        self._next_number = self._numbers_end = 0
+        """Of inodes: which are to be given next, up to an end that AUTOINCREMENT knows of."""
         self.names_changed: Callable[[int, bool], None] = _ignore
         """Told of each directory in which names changed, and whether only new inodes came."""
 
@@ -219,8 +243,14 @@ class NodeTable:
 
     def find(self, parent: int, name: str) -> Node | None:
         """Return the row that *name* in *parent* leads to."""
+        sought = parent, name, self._database.node_changes
+        if sought == self._missing:
+            return None  # who makes a file looks before, more than once
         row = self._execute(_FIND, (parent, name)).fetchone()
-        return None if row is None else Node._make(row)
+        if row is None:
+            self._missing = sought
+            return None
+        return Node._make(row)
 
     def find_below(self, inode: int, names: Iterable[str]) -> Node | None:
         """Return the row that a path of *names* leads to from a directory on; None where one of them is not known."""
@@ -329,17 +359,33 @@ class NodeTable:
         self, parent: int, name: str | None, kind: Kind, mtime_ns: int, **columns: object
     ) -> Inode:
         """Add a row and return its inode number; *columns* are as in the schema."""
-        names = ["parent", "name", "kind", "mtime_ns", *columns]
-        query = f"INSERT INTO inodes ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
-        values = (parent, name, int(kind), mtime_ns, *columns.values())
-        cursor = self._database.change_beside(query, values)
-        inode = Inode(int(cursor.lastrowid or 0))
+        inode = self._next_numbers(1)
+        values = (inode, parent, name, int(kind), mtime_ns, *columns.values())
+        self._database.change_beside(_insert_query(tuple(columns)), values)
         if self._is_current():
-            node = _NEW._replace(id=inode, parent=Inode(parent), name=name, kind=int(kind))
-            self._rows[inode] = node._replace(mtime_ns=mtime_ns, **columns)  # type: ignore[arg-type] # as above
+            self._rows[inode] = _NEW._replace(
+                id=inode, parent=Inode(parent), name=name, kind=int(kind), mtime_ns=mtime_ns,
+                **columns,  # type: ignore[arg-type] # as they go into the table
+            )  # fmt: skip
         if name is not None:
+            self._missing = None
             self.names_changed(parent, True)
         return inode
+
+    def _next_numbers(self, count: int) -> Inode:
+        """Return the first of so many inode numbers in a row, above all that ever were: AUTOINCREMENT keeps count of those.
+
+        It is told of many at a time, since each time it is told costs a page of the transaction.
+        """
+        first = self._next_number
+        if first + count > self._numbers_end:
+            with self._database.transaction() as db:
+                seq = db.execute(_LAST_NUMBER).fetchone()
+                first = 1 + (int(seq[0]) if seq is not None else 0)
+                self._numbers_end = first + count + _NUMBERS_AHEAD
+                db.execute(_SET_LAST_NUMBER, (self._numbers_end - 1,))
+        self._next_number = first + count
+        return Inode(first)
 
     def insert_many(
         self,
@@ -351,9 +397,7 @@ class NodeTable:
         if not entries:
             return ()
         with self._database.transaction() as db:
-            # The numbers are ours to choose, above all that ever were: AUTOINCREMENT keeps count of those.
-            seq = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'inodes'").fetchone()
-            first = 1 + (int(seq[0]) if seq is not None else 0)
+            first = self._next_numbers(len(entries))
             db.executemany(
                 "INSERT INTO inodes (id, parent, name, kind, mtime_ns, size, etag, remote_mtime_ns) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -367,16 +411,14 @@ class NodeTable:
 
     def update(self, inode: int, **columns: object) -> None:
         """Set columns of a row; nothing where the row is gone."""
-        if not columns.keys() <= _SETTABLE:
-            raise TypeError(f"not columns of inodes: {sorted(columns.keys() - _SETTABLE)}")
-        if not columns.keys().isdisjoint(_SHOWN_BY_PARENT):
+        query, is_shown = _update_query(tuple(columns))
+        if is_shown:
+            self._missing = None
             before, parent = self.get(inode), columns.get("parent")
             if before is not None:
                 self.names_changed(before.parent, False)
             if isinstance(parent, int):
                 self.names_changed(parent, False)
-        assignments = ", ".join(f"{name} = ?" for name in columns)
-        query = f"UPDATE inodes SET {assignments} WHERE id = ?"  # noqa: S608 - names of columns
         node = self._rows.get(inode) if self._is_current() else None
         self._database.change_beside(query, (*columns.values(), inode))
         if node is not None:

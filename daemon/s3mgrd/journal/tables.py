@@ -13,6 +13,8 @@ from s3mgrd.cache.database import MountDatabase
 HURRIED_NS: Final = 0
 """A retry_ns up to here is no time: somebody wants these uploads before all others, even while the others are held back."""
 FIRST_NS: Final = -(1 << 63)
+KEPT_CALLS: Final = 64
+"""So many calls that are answered may stay: each statement that forgets some costs as much as the one that remembers one."""
 
 ConditionKind = Literal["match", "absent", "always"]
 ConflictReason = Literal["replaced", "removed", "exists", "recovered"]
@@ -106,6 +108,8 @@ class Journal:
         self._database = database
         self._execute = database.execute
         self._change = database.change_beside
+        self._oldest_call = 0
+        """Those below are forgotten."""
 
     # Staged files
 
@@ -539,10 +543,12 @@ class Journal:
     def put_call(self, number: int, inode: int, *, oldest: int) -> None:
         """Remember, in the change's own transaction, that call *number* was done; *inode* is its result or 0.
 
-        Calls below *oldest* are answered and forgotten.
+        Calls below *oldest* are answered and forgotten, some at a time.
         """
         with self._database.transaction():
-            self._change("DELETE FROM calls WHERE number < ?", (oldest,))
+            if oldest >= self._oldest_call + KEPT_CALLS:
+                self._change("DELETE FROM calls WHERE number < ?", (oldest,))
+                self._oldest_call = oldest
             self._change("INSERT OR REPLACE INTO calls VALUES (?, ?)", (number, inode))
 
     def call_result(self, number: int) -> int | None:

@@ -45,8 +45,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -68,18 +67,18 @@ CAPACITY: Final = (RING_BYTES - SLOTS_OFFSET) // SLOT.size
 _CALL: Final = struct.Struct("=IQIQI")
 
 
-@dataclass(frozen=True, slots=True)
-class Intent:
+class Intent(NamedTuple):
     """A change that is about to be made.
 
     Attributes:
         number: unique on this kernel connection; store it in the transaction that makes the change.
         repeated: a worker that died had begun this very call. If the number is stored, the change is made already.
+        slot: of this memory.
     """
 
     number: int
     repeated: bool
-    _slot: int
+    slot: int
 
 
 def call_digest(
@@ -195,7 +194,7 @@ class Ring:
                 del self._inherited[digest]
             if self._arrived.get(digest):
                 self._arrived[digest] -= 1
-            return Intent(self._used[slot], repeated=True, _slot=slot)
+            return Intent(self._used[slot], repeated=True, slot=slot)
         if not self._free:
             # Cannot happen while CAPACITY exceeds the session's tasks; see `session.MAX_TASKS`.
             raise RuntimeError("more changes under way than the repeat ring has room for")
@@ -206,7 +205,7 @@ class Ring:
         self._map[offset + NEXT.size : offset + SLOT.size] = digest
         NEXT.pack_into(self._map, offset, self._last)
         self._used[slot] = self._last
-        return Intent(self._last, repeated=False, _slot=slot)
+        return Intent(self._last, repeated=False, slot=slot)
 
     def awaited(self, op: int, parent: int, name: bytes, thread: int) -> int | None:
         """Return the number of a call of the dead worker that has yet to be repeated, the arguments as for `begin`."""
@@ -219,11 +218,11 @@ class Ring:
         """Forget *intent* once the answer is written; the handler returns next, without a checkpoint."""
         if not self._ended:
             trio.lowlevel.current_trio_token().run_sync_soon(self._settle)
-        self._ended.append(intent._slot)
+        self._ended.append(intent.slot)
 
     def answered(self, intent: Intent) -> None:
         """Forget *intent* now: the answer is written."""
-        self._release(intent._slot)
+        self._release(intent.slot)
 
     def _settle(self) -> None:
         if self._map.closed:

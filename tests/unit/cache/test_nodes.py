@@ -1,6 +1,6 @@
 """Rows of inodes: what is remembered of them is never out of date."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -196,3 +196,51 @@ def test_little_is_learned_ahead(database: MountDatabase) -> None:
     nodes.drop(a_tree_below[0])
     nodes.look_ahead(first)
     assert set(nodes._ahead) == set(a_tree_below[1:])
+
+
+def test_a_name_that_was_not_there_is_found_however_it_came(database: MountDatabase) -> None:
+    """That it was looked for in vain is remembered for no longer."""
+    nodes = NodeTable(database)
+    other = nodes.insert(ROOT, "other", Kind.DIRECTORY, 1)
+
+    def rename() -> None:
+        nodes.update(other, name="a")
+
+    def write_past() -> None:
+        with database.transaction() as db:
+            db.execute("UPDATE inodes SET name = 'a' WHERE id = ?", (other,))
+
+    ways: list[Callable[[], object]] = [
+        lambda: nodes.insert(ROOT, "a", Kind.FILE, 1),
+        lambda: nodes.insert_many(ROOT, Kind.FILE, [("a", 1, 0, "etag", 1)]),
+        rename,
+        write_past,
+    ]
+    for come in ways:
+        assert nodes.find(ROOT, "a") is None
+        assert nodes.find(ROOT, "a") is None
+        come()
+        found = nodes.find(ROOT, "a")
+        assert found is not None
+        nodes.update(found.id, name=f"was-a-{found.id}")
+
+
+def test_inode_numbers_grow_whoever_gives_them(database: MountDatabase) -> None:
+    """What is listed is listed in their order, and no number is given twice."""
+    nodes = NodeTable(database)
+
+    def lose() -> None:
+        with database.transaction():
+            for i in range(5000):
+                nodes.insert(ROOT, f"lost-{i}", Kind.FILE, 1)
+            raise RuntimeError
+
+    given = [nodes.insert(ROOT, "0", Kind.FILE, 1)]
+    many = [(f"many-{i}", 1, 0, "etag", 1) for i in range(5000)]
+    given += nodes.insert_many(ROOT, Kind.FILE, many)
+    with pytest.raises(RuntimeError):
+        lose()
+    given += [nodes.insert(ROOT, f"{i}", Kind.FILE, 1) for i in range(1, 5000)]
+    nodes.drop(given[-1])
+    given.append(NodeTable(database).insert(ROOT, "last", Kind.FILE, 1))
+    assert given == sorted(set(given))

@@ -68,7 +68,7 @@ def test_a_sound_database_is_used_again(
         assert nodes.count_children(1, limit=2 * ENTRIES) >= ENTRIES
         new = nodes.insert(1, f"new-{last}", Kind.FILE, 1)
         # The end of a log may be lost unnoticed; what was given there is not given again.
-        assert new == last + 1 + (LOST_INODES if stop is crash_database else 0)
+        assert new > last + (LOST_INODES if stop is crash_database else 0)
         last = new
         stop(database)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from s3mgrd.cache.database import MountDatabase, open_database
-from s3mgrd.journal.tables import Journal
+from s3mgrd.journal.tables import KEPT_CALLS, Journal
 
 
 @pytest.fixture
@@ -57,3 +57,15 @@ def test_nothing_else_is_queued(database: MountDatabase) -> None:
     assert not journal.queue_staged(3, 10)
     assert not journal.queue_staged(4, 10)
     assert (retry_ns(journal, 2), retry_ns(journal, 3)) == (None, None)
+
+
+def test_a_call_is_remembered_as_long_as_it_may_be_asked_about(database: MountDatabase) -> None:
+    """Few are for longer."""
+    journal = Journal(database)
+    for number in range(1, 1000):
+        journal.put_call(number, number, oldest=max(1, number - 2))
+        assert [journal.call_result(n) for n in range(max(1, number - 2), number + 1)] == [
+            *range(max(1, number - 2), number + 1)
+        ]
+    kept = database.execute("SELECT count(*) FROM calls").fetchone()[0]
+    assert kept <= KEPT_CALLS + 3

@@ -11,8 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -33,8 +32,7 @@ RENAME_EXCHANGE: Final = 2
 NOBODY: Final = Inode(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Creator:
+class Creator(NamedTuple):
     """Who makes something, and with which mode (type bits taken off, umask applied)."""
 
     uid: int
