@@ -119,6 +119,14 @@ class Asked:
     def __init__(self, answer: object) -> None:
         self.answer = answer
         self.calls: list[tuple[object, ...]] = []
+        self.kept: Callable[[], object] | None = None
+
+    @property
+    def requests(self) -> list[tuple[object, ...]]:
+        return [call for call in self.calls if call != ("answered",)]
+
+    def when_kept(self, reply: Callable[[], object]) -> None:
+        self.kept = reply
 
     def __getattr__(self, name: str) -> Callable[..., object]:
         def call(*args: object) -> object:
@@ -189,11 +197,17 @@ BODIES: Final = {
 def test_a_request_is_asked_with_all_it_says_and_answered_under_its_own_number(
     opcode: abi.Opcode, lane: Make
 ) -> None:
-    """The mark of a request that the kernel sends again belongs to its number."""
+    """The mark of a request that the kernel sends again belongs to its number. Nobody waits for RELEASE: it is kept first."""
     body, expected = BODIES[opcode]
     answers, asked, replies = lane(b"answer")
     assert answers(a_request(opcode, body))
-    assert asked.calls[0] == expected
+    assert asked.calls == [expected, ("answered",), *asked.calls[2:]]
+    if opcode == abi.Opcode.RELEASE:
+        assert asked.kept is not None
+        os.set_blocking(replies, False)
+        with pytest.raises(BlockingIOError):
+            os.read(replies, 1)
+        asked.kept()
     assert os.read(replies, 100) == abi.OUT_HEADER.pack(22, 0, UNIQUE) + b"answer"
 
 
@@ -224,7 +238,7 @@ def test_a_setattr_that_sets_more_than_kept_times_is_left_to_libfuse(lane: Make)
         answers, asked, _ = lane(b"answer")
         body = abi.SETATTR_IN.pack(valid, 0, 3, 0, 0, 0, 11, 12, 0, 13, 14)
         assert not answers(a_request(abi.Opcode.SETATTR, body))
-        assert asked.calls == []
+        assert not asked.requests
 
 
 def test_a_request_nobody_knows_and_a_short_write_are_left_to_libfuse(lane: Make) -> None:
@@ -232,7 +246,7 @@ def test_a_request_nobody_knows_and_a_short_write_are_left_to_libfuse(lane: Make
     answers, asked, _ = lane(b"answer")
     assert not answers(a_request(4711))
     assert not answers(a_request(abi.Opcode.WRITE, abi.WRITE_IN.pack(3, 0, 9, 0, 0, 0, 0) + b"8"))
-    assert asked.calls == []
+    assert not asked.requests
 
 
 @pytest.mark.parametrize(

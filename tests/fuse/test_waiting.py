@@ -96,6 +96,47 @@ async def test_others_have_their_turn_however_many_requests_there_are(
             assert await watch()  # no other checkpoint in this loop
 
 
+async def test_everything_is_settled_before_somebody_else_has_a_turn(pipe: tuple[int, int]) -> None:
+    """Requests that were answered in between may have left something for later."""
+    has_left = False
+    turns = 0
+
+    def take() -> bool | None:
+        nonlocal has_left
+        try:
+            request = os.read(pipe[0], 1)
+        except BlockingIOError:
+            return None
+        has_left = True
+        return request != b"!"
+
+    def settle() -> None:
+        nonlocal has_left
+        has_left = False
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            assert not has_left
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    os.set_blocking(pipe[0], False)
+    watch = Watch(pipe[0], Pyfuse(pipe[0]).wait, take, settle)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        for _ in range(20):
+            os.write(pipe[1], b"1" * 2000 + b"!")
+            assert await watch()
+            assert not has_left, "libfuse is about to get one"
+        before = turns
+        nursery.start_soon(watch)
+        os.write(pipe[1], b"1")
+        while turns < before + 20:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+
+
 async def _set(event: trio.Event) -> None:
     event.set()
 

@@ -10,8 +10,8 @@ to find them by path.
 import errno
 import os
 import sqlite3
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,6 +73,9 @@ class MountDatabase:
         self._beside = 0
         """How many of the rows changed were of other tables than inodes, or are known to who remembers rows of inodes."""
         self._written = 0
+        self._soon: list[tuple[str, Sequence[object]]] = []
+        """What `change_soon` was given and is not committed yet."""
+        self._afterwards: list[Callable[[], object]] = []
 
     def execute(self, query: str, arguments: Sequence[object] = ()) -> sqlite3.Cursor:
         """Run a query that changes nothing. Changes go through `transaction`."""
@@ -106,6 +109,26 @@ class MountDatabase:
         self._beside += connection.total_changes - before
         return cursor
 
+    def change_soon(self, query: str, arguments: Sequence[object] = ()) -> None:
+        """Run a statement as `change_beside` at the beginning of the next transaction, whoever makes that.
+
+        The caller sees to it that `settle` is called before the next checkpoint, and acknowledges the change with `when_settled`.
+        """
+        self._soon.append((query, arguments))
+
+    def when_settled(self, then: Callable[[], object]) -> None:
+        """Call *then* once all that `change_soon` was given is committed; at once where it is."""
+        if self._soon:
+            self._afterwards.append(then)
+        else:
+            then()
+
+    def settle(self) -> None:
+        """Make what `change_soon` was given. On a full disk it stays for later, and nobody is told that it is done."""
+        if self._soon:
+            with suppress(OSError, Corrupt), self.transaction():
+                pass
+
     def transaction(self) -> "Transaction":
         """Make what happens inside one change: all of it or nothing. Nests into the outermost. No checkpoint inside."""
         return self._transaction
@@ -115,6 +138,8 @@ class MountDatabase:
         if self._depth == 1:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
+                for query, arguments in self._soon:
+                    self.change_beside(query, arguments)
             except sqlite3.Error as error:
                 self._end(error)
         return self._connection
@@ -131,6 +156,7 @@ class MountDatabase:
                 self._roll_back(failure)
                 raise
             self._written += 1
+            self._settled()
         else:
             self._roll_back(error)
 
@@ -140,6 +166,13 @@ class MountDatabase:
             self._connection.execute("ROLLBACK")
         if isinstance(error, sqlite3.Error):
             raise self._translated(error) from error
+
+    def _settled(self) -> None:
+        if self._soon:
+            afterwards, self._afterwards = self._afterwards, []
+            self._soon.clear()
+            for then in afterwards:
+                then()
 
     def get_meta(self, name: str) -> str | None:
         """Return a fact about the file, None where it was never set."""

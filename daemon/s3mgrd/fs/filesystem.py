@@ -336,13 +336,13 @@ class FileSystem:
         else:
             await self.commit(inode)
 
-    def closed(self, inode: Inode) -> None:
-        """Note that a handle that could write is gone; what it left unsent (a mapping, say) is sent now."""
+    def closed(self, inode: Inode, *, soon: bool = False) -> None:
+        """Note that a handle that could write is gone; what it left unsent (a mapping, say) is sent now. *soon*: see `Stages.queue`."""
         self.stages.closed(inode)
-        self._queue(inode)
+        self._queue(inode, soon=soon)
 
-    def _queue(self, inode: Inode) -> None:
-        queued = self.stages.queue(inode)
+    def _queue(self, inode: Inode, *, soon: bool = False) -> None:
+        queued = self.stages.queue(inode, soon=soon)
         if queued is not Queued.NOT:
             self.syncer.wake(at_once=queued is Queued.AT_ONCE)
 

@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from s3mgrd.fs.kernel.express import Answer, Caller, Express
@@ -68,9 +69,6 @@ class Lane:
         self._afterwards: Final[dict[int, Callable[[Answer], object]]] = {
             Opcode.OPENDIR: _if_bytes(express.prepare),
             Opcode.READDIRPLUS: lambda _: express.look_ahead(),
-            Opcode.MKDIR: lambda _: express.answered(),
-            Opcode.CREATE: lambda _: express.answered(),
-            Opcode.UNLINK: lambda _: express.answered(),
         }
 
     def __call__(self, request: memoryview) -> bool:
@@ -81,7 +79,11 @@ class Lane:
             return False
         answer = handler(inode, request)
         if answer is not None:
-            self._reply(opcode, unique, answer)
+            if opcode == Opcode.RELEASE:
+                self._express.when_kept(partial(self._reply, opcode, unique, answer))
+            else:
+                self._reply(opcode, unique, answer)
+        self._express.answered()
         afterwards = self._afterwards.get(opcode)
         if afterwards is not None:
             afterwards(answer)

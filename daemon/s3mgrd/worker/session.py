@@ -157,10 +157,12 @@ async def serve(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     session_fd = ours.detach()
     receiver = receiving.install()
-    take = None
+    libfuse_reads = True
     if receiver is not None and express is not None:
         take = partial(receiver.take, session_fd, Lane(express, session_fd))
-    libfuse_reads = not waiting.watch(session_fd, take) or take is None
+        libfuse_reads = not waiting.watch(session_fd, take, express.settle)
+    else:
+        waiting.watch(session_fd)
 
     def hand_over() -> None:
         os.dup2(fuse_fd, session_fd, inheritable=False)

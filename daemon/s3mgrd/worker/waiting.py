@@ -32,7 +32,13 @@ Take = Callable[[], bool | None]
 """Looks for a request; returns whether it is done with, and nobody needs to receive it. None: there is none."""
 
 
-def watch(fd: int, take: Take | None = None) -> bool:
+def _settle_nothing() -> None:
+    """Do nothing before others get their turn."""
+
+
+def watch(
+    fd: int, take: Take | None = None, settle: Callable[[], object] = _settle_nothing
+) -> bool:
     """Have pyfuse3's tasks wait for *fd*, its connection, as the module says; returns whether they will."""
     module: Any = pyfuse3  # Any: the function is not part of its interface
     original = getattr(module, "_wait_fuse_readable", None)
@@ -40,7 +46,7 @@ def watch(fd: int, take: Take | None = None) -> bool:
         return False
     if isinstance(original, Watch):  # of a session before
         original = original.wait
-    module._wait_fuse_readable = Watch(fd, original, take)
+    module._wait_fuse_readable = Watch(fd, original, take, settle)
     return True
 
 
@@ -51,6 +57,7 @@ class Watch:
         fd: the connection.
         wait: pyfuse3's own way; False means that the session is over.
         take: gets each request before it is announced; by default none is.
+        settle: called before anybody else gets a turn, or the request.
     """
 
     def __init__(
@@ -58,8 +65,10 @@ class Watch:
         fd: int,
         wait: Callable[[], Awaitable[bool]],
         take: Take | None = None,
+        settle: Callable[[], object] = _settle_nothing,
     ) -> None:
         self.wait: Final = wait
+        self._settle: Final = settle
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         self._take: Final = take or (lambda: False if poll.poll(0) else None)
@@ -72,6 +81,7 @@ class Watch:
         while True:
             begun = now = clock()
             if now > self._stretch_ends:
+                self._settle()
                 await trio.lowlevel.checkpoint()
                 begun = now = clock()
                 self._stretch_ends = now + STRETCH_S
@@ -81,10 +91,12 @@ class Watch:
                     os.sched_yield()
                     continue
                 self._is_patient = False
+                self._settle()
                 if not await self.wait():
                     return False
                 now = clock()
                 self._is_patient = now - begun < PATIENCE_S + WAKING_S
                 self._stretch_ends = now + STRETCH_S
             if not is_done:
+                self._settle()
                 return True

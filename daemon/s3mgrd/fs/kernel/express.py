@@ -45,7 +45,7 @@ _WRITING: Final = os.O_ACCMODE | os.O_TRUNC
 def _at_once(
     handler: Callable[Concatenate["Express", P], Answer],
 ) -> Callable[Concatenate["Express", P], Answer]:
-    """Count and log a handler, and leave what fails to `Operations`, which fails with the same and says so."""
+    """Note what a handler answers, to be counted, and leave what fails to `Operations`, which fails with the same and says so."""
     name = handler.__name__
 
     def answer(self: "Express", /, *args: P.args, **kwargs: P.kwargs) -> Answer:
@@ -55,15 +55,20 @@ def _at_once(
         except Exception:  # noqa: BLE001 - the wrapper of a FUSE operation, or rather its first half
             return None
         if found is not None:
-            ended = perf_counter()
-            number = found if isinstance(found, int) else 0
-            self.fs.counters.answered(name, begun, ended, failed=number != 0)
-            if log.isEnabledFor(logging.DEBUG):
-                result = errno.errorcode[number] if number else "ok"
-                log.debug("%s%r: %s, %.2f ms", name, args, result, (ended - begun) * 1e3)
+            self._given = _Given(name, args, begun, perf_counter(), found)
         return found
 
     return answer
+
+
+class _Given(NamedTuple):
+    """A request, when it began and ended to be answered, and the answer."""
+
+    name: str
+    args: tuple[object, ...]
+    begun: float
+    ended: float
+    answer: bytes | list[memoryview] | int
 
 
 class Caller(NamedTuple):
@@ -94,6 +99,8 @@ class Express:
         self._ring = ring
         self._intent: Any = None
         """Of the change that is being answered. Any: an Intent of the ring's own class."""
+        self._given: _Given | None = None
+        """The answer that is being written."""
         self._volume = fs.volume
         self._shower = shower
         self._handles = handles
@@ -159,11 +166,27 @@ class Express:
             self._intent = intent
         return node
 
+    def when_kept(self, reply: Callable[[], object]) -> None:
+        """Have an answer written once what it acknowledges would outlive the worker; without it, the next worker is asked again."""
+        self._volume.database.when_settled(reply)
+
+    def settle(self) -> None:
+        """Keep everything, before others than this get their turn."""
+        self._volume.database.settle()
+
     def answered(self) -> None:
-        """Note that the answer to a change is written."""
+        """Take note that the answer is written: who asked goes on meanwhile."""
         if self._ring is not None and self._intent is not None:
             self._ring.answered(self._intent)
             self._intent = None
+        if self._given is not None:
+            name, args, begun, ended, answer = self._given
+            self._given = None
+            number = answer if isinstance(answer, int) else 0
+            self.fs.counters.answered(name, begun, ended, failed=number != 0)
+            if log.isEnabledFor(logging.DEBUG):
+                result = errno.errorcode[number] if number else "ok"
+                log.debug("%s%r: %s, %.2f ms", name, args, result, (ended - begun) * 1e3)
 
     @_at_once
     def mkdir(self, parent: int, name: bytes, caller: Caller) -> Answer:
@@ -262,12 +285,12 @@ class Express:
 
     @_at_once
     def release(self, handle: int) -> Answer:
-        """Note that a handle is gone."""
+        """Note that a handle is gone. Nobody waits for the answer, so it is for `when_kept`."""
         inode, writes = read_handle(handle)
         self.fs.reader.close(handle)
         if writes:
             try:
-                self.fs.closed(inode)
+                self.fs.closed(inode, soon=True)
             except Exception:
                 self.fs.stages.opened(inode)  # `Operations` closes it once more
                 raise

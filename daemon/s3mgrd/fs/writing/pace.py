@@ -4,8 +4,6 @@ The kernel takes 1 MiB into memory in a third of a millisecond, which is less th
 is given large writes by a thread for a while, because they must not stop the loop.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from time import perf_counter
 from typing import Final
 
@@ -29,10 +27,7 @@ class Pace:
         """Whether *size* bytes may be written on the loop."""
         return size < THREAD_BYTES or trio.current_time() >= self._slow_until
 
-    @contextmanager
-    def measured(self) -> Iterator[None]:
-        """Take note of how long one write on the loop takes."""
-        begun = perf_counter()
-        yield
+    def note(self, begun: float) -> None:
+        """Take note of a write on the loop that has ended, and began at *begun* by `perf_counter`."""
         if perf_counter() - begun > SLOW_S:
             self._slow_until = trio.current_time() + SLOW_FOR_S

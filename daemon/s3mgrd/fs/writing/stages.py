@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
+from time import perf_counter
 from typing import Final
 
 import trio
@@ -65,6 +66,8 @@ class Stage:
         """Another writer was first: these bytes are a conflict copy, and who has the file open goes on with them alone."""
         self.mtime_ns = mtime_ns
         """Of the last write; None: the row's mtime holds (nothing was written, or utimens came later)."""
+        self.is_new = False
+        """Its row is as it was made: no upload was ever due, or failed."""
 
     @property
     def dirty(self) -> bool:
@@ -197,8 +200,11 @@ class Stages:
         self._writers.pop(inode, None)
         self.tidy(inode)
 
-    def queue(self, inode: Inode) -> Queued:
-        """Have a file uploaded in the background, if it has to be and nobody writes to it any more."""
+    def queue(self, inode: Inode, *, soon: bool = False) -> Queued:
+        """Have a file uploaded in the background, if it has to be and nobody writes to it any more.
+
+        *soon*: mount.db may take note of it with the next transaction (`MountDatabase.change_soon`).
+        """
         stage = self._stages.get(inode)
         if stage is None or not stage.dirty:
             return Queued.NOT
@@ -207,8 +213,11 @@ class Stages:
             if inode in self._writers:
                 return Queued.NOT
             now_ns = due_ns(now_ns, size)
-        if not self._volume.journal.queue_staged(inode, now_ns):
+        if soon and stage.is_new:
+            self._volume.journal.queue_staged_soon(inode, now_ns)
+        elif not self._volume.journal.queue_staged(inode, now_ns):
             return Queued.NOT
+        stage.is_new = False
         gathers = not self._is_settled(inode, stage)
         self.backlog.add(inode, size, now_ns, gathers=gathers)
         return Queued.GATHERING if gathers else Queued.AT_ONCE
@@ -240,6 +249,8 @@ class Stages:
         One whose file is written again leaves the queue until that file is closed, however it came there.
         """
         stage = self._stages.get(inode)
+        if stage is not None:
+            stage.is_new = False
         if retry_ns is None:
             self.backlog.drop(inode)
         elif stage is not None and stage.dirty:
@@ -399,8 +410,9 @@ class Stages:
     def write_now(self, inode: Inode, offset: int, data: bytes | memoryview) -> int:
         """Write as `write`, and wait for the disk here, which must be one that takes data at once."""
         stage = self._begin_write(inode, offset, len(data))
-        with self._pace.measured():
-            stage.file.put(offset, data)
+        begun = perf_counter()
+        stage.file.put(offset, data)
+        self._pace.note(begun)
         return self._end_write(inode, stage, offset, len(data))
 
     def may_write_now(self, inode: Inode, size: int) -> bool:
@@ -467,7 +479,8 @@ class Stages:
         inode = node.id
         if node.kind == Kind.FILE and node.etag is None and inode not in self._stages:
             file = self._volume.staging.open(inode, 0)
-            self._stages[inode] = Stage(file, self.lacking, dirty=True, mtime_ns=None)
+            stage = self._stages[inode] = Stage(file, self.lacking, dirty=True, mtime_ns=None)
+            stage.is_new = True
 
     def _for_change(self, inode: Inode, *, whole: bool = False) -> Stage:
         """Return the stage to change, dirty in the journal before its first byte changes."""

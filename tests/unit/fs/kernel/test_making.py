@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ import pytest
 from pyfuse3 import FileHandleT, FileInfo, InodeT, ModeT
 
 from s3mgrd.cache.nodes import ROOT, Inode, Node
+from s3mgrd.fs.changing.tree import Creator
 from s3mgrd.fs.kernel import replies
 from s3mgrd.fs.kernel.express import Caller, Express
 from s3mgrd.fs.kernel.operations import Operations
@@ -133,7 +135,9 @@ async def test_a_worker_that_dies_at_any_step_loses_nothing_and_does_nothing_twi
                 try:
                     told.append(create(express, flags=os.O_WRONLY | os.O_EXCL))
                     told.append(express.write(handle_of(told[0]), 0, memoryview(DATA)))
-                    told.append(express.release(handle_of(told[0])))
+                    released = express.release(handle_of(told[0]))
+                    express.when_kept(lambda: told.append(released))  # noqa: B023 - called in this turn
+                    express.settle()
                 except Killed:
                     pass
             assert None not in told
@@ -224,6 +228,51 @@ async def test_a_small_file_is_made_written_and_uploaded_without_a_task(writebac
         assert fs.counters.written_bytes == len(DATA) + 5
         assert not writeback.staging_files()
     os.close(memory)
+
+
+async def test_a_close_is_kept_with_the_next_change_and_acknowledged_then(writeback: Lab) -> None:
+    """Not before: the next worker asks the kernel again, or the file would wait for its upload for ever."""
+    memory = make_ring()
+    async with writeback.mounted(sync=False) as fs:
+        await writeback.ls()
+        express = operations_of(writeback, memory).express
+        told: list[Inode] = []
+        for name in (b"a", b"b", b"c"):
+            answer = create(express, name)
+            assert express.release(handle_of(answer)) == 0
+            express.when_kept(partial(told.append, inode_of(answer)))
+            is_due = {row.inode: row.retry_ns is not None for row in fs.volume.journal.all_staged()}
+            assert is_due.pop(inode_of(answer)) is False
+            assert list(is_due) == told
+            assert all(is_due.values())
+        with pytest.raises(OSError, match="full"):
+            fs.tree.mkdir_now(ROOT, "d", Creator(0, 0, 0o755), _full)
+        assert len(told) == 2, "what is rolled back takes nothing along"
+        express.settle()
+        assert len(told) == 3
+        express.when_kept(told.clear)
+        assert not told, "nothing is left to be kept"
+        assert all(row.retry_ns is not None for row in fs.volume.journal.all_staged())
+    os.close(memory)
+
+
+async def test_a_file_that_s3_refused_meanwhile_is_not_queued_by_its_close(writeback: Lab) -> None:
+    """Its row is not as it was made any more."""
+    memory = make_ring()
+    async with writeback.mounted(sync=False) as fs:
+        await writeback.ls()
+        express = operations_of(writeback, memory).express
+        answer = create(express)
+        fs.volume.journal.fail_staged(inode_of(answer), "too large", conflict=True, retry_ns=None)
+        fs.stages.failed(inode_of(answer), None)
+        assert express.release(handle_of(answer)) == 0
+        express.settle()
+        assert inode_of(answer) not in fs.stages.backlog
+    os.close(memory)
+
+
+def _full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "full")
 
 
 async def test_of_changes_only_what_may_be_a_repeat_goes_the_usual_way(writeback: Lab) -> None:
