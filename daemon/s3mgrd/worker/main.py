@@ -139,6 +139,7 @@ def run_worker(listener: socket.socket, mount: str, mount_dir: Path, cache_dir: 
         failure = error
     renounce()
     allocator.keep_little()
+    allocator.look_rarely()
     worker = MountWorker(mount, files, blocks, failure, messenger)
     trio.run(worker.main, listener)
     if files is not None and files.database.damage:
