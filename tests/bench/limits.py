@@ -1,6 +1,6 @@
 """How far a mount is from its limit: the same transfers through the mount, through the store client alone, and by bare sockets.
 
-Run: ``python -m tests.bench.limits --endpoint URL [--size-mib 256] [--rounds 3] [--only read]``. The three take turns in one run
+Run: ``python -m tests.bench.limits --endpoint URL [--size-mib 256] [--rounds 6] [--only read]``. The three take turns in one run
 against the same server, because only figures of one run compare; the best round of each counts. Exit status 1 when the
 mount reads or writes in order at less than 0.8 of what the store client does.
 
@@ -511,7 +511,7 @@ def main() -> int:
     parser.add_argument("--access-key", default="bench")
     parser.add_argument("--secret-key", default="bench-secret")
     parser.add_argument("--size-mib", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--only", action="append", choices=list(MEASURES), default=[])
     chosen = parser.parse_args()
     endpoint = Endpoint("ministack", chosen.endpoint, chosen.access_key, chosen.secret_key)

@@ -20,6 +20,7 @@ here stays for `LINGER_S`, because many programs open a file again for each read
 import errno
 import logging
 import os
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -70,6 +71,7 @@ class Reader:
         """Versions that nobody has open, and when they are dropped; soonest first."""
         self._guesses = trio.CapacityLimiter(1)
         self._light_guesses = trio.CapacityLimiter(1)
+        self._starting: Final[deque[tuple[Node, VersionKey, Version, Segment, int]]] = deque()
         self._clock = 0
         """Bytes that were ever asked for."""
         self.held_bytes = 0
@@ -434,8 +436,13 @@ class Reader:
         self.held_bytes += segment.size
         if is_ahead:
             self.ahead_bytes += segment.size
-        self._nursery.start_soon(self._run, node, key, version, segment, size)
+        self._starting.append((node, key, version, segment, size))
+        self._nursery.start_soon(self._run_next)
         return segment
+
+    async def _run_next(self) -> None:
+        """Run what was to be fetched first: trio begins tasks in any order, and what is wanted last would come first."""
+        await self._run(*self._starting.popleft())
 
     async def _run(
         self, node: Node, key: VersionKey, version: Version, segment: Segment, size: int

@@ -2,7 +2,9 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
+import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -12,6 +14,7 @@ from s3mgrd.fs.reading.filling import FILL_AFTER, FILL_FIRST, FILL_STEP
 from s3mgrd.fs.reading.patterns import MIB
 from s3mgrd.fs.reading.prefetch import MAX_WINDOW
 from s3mgrd.fs.reading.reader import LINGER_S, WHOLE_BYTES
+from s3mgrd.s3.port import RangeRead
 from tests.unit.fs.conftest import Lab, settings
 
 
@@ -48,6 +51,28 @@ async def test_a_sequential_reader_asks_for_every_byte_once(cached: Lab) -> None
         assert await read_through(cached, "big") == body
         assert fs.volume.store.stats.received_bytes == len(body)
         assert fs.reader.held_bytes <= cached.settings.memory_limit_bytes
+
+
+async def test_what_is_wanted_first_is_asked_for_first(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trio begins new tasks in one order or its reverse, by chance; more may be wanted than there are connections."""
+    starts: list[int] = []
+    for number in range(8):
+        lab.store.insert(f"big-{number}", content(8 * MIB))
+    async with lab.mounted() as fs:
+        get_range = fs.volume.store.get_range
+
+        async def noted(key: str, start: int, stop: int, **options: Any) -> RangeRead:  # noqa: ANN401 as given
+            starts.append(start)
+            return await get_range(key, start, stop, **options)
+
+        monkeypatch.setattr(fs.volume.store, "get_range", noted)
+        for number in range(8):
+            starts.clear()
+            await read_at(lab, f"big-{number}", 0, MIB, handle=number)
+            assert len(starts) > 4
+            assert starts == sorted(starts)
 
 
 async def test_what_was_read_is_read_again_without_s3_even_after_a_restart(cached: Lab) -> None:
