@@ -231,7 +231,8 @@ class Daemon:
             status = self.show(name).status
         except ClientError:
             return None
-        return status.worker_pid if status.state == "mounted" else None
+        is_up = status.state == "mounted" or status.reason == "uploads-paused"
+        return status.worker_pid if is_up else None
 
     def kill_worker(self, name: str = "m") -> int:
         """SIGKILL the worker of *name* once it serves; returns its pid."""
