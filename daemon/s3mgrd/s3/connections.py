@@ -91,30 +91,28 @@ class SocketConnection:
 
     async def receive_into(self, view: memoryview, arrived: Callable[[int], None]) -> None:
         """See the protocol."""
-        is_silent, turn = False, 0
-        while view:
+        have = 0
+
+        def note(size: int) -> None:
+            nonlocal have
+            have += size
+            arrived(size)
+
+        async def wait(missing: int) -> None:
+            self._wake_at(min(missing, PATIENT_BYTES))
+            self._have_patience(patience)
+            await trio.lowlevel.wait_readable(self._socket)
+
+        while True:
             # One scope for all waits: to make one costs as much as to receive 20 KiB.
             with trio.move_on_after(self._timeout_s) as patience:
-                while view:
-                    got = self._receive_now(view)
-                    if got is None:
-                        if is_silent:
-                            raise WaitedTooLong
-                        self._wake_at(min(len(view), PATIENT_BYTES))
-                        self._have_patience(patience)
-                        await trio.lowlevel.wait_readable(self._socket)
-                        turn = 0
-                        continue
-                    is_silent = False
-                    if not got:
-                        return
-                    arrived(got)
-                    view = view[got:]
-                    turn += got
-                    if turn >= TURN_BYTES:
-                        turn = 0
-                        await trio.lowlevel.checkpoint()
-            is_silent = patience.cancelled_caught  # or it came, too little of it to wake us
+                await _fill(view[have:], self._receive_now, wait, note)
+            if not patience.cancelled_caught or have == len(view):
+                break
+            got = self._receive_now(view[have:])
+            if got is None:
+                raise WaitedTooLong
+            note(got)  # it came, too little of it to wake us
         self._wake_at(1)
 
     def _receive_now(self, view: memoryview) -> int | None:
@@ -221,25 +219,16 @@ class TlsConnection:
 
     async def receive_into(self, view: memoryview, arrived: Callable[[int], None]) -> None:
         """See the protocol."""
-        turn = 0
-        while view:
-            try:
-                # OpenSSL gives 16 KiB at a time.
-                got = int(self._tls.read(len(view), view))
-            except ssl.SSLWantReadError:
-                await self._receive_more()
-                turn = 0
-                continue
-            except ssl.SSLEOFError:
-                return  # as in `receive`
-            if not got:
-                return
-            arrived(got)
-            view = view[got:]
-            turn += got
-            if turn >= TURN_BYTES:
-                turn = 0
-                await trio.lowlevel.checkpoint()
+        await _fill(view, self._receive_now, lambda _: self._receive_more(), arrived)
+
+    def _receive_now(self, view: memoryview) -> int | None:
+        """Fill some of *view*, 16 KiB at most; 0: the other side has closed, None: nothing is there."""
+        try:
+            return int(self._tls.read(len(view), view))
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLEOFError:
+            return 0  # as in `receive`
 
     async def send(self, data: bytes | memoryview) -> None:
         """See the protocol."""
@@ -284,6 +273,30 @@ class TlsConnection:
     async def _flush(self) -> None:
         if self._outgoing.pending:
             await self._inner.send(self._outgoing.read())
+
+
+async def _fill(
+    view: memoryview,
+    receive_now: Callable[[memoryview], int | None],
+    wait: Callable[[int], Awaitable[None]],
+    arrived: Callable[[int], None],
+) -> None:
+    """Fill *view*, or what comes of it before the other side closes (0); where nothing is there (None), *wait* for what is missing."""
+    turn = 0
+    while view:
+        got = receive_now(view)
+        if got is None:
+            await wait(len(view))
+            turn = 0
+            continue
+        if not got:
+            return
+        arrived(got)
+        view = view[got:]
+        turn += got
+        if turn >= TURN_BYTES:
+            turn = 0
+            await trio.lowlevel.checkpoint()
 
 
 @dataclass(frozen=True, slots=True)
