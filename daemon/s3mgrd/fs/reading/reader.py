@@ -103,12 +103,12 @@ class Reader:
         misses = self.misses
         wanted = self._cover(node, key, version, offset, stop, size)
         is_hit = self.misses == misses
-        if not in_order:
-            self._filler.read(node, key, version, size, is_hit=is_hit)
-        else:
+        if in_order:
             if not is_hit:
                 stream.reached = 0  # what was asked for is gone again, perhaps more of it
             self._read_ahead(node, key, version, stream, stop, size)
+        else:
+            self._filler.read(node, key, version, size, is_hit=is_hit)
         try:
             data = await self._collect(version, wanted, offset, stop)
         except (Unavailable, OSError):

@@ -1,7 +1,6 @@
 """Bytes of the version that a staged file is a change of, brought to where its own bytes lie."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from time import perf_counter
 from typing import Final
 
 import trio
@@ -39,9 +38,7 @@ async def fill(
         try:
             data = await read(start, stop)
             if pace.takes_at_once(len(data)):
-                begun = perf_counter()
-                file.put(start, data)
-                pace.note(begun)
+                pace.put(file, start, data)
             else:
                 await trio.to_thread.run_sync(file.put, start, data)
             file.record_base(start, len(data))

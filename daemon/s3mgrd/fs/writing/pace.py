@@ -9,6 +9,8 @@ from typing import Final
 
 import trio
 
+from s3mgrd.journal.staging import StagedFile
+
 THREAD_BYTES: Final = 32 << 10
 """Writes from this size on go to a thread while the disk is slow to take them."""
 SLOW_S: Final = 0.02
@@ -27,7 +29,9 @@ class Pace:
         """Whether *size* bytes may be written on the loop."""
         return size < THREAD_BYTES or trio.current_time() >= self._slow_until
 
-    def note(self, begun: float) -> None:
-        """Take note of a write on the loop that has ended, and began at *begun* by `perf_counter`."""
+    def put(self, file: StagedFile, offset: int, data: bytes | memoryview) -> None:
+        """Write on the loop, and take note of how long it takes."""
+        begun = perf_counter()
+        file.put(offset, data)
         if perf_counter() - begun > SLOW_S:
             self._slow_until = trio.current_time() + SLOW_FOR_S

@@ -12,7 +12,6 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
-from time import perf_counter
 from typing import Final
 
 import trio
@@ -410,9 +409,7 @@ class Stages:
     def write_now(self, inode: Inode, offset: int, data: bytes | memoryview) -> int:
         """Write as `write`, and wait for the disk here, which must be one that takes data at once."""
         stage = self._begin_write(inode, offset, len(data))
-        begun = perf_counter()
-        stage.file.put(offset, data)
-        self._pace.note(begun)
+        self._pace.put(stage.file, offset, data)
         return self._end_write(inode, stage, offset, len(data))
 
     def may_write_now(self, inode: Inode, size: int) -> bool:

@@ -1,6 +1,8 @@
 """Reads: few requests, bounded memory, the block cache, and guesses that stop when they are wrong."""
 
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,17 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from s3mgrd.cache.blockindex import BLOCK_BYTES
+from s3mgrd.cache.nodes import Inode
 from s3mgrd.errors import Unavailable
+from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.reading.filling import FILL_AFTER, FILL_FIRST, FILL_STEP
 from s3mgrd.fs.reading.patterns import MIB
 from s3mgrd.fs.reading.prefetch import MAX_WINDOW
 from s3mgrd.fs.reading.reader import LINGER_S, WHOLE_BYTES
 from s3mgrd.s3.port import RangeRead
 from tests.unit.fs.conftest import Lab, settings
+
+STEP = 128 << 10
 
 
 def content(size: int, seed: int = 1) -> bytes:
@@ -255,19 +261,32 @@ async def test_what_was_read_and_is_on_disk_is_not_held_in_memory(cached: Lab) -
         assert fs.reader.held_bytes == 0
 
 
-async def test_what_was_read_ahead_and_in_part_stays_for_its_reader(lab: Lab) -> None:
-    """Its rest is about to be wanted. What others wait for then exceeds the limit by what the kernel asks at a time."""
+@asynccontextmanager
+async def little_room_and_two_objects(
+    lab: Lab, body: bytes
+) -> AsyncIterator[tuple[FileSystem, Inode, Inode]]:
+    """Mount a bucket with *body* as two objects, and 4 MiB for reading ahead."""
     lab.settings = settings(memory_limit_bytes=4 * MIB)
-    body, step = content(8 * MIB), 128 << 10
     lab.store.insert("a", body)
     lab.store.insert("b", body)
     async with lab.mounted() as fs:
-        first, second = (await lab.get("a")).id, (await lab.get("b")).id
-        for offset in range(0, 3 * step, step):
-            await fs.read(first, offset, step, handle=1)
+        yield fs, (await lab.get("a")).id, (await lab.get("b")).id
+
+
+async def read_in_steps(
+    fs: FileSystem, inode: Inode, start: int, stop: int, *, handle: int
+) -> None:
+    for offset in range(start, stop, STEP):
+        await fs.read(inode, offset, STEP, handle=handle)
+
+
+async def test_what_was_read_ahead_and_in_part_stays_for_its_reader(lab: Lab) -> None:
+    """Its rest is about to be wanted. What others wait for then exceeds the limit by what the kernel asks at a time."""
+    body, step = content(8 * MIB), STEP
+    async with little_room_and_two_objects(lab, body) as (fs, first, second):
+        await read_in_steps(fs, first, 0, 3 * step, handle=1)
         await wait_all_tasks_blocked()
-        for offset in range(4 * MIB, 8 * MIB, step):  # more than there is room for
-            await fs.read(second, offset, step, handle=2)
+        await read_in_steps(fs, second, 4 * MIB, 8 * MIB, handle=2)  # more than there is room for
         before = fs.volume.store.stats.received_bytes
         rest = bytes(await fs.read(first, 3 * step, MIB - 3 * step, handle=1))
         assert rest == body[3 * step : MIB]
@@ -298,38 +317,24 @@ async def test_who_follows_another_reader_waits_no_more_than_the_first(cached: L
 
 async def test_what_was_read_ahead_for_nobody_goes_when_others_read_on(lab: Lab) -> None:
     """A reader that went elsewhere in its file does not hold memory for as long as it has the file open."""
-    lab.settings = settings(memory_limit_bytes=4 * MIB)
-    body, step = content(16 * MIB), 128 << 10
-    lab.store.insert("a", body)
-    lab.store.insert("b", body)
-    async with lab.mounted() as fs:
-        first, second = await lab.get("a"), await lab.get("b")
-        for offset in range(0, 8 * step, step):
-            await fs.read(first.id, offset, step, handle=1)
+    async with little_room_and_two_objects(lab, content(16 * MIB)) as (fs, first, second):
+        await read_in_steps(fs, first, 0, 8 * STEP, handle=1)
         await wait_all_tasks_blocked()
-        held = fs.reader.holds(first.id)
-        for offset in range(4 * MIB, 16 * MIB, step):
-            await fs.read(second.id, offset, step, handle=2)
-        assert fs.reader.holds(first.id) < held // 2
+        held = fs.reader.holds(first)
+        await read_in_steps(fs, second, 4 * MIB, 16 * MIB, handle=2)
+        assert fs.reader.holds(first) < held // 2
         assert fs.reader.held_bytes <= 5 * MIB
 
 
 async def test_a_reader_that_comes_back_is_read_ahead_of_again(lab: Lab) -> None:
-    lab.settings = settings(memory_limit_bytes=4 * MIB)
-    body, step = content(16 * MIB), 128 << 10
-    lab.store.insert("a", body)
-    lab.store.insert("b", body)
-    async with lab.mounted() as fs:
-        first, second = (await lab.get("a")).id, (await lab.get("b")).id
-        for offset in range(0, 8 * step, step):
-            await fs.read(first, offset, step, handle=1)
-        for offset in range(0, 16 * MIB, step):
-            await fs.read(second, offset, step, handle=2)
+    async with little_room_and_two_objects(lab, content(16 * MIB)) as (fs, first, second):
+        await read_in_steps(fs, first, 0, 8 * STEP, handle=1)
+        await read_in_steps(fs, second, 0, 16 * MIB, handle=2)
         fs.reader.close(2)
         await wait_all_tasks_blocked()
         before = fs.reader.misses
-        for offset in range(8 * step, 24 * step, step):
-            await fs.read(first, offset, step, handle=1)
+        for offset in range(8 * STEP, 24 * STEP, STEP):
+            await fs.read(first, offset, STEP, handle=1)
             await wait_all_tasks_blocked()
         assert fs.reader.misses == before + 1
 
