@@ -140,6 +140,8 @@ class Syncer:
                             await self._hurried.wait()
                 self._gathers = True
                 self._wanted, self._hurried = trio.Event(), trio.Event()
+                # What a full disk kept from being noted at a close, so that its file is due.
+                self._volume.database.settle()
                 self.release_forgotten(everything=False)
                 self._forget_failures()
                 self._idle_s = IDLE_S

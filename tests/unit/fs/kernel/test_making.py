@@ -3,18 +3,20 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import trio
 from pyfuse3 import FileHandleT, FileInfo, InodeT, ModeT
 
 from s3mgrd.cache.nodes import ROOT, Inode, Node
 from s3mgrd.fs.changing.tree import Creator
+from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.kernel import replies
 from s3mgrd.fs.kernel.express import Caller, Express
 from s3mgrd.fs.kernel.operations import Operations
@@ -210,11 +212,18 @@ async def test_a_worker_that_dies_at_any_step_of_an_upload_uploads_once(
     assert last >= 8, "there are steps to die at"
 
 
-async def test_a_small_file_is_made_written_and_uploaded_without_a_task(writeback: Lab) -> None:
+@asynccontextmanager
+async def making(lab: Lab, *, sync: bool = True) -> AsyncIterator[tuple[FileSystem, Express]]:
+    """Mount a bucket whose root is listed."""
     memory = make_ring()
-    async with writeback.mounted() as fs:
-        await writeback.ls()
-        express = operations_of(writeback, memory).express
+    async with lab.mounted(sync=sync) as fs:
+        await lab.ls()
+        yield fs, operations_of(lab, memory).express
+    os.close(memory)
+
+
+async def test_a_small_file_is_made_written_and_uploaded_without_a_task(writeback: Lab) -> None:
+    async with making(writeback) as (fs, express):
         answer = create(express)
         handle = handle_of(answer)
         assert express.write(handle, 0, memoryview(DATA)) == replies.WRITE_OUT.pack(len(DATA), 0)
@@ -227,15 +236,11 @@ async def test_a_small_file_is_made_written_and_uploaded_without_a_task(writebac
         assert writeback.data("a") == DATA[:5] + b"PATCH" + DATA[10:]
         assert fs.counters.written_bytes == len(DATA) + 5
         assert not writeback.staging_files()
-    os.close(memory)
 
 
 async def test_a_close_is_kept_with_the_next_change_and_acknowledged_then(writeback: Lab) -> None:
     """Not before: the next worker asks the kernel again, or the file would wait for its upload for ever."""
-    memory = make_ring()
-    async with writeback.mounted(sync=False) as fs:
-        await writeback.ls()
-        express = operations_of(writeback, memory).express
+    async with making(writeback, sync=False) as (fs, express):
         told: list[Inode] = []
         for name in (b"a", b"b", b"c"):
             answer = create(express, name)
@@ -253,22 +258,28 @@ async def test_a_close_is_kept_with_the_next_change_and_acknowledged_then(writeb
         express.when_kept(told.clear)
         assert not told, "nothing is left to be kept"
         assert all(row.retry_ns is not None for row in fs.volume.journal.all_staged())
-    os.close(memory)
+
+
+async def test_a_close_that_the_disk_had_no_room_for_is_kept_without_another_change(
+    writeback: Lab, autojump_clock: object
+) -> None:
+    async with making(writeback) as (_, express):
+        answer = create(express)
+        assert express.write(handle_of(answer), 0, memoryview(DATA)) is not None
+        assert express.release(handle_of(answer)) == 0  # and `settle` finds the disk full
+        await trio.sleep(5)
+        assert writeback.data("a") == DATA
 
 
 async def test_a_file_that_s3_refused_meanwhile_is_not_queued_by_its_close(writeback: Lab) -> None:
     """Its row is not as it was made any more."""
-    memory = make_ring()
-    async with writeback.mounted(sync=False) as fs:
-        await writeback.ls()
-        express = operations_of(writeback, memory).express
+    async with making(writeback, sync=False) as (fs, express):
         answer = create(express)
         fs.volume.journal.fail_staged(inode_of(answer), "too large", conflict=True, retry_ns=None)
         fs.stages.failed(inode_of(answer), None)
         assert express.release(handle_of(answer)) == 0
         express.settle()
         assert inode_of(answer) not in fs.stages.backlog
-    os.close(memory)
 
 
 def _full(*_: object) -> None:
@@ -289,10 +300,7 @@ async def test_of_changes_only_what_may_be_a_repeat_goes_the_usual_way(writeback
 
 
 async def test_a_directory_is_made_without_a_task(writeback: Lab) -> None:
-    memory = make_ring()
-    async with writeback.mounted():
-        await writeback.ls()
-        express = operations_of(writeback, memory).express
+    async with making(writeback) as (_, express):
         answer = express.mkdir(ROOT, b"d", CALLER._replace(mode=0o751))
         express.answered()
         inner = express.create(inode_of(answer), b"f", os.O_WRONLY, CALLER)
@@ -300,7 +308,6 @@ async def test_a_directory_is_made_without_a_task(writeback: Lab) -> None:
         assert (await writeback.get("d")).mode == 0o751
         assert await writeback.ls("d") == ["f"]
         assert express.mkdir(ROOT, b"d", CALLER) is None, "the usual way says that it exists"
-    os.close(memory)
 
 
 async def test_a_file_is_removed_without_a_task(lab: Lab) -> None:
@@ -383,17 +390,13 @@ async def test_what_may_need_more_than_mount_db_goes_the_usual_way(writeback: La
 
 async def test_a_file_whose_maker_was_killed_is_not_open(writeback: Lab) -> None:
     """The kernel takes no answer then, and will not close what it does not know to be open."""
-    memory = make_ring()
-    async with writeback.mounted() as fs:
-        await writeback.ls()
-        express = operations_of(writeback, memory).express
+    async with making(writeback) as (fs, express):
         answer = create(express)
         assert isinstance(answer, bytes)
         express.not_created(answer)
         assert not fs.stages.writing() or not fs.stages.is_open(inode_of(answer))
         await writeback.settle()
         assert writeback.data("a") == b""
-    os.close(memory)
 
 
 async def test_only_user_attributes_are_looked_for(writeback: Lab) -> None:
