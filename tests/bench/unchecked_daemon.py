@@ -15,6 +15,7 @@ from s3mgrd.fs.reading.sums import Sums
 from s3mgrd.journal import staging
 from s3mgrd.journal.entered import Run
 from s3mgrd.s3 import calls, reading
+from s3mgrd.s3.algorithms import Algorithm
 from s3mgrd.s3.checksums import UploadChecksums
 from s3mgrd.worker.spawn import DEFAULT_WARM, WorkerProcesses
 
@@ -38,8 +39,11 @@ class NoUploadChecksums(UploadChecksums):
         self.support = "supported"
 
     @property
-    def are_sent(self) -> bool:
-        return False
+    def sent(self) -> None:
+        return None
+
+    def verifies(self, algorithm: Algorithm | None) -> bool:
+        return True
 
 
 class NoSums(Sums):
@@ -59,7 +63,7 @@ def drop_checksums() -> None:
     """Have the workers that are forked from this process do without."""
     vars(calls)["UploadChecksums"] = NoUploadChecksums
     vars(staging)["sum_up"] = sum_up_nothing
-    vars(reading)["expected_of"] = lambda _: None
+    vars(reading)["read_checksum"] = lambda _: None
     vars(comparing)["Sums"] = NoSums
 
 

@@ -18,8 +18,10 @@ START_LIMIT_S = 60.0
 
 
 @contextmanager
-def run_ministack(directory: Path) -> Iterator[Endpoint]:
-    """Run one with its files in *directory*; it has answered when the context is entered."""
+def run_ministack(
+    directory: Path, app: str = "tests.servers.ministack_app:app"
+) -> Iterator[Endpoint]:
+    """Run one with its files in *directory*; it has answered when the context is entered. *app*: or another application."""
     log = directory / "ministack.log"
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
         # Inherited while it listens: whoever connects too early waits in the backlog, nobody else can get the port.
@@ -43,7 +45,7 @@ def run_ministack(directory: Path) -> Iterator[Endpoint]:
                 *("--workers", "0"),  # in that process, not in a child of it
                 "--bind",
                 f"fd://{listener.fileno()}",
-                "tests.servers.ministack_app:app",
+                app,
             ],
             log=log,
             env=env,

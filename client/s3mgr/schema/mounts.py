@@ -152,6 +152,7 @@ class MountStatus(Struct, frozen=True, kw_only=True):
     conditional_writes: Support = "unknown"
     conditions: ConditionSupport = ConditionSupport()
     checksums: Support = "unknown"
+    checksum_algorithm: str = "CRC32C"
     log_tail: list[str] = field(default_factory=list)
 
 

@@ -106,7 +106,7 @@ class MountOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         bool,
         Meta(
             description="Sign the SHA-256 of all data that is uploaded, for half a second of processor time a GB. Off: only where the "
-            "store is not known to verify CRC-64/NVME checksums, which find accidents, but over `http` no attacker."
+            "store is not known to verify the checksums of uploads, which find accidents, but over `http` no attacker."
         ),
     ] = False
     part_size_bytes: Annotated[

@@ -7,7 +7,7 @@ none; its sum is computed when it is sent.
 
 from typing import Final, NamedTuple
 
-from s3mgrd.s3.checksums import combine, crc64nvme
+from s3mgrd.s3.algorithms import ENTERED, Checksum
 
 BLOCK_BYTES: Final = 1 << 20
 MAX_BLOCKS: Final = 65_536
@@ -15,7 +15,7 @@ MAX_BLOCKS: Final = 65_536
 
 
 class Run(NamedTuple):
-    """Bytes [start, stop) of one block, and their CRC-64/NVME."""
+    """Bytes [start, stop) of one block, and their checksum by the algorithm `ENTERED`."""
 
     start: int
     stop: int
@@ -29,7 +29,7 @@ def sum_up(offset: int, data: bytes | memoryview) -> list[Run]:
     position, end = offset, offset + len(view)
     while position < end:
         stop = min(end, position - position % BLOCK_BYTES + BLOCK_BYTES)
-        runs.append(Run(position, stop, crc64nvme(view[position - offset : stop - offset])))
+        runs.append(Run(position, stop, ENTERED.of(view[position - offset : stop - offset])))
         position = stop
     return runs
 
@@ -46,10 +46,10 @@ class Entered:
             block = run.start // BLOCK_BYTES
             known = self._runs.pop(block, None)
             if known is not None and known.stop == run.start:
-                checksum = combine(known.checksum, run.checksum, run.stop - run.start)
+                checksum = ENTERED.combine(known.checksum, run.checksum, run.stop - run.start)
                 run = Run(known.start, run.stop, checksum)
             elif known is not None and known.start == run.stop:
-                checksum = combine(run.checksum, known.checksum, known.stop - known.start)
+                checksum = ENTERED.combine(run.checksum, known.checksum, known.stop - known.start)
                 run = Run(run.start, known.stop, checksum)
             self._runs[block] = run
         while len(self._runs) > MAX_BLOCKS:
@@ -64,13 +64,13 @@ class Entered:
         for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
             self._runs.pop(block, None)
 
-    def of(self, start: int, stop: int) -> int | None:
+    def of(self, start: int, stop: int) -> Checksum | None:
         """Return the checksum of [start, stop); None: it is not known."""
         whole, position = 0, start
         while position < stop:
             run = self._runs.get(position // BLOCK_BYTES)
             if run is None or run.start != position or run.stop > stop:
                 return None
-            whole = combine(whole, run.checksum, run.stop - run.start)
+            whole = ENTERED.combine(whole, run.checksum, run.stop - run.start)
             position = run.stop
-        return whole
+        return Checksum(ENTERED, whole)

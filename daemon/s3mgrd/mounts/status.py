@@ -123,6 +123,7 @@ class StatusKeeper:
             conditional_writes=event.conditional_writes,
             conditions=event.conditions,
             checksums=event.checksums,
+            checksum_algorithm=event.checksum_algorithm,
         )
 
     def flushed(self, report: FlushReport) -> None:

@@ -4,8 +4,9 @@ Where a call goes through aiobotocore (`s3mgrd.s3.library`), botocore takes a bo
 looking into it, and our session sends it like every other. (Handing botocore plain bytes makes a `BytesIO`, which
 aiobotocore sends line by line.)
 
-Every body goes with its CRC-64/NVME, in a header that the signature covers. Where the caller knows what it was when the
-bytes came in (`FileSlice.crc64nvme`), that is what S3 verifies, so that damage on the way through the local disk is found, too.
+Every body goes with a checksum, in a header that the signature covers. Where the caller knows what it was when the
+bytes came in (`FileSlice.checksum`), that is what S3 verifies, so that damage on the way through the local disk is found, too.
+Where S3 is to verify one of another algorithm, both are computed, and the first compared here.
 
 Payload signing: where the store is not known to verify that checksum, the signature covers the SHA-256 of the body as well; the
 file is read twice for it. Otherwise the payload goes unsigned (``UNSIGNED-PAYLOAD``). Neither needs chunked signatures or
@@ -20,7 +21,8 @@ from typing import Final, NoReturn, Protocol
 import trio
 
 from s3mgrd.errors import Corrupt
-from s3mgrd.s3.checksums import Buffer, crc64nvme
+from s3mgrd.s3.algorithms import Algorithm, Buffer, Checksum
+from s3mgrd.s3.checksums import Begun
 from s3mgrd.s3.connections import Connection
 from s3mgrd.s3.port import Body, FileSlice
 
@@ -37,64 +39,86 @@ class _Digest(Protocol):
 
 
 class _Crc:
-    """A CRC-64/NVME in the manner of hashlib."""
+    """A CRC in the manner of hashlib."""
 
-    def __init__(self) -> None:
-        self.value = 0
+    def __init__(self, algorithm: Algorithm) -> None:
+        self._algorithm: Final = algorithm
+        self._value = 0
 
     def update(self, data: Buffer, /) -> None:
-        self.value = crc64nvme(data, self.value)
+        self._value = self._algorithm.of(data, self._value)
+
+    @property
+    def checksum(self) -> Checksum:
+        return Checksum(self._algorithm, self._value)
 
 
 class UploadBody:
     """One body for any number of attempts.
 
+    Args:
+        body: the bytes.
+        threads: where they are hashed.
+        upload: the one that they are a part of.
+
     Attributes:
         length: in bytes.
         sha256: of the payload in hex; None: it goes unsigned.
-        crc64nvme: of the bytes as they came in; None until `prepare` has computed it.
+        checksum: what S3 is told; None until `prepare` has computed it, or where it is told none.
     """
 
-    def __init__(self, body: Body, threads: trio.CapacityLimiter) -> None:
+    def __init__(
+        self, body: Body, threads: trio.CapacityLimiter, upload: Begun | None = None
+    ) -> None:
         self._body: Final = body
         self._threads: Final = threads
+        self.upload: Final = upload
         self.length: Final = body.length if isinstance(body, FileSlice) else len(body)
         self.sha256: str | None = None
-        self._entered: Final = body.crc64nvme if isinstance(body, FileSlice) else None
-        self.crc64nvme: int | None = self._entered
+        self._entered: Final = body.checksum if isinstance(body, FileSlice) else None
+        self.checksum: Checksum | None = None
 
-    async def prepare(self, *, sign: bool, checksum: bool) -> None:
+    async def prepare(self, *, sign: bool, algorithm: Algorithm | None) -> None:
         """Compute what goes into the request's head.
 
         Args:
             sign: hash the payload; again for each attempt, as the answer to a mismatch is to look again.
-            checksum: know its checksum. Where that came with the body, nothing is read for it.
+            algorithm: of the checksum that goes with it. Where that came with the body, nothing is read for it.
 
         Raises:
             Corrupt: the bytes are not those that came in.
         """
         self.sha256 = None
+        if self.checksum is not None and self.checksum.algorithm is not algorithm:
+            self.checksum = None
+        if self._entered is not None and self._entered.algorithm is algorithm:
+            self.checksum = self._entered
         if sign:
-            digest, crc = hashlib.sha256(), _Crc()
-            await self._feed(digest, crc)
-            self._take(crc.value)
+            digest = hashlib.sha256()
+            await self._look(algorithm, digest)
             self.sha256 = digest.hexdigest()
-        elif checksum and self.crc64nvme is None:
-            await self.verify()
+        elif algorithm is not None and self.checksum is None:
+            await self._look(algorithm)
 
     async def verify(self) -> None:
         """Read the bytes and compute their checksum. Raises `Corrupt` if they are not those that came in."""
-        crc = _Crc()
-        await self._feed(crc)
-        self._take(crc.value)
+        await self._look(None if self.checksum is None else self.checksum.algorithm)
 
-    def _take(self, found: int) -> None:
-        if self._entered is not None and found != self._entered:
-            raise Corrupt(
-                "what was written has changed on the local disk since: it is kept and not uploaded",
-                hint="check the disk and the memory of this machine",
-            )
-        self.crc64nvme = found
+    async def _look(self, algorithm: Algorithm | None, *digests: _Digest) -> None:
+        """Let *digests* see all bytes, and compute their checksum; compare what came with them."""
+        entered = self._entered
+        wanted = {algorithm, None if entered is None else entered.algorithm}
+        crcs = [_Crc(one) for one in wanted if one is not None]
+        await self._feed(*digests, *crcs)
+        for crc in crcs:
+            found = crc.checksum
+            if entered is not None and found.algorithm is entered.algorithm and found != entered:
+                raise Corrupt(
+                    "what was written has changed on the local disk since: it is kept and not uploaded",
+                    hint="check the disk and the memory of this machine",
+                )
+            if found.algorithm is algorithm:
+                self.checksum = found
 
     async def md5(self) -> str:
         """Return what S3 calls the ETag of an object that was written by one unencrypted PUT."""

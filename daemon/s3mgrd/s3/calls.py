@@ -14,9 +14,10 @@ from typing import Any, Final, TypeVar
 import trio
 
 from s3mgrd.errors import S3mgrError
+from s3mgrd.s3.algorithms import Algorithm, named
 from s3mgrd.s3.answers import Answer, receive_answer
 from s3mgrd.s3.body import UploadBody
-from s3mgrd.s3.checksums import MEMBER, MISMATCH, MULTIPART, UploadChecksums, encode
+from s3mgrd.s3.checksums import BEGINNING, MISMATCH, UploadChecksums
 from s3mgrd.s3.connections import WaitedTooLong
 from s3mgrd.s3.counting import RequestStats, StoreStats, Waiting
 from s3mgrd.s3.failures import RENEWABLE, Target, map_failure, request_id
@@ -166,17 +167,15 @@ class Calls:
         async def attempt() -> T:
             await self._take_turn(limiter, counters)
             try:
-                is_checked = self.checksums.are_sent and (
-                    "ChecksumAlgorithm" in given or (body is not None and MEMBER not in given)
-                )
+                algorithm = self._algorithm_of(given, body)
                 try:
-                    return await self._attempt(target, given, body, finish)
+                    return await self._attempt(target, given, body, finish, algorithm)
                 except CallFailed as failure:
-                    if not is_checked or not self.checksums.may_be_refused(failure):
+                    if algorithm is None or not self.checksums.may_be_refused(failure):
                         raise
-                plain = {n: v for n, v in given.items() if n not in MULTIPART}
-                result = await self._attempt(target, plain, body, finish, is_checked=False)
-                self.checksums.note_unsupported()
+                plain = {name: value for name, value in given.items() if name not in BEGINNING}
+                result = await self._attempt(target, plain, body, finish, None)
+                self.checksums.note_unsupported(algorithm)
                 return result
             finally:
                 limiter.release()
@@ -224,8 +223,7 @@ class Calls:
         params: dict[str, object],
         body: UploadBody | None,
         finish: Callable[[Answer, Exchange], Awaitable[T]],
-        *,
-        is_checked: bool = True,
+        algorithm: Algorithm | None,
     ) -> T:
         exchange = Exchange()
         grant = None
@@ -234,13 +232,13 @@ class Calls:
         outcome = "cancelled"
         try:
             if body is not None:
-                params = await self._prepare(params, body, is_checked=is_checked)
+                params = await self._prepare(params, body, algorithm)
             if self._credentials is not None:
                 grant = await self._credentials.grant()
             answer = await self._ask_in_time(target.operation, params, body, grant, exchange)
             answered = perf_counter()
-            if body is not None and body.crc64nvme is not None:
-                self.checksums.compare(answer, body.crc64nvme)
+            if body is not None and body.checksum is not None:
+                self.checksums.compare(answer, body.checksum)
             result = await finish(answer, exchange)
             self.outage.note_answer()
             outcome = "ok"
@@ -282,18 +280,27 @@ class Calls:
             return await self._ask(name, params, body, grant, exchange)
         raise WaitedTooLong
 
+    def _algorithm_of(
+        self, given: Mapping[str, object], body: UploadBody | None
+    ) -> Algorithm | None:
+        """Return the algorithm of the checksum that a request carries, or begins an upload with, and may be refused for."""
+        if body is None:
+            return named(str(given.get(BEGINNING[0])))
+        if body.upload is not None:
+            return body.upload.algorithm
+        return self.checksums.sent
+
     async def _prepare(
-        self, params: dict[str, object], body: UploadBody, *, is_checked: bool
+        self, params: dict[str, object], body: UploadBody, algorithm: Algorithm | None
     ) -> dict[str, object]:
         """Compute the checksums that an upload goes with, and return its parameters with them."""
         sign = self._credentials is not None and (
-            self._always_signs_payload or self.checksums.support != "supported"
+            self._always_signs_payload or not self.checksums.verifies(algorithm)
         )
-        is_checked = is_checked and self.checksums.are_sent
-        await body.prepare(sign=sign, checksum=is_checked)
-        if not is_checked or body.crc64nvme is None or MEMBER in params:
+        await body.prepare(sign=sign, algorithm=algorithm)
+        if algorithm is None or body.checksum is None or algorithm.member in params:
             return params
-        return {**params, MEMBER: encode(body.crc64nvme)}
+        return {**params, algorithm.member: str(body.checksum)}
 
     async def _judge_mismatch(
         self, failure: CallFailed, body: UploadBody, exchange: Exchange, target: Target

@@ -1,113 +1,43 @@
-"""Checksums of objects: CRC-64/NVME of what is sent, and what S3 says of what is read.
+"""What a store does with the checksums of uploads: it verifies those of one algorithm, or takes no notice of any.
 
-CRC-64/NVME is what S3 itself keeps of every object since the end of 2024, whole objects of many parts included; the sums of
-neighbouring ranges combine into that of both. awscrt computes it outside the GIL at memory speed (23 GB/s on one core,
-where SHA-256 makes 2 and MD5 0.85: ``python -m tests.bench.transfer``); only that module of awscrt is imported.
+Algorithms are tried one after another (`SENT`): who refuses one, or stores what has a wrong one, is asked for the next. Where no
+checksum is known to be verified, the payload is signed: its SHA-256 is verified by every store that verifies signatures.
 
-What a store does with the checksum of an upload is found out (`UploadChecksums`): it verifies it, or takes no notice. Where it
-is not known to verify it, the payload is signed: its SHA-256 is verified by every store that verifies signatures.
+A multipart upload begins with the algorithm of all its parts (`Begun`), whatever is found out meanwhile.
 """
 
 import logging
-from base64 import b64decode, b64encode
-from binascii import Error as Base64Error
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
-
-from awscrt import checksums as native  # type: ignore[import-untyped]
+from typing import Any, Final, NamedTuple
 
 from s3mgrd.errors import S3mgrError, Unavailable
+from s3mgrd.s3.algorithms import SENT, Algorithm, Checksum, named
 from s3mgrd.s3.port import Support
 from s3mgrd.s3.retry import CallFailed
 
 log = logging.getLogger("s3mgrd.s3")
 
-Buffer = bytes | bytearray | memoryview
-
-MEMBER: Final = "ChecksumCRC64NVME"
-"""botocore's name of the header."""
 FULL_OBJECT: Final = "FULL_OBJECT"
-MULTIPART: Final[Mapping[str, str]] = {
-    "ChecksumAlgorithm": "CRC64NVME",
-    "ChecksumType": FULL_OBJECT,
-}
-"""Parameters with which a multipart upload begins whose parts carry checksums."""
 MISMATCH: Final = frozenset({"BadDigest", "XAmzContentChecksumMismatch", "InvalidDigest"})
 """Codes by which a store says that a checksum is not that of the bytes."""
 UNKNOWN_TO_STORE: Final = frozenset(
     {"InvalidRequest", "InvalidArgument", "NotImplemented", "MalformedTrailerError"}
 )
 """Codes by which a store may say that it does not know the checksum."""
+BEGINNING: Final = ("ChecksumAlgorithm", "ChecksumType")
+"""Parameters with which a multipart upload begins whose parts carry checksums."""
 
 
-def crc64nvme(data: Buffer, before: int = 0) -> int:
-    """Compute the CRC-64/NVME of *data*, or that of what has the sum *before* followed by *data*. Releases the GIL."""
-    return int(native.crc64nvme(data, before))
+class Begun(NamedTuple):
+    """A multipart upload.
 
-
-def combine(first: int, second: int, second_length: int) -> int:
-    """Compute the CRC-64/NVME of two ranges, one after the other, from theirs; *second_length* in bytes."""
-    return int(native.combine_crc64nvme(first, second, second_length))
-
-
-def encode(checksum: int) -> str:
-    """Write a CRC-64/NVME as S3 does."""
-    return b64encode(checksum.to_bytes(8, "big")).decode("ascii")
-
-
-def decode(text: str | None) -> int | None:
-    """Read a CRC-64/NVME that S3 has written; None: it is none of bytes."""
-    expected = expected_of({MEMBER: text})
-    return None if expected is None else expected.value
-
-
-@dataclass(frozen=True, slots=True)
-class Algorithm:
-    """A CRC that S3 may answer with: computes it, and combines those of neighbouring ranges."""
-
-    compute: Callable[[Buffer, int], int]
-    combine: Callable[[int, int, int], int]
-    size: int
-
-
-ANSWERED: Final[Mapping[str, Algorithm]] = {
-    MEMBER: Algorithm(native.crc64nvme, native.combine_crc64nvme, 8),
-    "ChecksumCRC32C": Algorithm(native.crc32c, native.combine_crc32c, 4),
-    "ChecksumCRC32": Algorithm(native.crc32, native.combine_crc32, 4),
-}
-"""By botocore's names of the headers; the cheapest first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """A checksum that S3 keeps, of a whole object or of the part that was read; `member`: botocore's name of it."""
-
-    member: str
-    algorithm: Algorithm
-    value: int
-
-    def of(self, data: Buffer) -> int:
-        """Compute the checksum of *data*."""
-        return int(self.algorithm.compute(data, 0))
-
-
-def expected_of(answer: Mapping[str, Any]) -> Expected | None:
-    """Read the checksum in the answer to a GET or HEAD; None: there is none of bytes that can be compared.
-
-    With a hyphen it is that of the parts' checksums, which nobody can compute from the bytes alone.
+    `algorithm`: what its parts carry; None: nothing. `is_told`: S3 said so. `is_full_object`: it ends with the checksum of the
+    whole, not with one of the parts' checksums.
     """
-    for member, algorithm in ANSWERED.items():
-        text = answer.get(member)
-        if not text or "-" in text:
-            continue
-        try:
-            raw = b64decode(text, validate=True)
-        except (Base64Error, ValueError):
-            continue
-        if len(raw) == algorithm.size:
-            return Expected(member, algorithm, int.from_bytes(raw, "big"))
-    return None
+
+    algorithm: Algorithm | None = None
+    is_told: bool = False
+    is_full_object: bool = False
 
 
 class UploadChecksums:
@@ -115,51 +45,72 @@ class UploadChecksums:
 
     Args:
         endpoint: for messages.
-        known: the store is known to verify them.
+        known: the store is known to verify them all.
+
+    Attributes:
+        algorithm: of those that are sent, or were tried last.
+        support: whether the store verifies them.
     """
 
     def __init__(self, endpoint: str, *, known: bool) -> None:
         self._endpoint: Final = endpoint
+        self.algorithm: Algorithm = SENT[0]
         self.support: Support = "supported" if known else "unknown"
-        self.is_full_object = False
-        """Multipart uploads end with the checksum of the whole, as S3 said when it began the last one."""
 
     @property
-    def are_sent(self) -> bool:
-        """Whether uploads carry them."""
-        return self.support != "unsupported"
+    def sent(self) -> Algorithm | None:
+        """What uploads carry; None: nothing."""
+        return None if self.support == "unsupported" else self.algorithm
 
-    def began(self, answer: Mapping[str, Any]) -> None:
-        """Take note of what S3 says of a multipart upload that begins."""
-        self.is_full_object = answer.get("ChecksumType") == FULL_OBJECT
-        if self.support == "unknown" and answer.get("ChecksumAlgorithm") == "CRC64NVME":
-            self.support = "supported"
+    def verifies(self, algorithm: Algorithm | None) -> bool:
+        """Whether the store is known to verify what carries a checksum of *algorithm*."""
+        return self.support == "supported" and algorithm is self.algorithm
 
-    def recall(self, before: Support) -> None:
+    def beginning(self) -> dict[str, object]:
+        """Return the parameters with which a multipart upload begins."""
+        if self.sent is None:
+            return {}
+        return dict(zip(BEGINNING, (self.sent.name, FULL_OBJECT), strict=True))
+
+    def began(self, given: Mapping[str, object], answer: Mapping[str, Any]) -> Begun:
+        """Take note of what S3 says of a multipart upload that begins, or has begun, and return what its parts carry.
+
+        *given*: what it was begun with; its parts carry nothing if that was refused.
+        """
+        told = named(answer.get("ChecksumAlgorithm"))
+        if told is not None:
+            if self.support == "unknown" and told is self.algorithm:
+                self.support = "supported"
+            is_full_object = answer.get("ChecksumType") == FULL_OBJECT
+            return Begun(told, is_told=True, is_full_object=is_full_object)
+        algorithm = named(str(given.get(BEGINNING[0])))
+        return Begun(algorithm if algorithm is self.sent else None)
+
+    def recall(self, before: Support, algorithm: str) -> None:
         """Believe what an earlier use of the store found out, where nothing is known yet."""
-        if self.support == "unknown":
-            self.support = before
+        known = named(algorithm)
+        if self.support == "unknown" and known is not None:
+            self.support, self.algorithm = before, known
 
-    def compare(self, answer: Mapping[str, Any], sent: int) -> None:
+    def compare(self, answer: Mapping[str, Any], sent: Checksum) -> None:
         """Compare what S3 says of an upload with what was sent; that it says something tells that it computes it.
 
         Raises:
             CallFailed: they differ; sending it again may help.
         """
-        said = answer.get(MEMBER)
+        said = answer.get(sent.algorithm.member)
         if not said or "-" in said:
             return
-        if said != encode(sent):
+        if said != str(sent):
             raise CallFailed(
                 Unavailable(
-                    f"data was damaged on its way to {self._endpoint}: what was sent with the checksum {encode(sent)} has "
-                    f"{said} there"
+                    f"data was damaged on its way to {self._endpoint}: what was sent with the checksum {sent} has {said} there"
                 ),
                 code="BadDigest",
                 retryable=True,
                 ambiguous=True,
             )
-        if self.support == "unknown":
+        if self.support == "unknown" and sent.algorithm is self.algorithm:
             self.support = "supported"
 
     def may_be_refused(self, failure: CallFailed) -> bool:
@@ -168,25 +119,34 @@ class UploadChecksums:
 
     async def find_out(self, send_wrong: Callable[[], Awaitable[object]]) -> None:
         """Learn from a small part of an upload, sent by *send_wrong* with a wrong checksum, what the store does."""
+        algorithm = self.algorithm
         if self.support != "unknown":
             return
         try:
             await send_wrong()
         except CallFailed as failure:
-            if failure.code in MISMATCH:
+            if failure.code in MISMATCH and algorithm is self.algorithm:
                 self.support = "supported"
             elif failure.code in UNKNOWN_TO_STORE:
-                self.note_unsupported()
+                self.note_unsupported(algorithm)
             # Everything else says nothing, and uploads go on with both checksums.
         except S3mgrError as error:
             log.debug("%s was not asked about checksums: %s", self._endpoint, error)
         else:
-            self.note_unsupported()
+            self.note_unsupported(algorithm)
 
-    def note_unsupported(self) -> None:
-        """Note that the store does not verify them."""
+    def note_unsupported(self, algorithm: Algorithm) -> None:
+        """Note that the store does not verify those of *algorithm*: the next is tried, if it is not being tried already."""
+        if self.support != "unknown" or algorithm is not self.algorithm:
+            return
+        following = SENT[SENT.index(algorithm) + 1 :]
+        if following:
+            self.algorithm = following[0]
+            log.debug("%s verifies no %s checksums", self._endpoint, algorithm.title)
+            return
         self.support = "unsupported"
         log.info(
-            "%s verifies no CRC-64/NVME checksums: uploads carry their SHA-256 in the signature instead",
+            "%s verifies neither %s checksums: uploads carry their SHA-256 in the signature instead",
             self._endpoint,
+            " nor ".join(one.title for one in SENT),
         )

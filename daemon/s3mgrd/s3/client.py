@@ -10,9 +10,9 @@ for completing a multipart upload that is "gone".
 """
 
 import logging
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Final
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final, TypeVar
 
 import trio
 from botocore.exceptions import BotoCoreError
@@ -26,11 +26,11 @@ from s3mgrd.errors import (
     TimedOut,
     TooLarge,
 )
+from s3mgrd.s3.algorithms import Checksum, read_checksum
 from s3mgrd.s3.answers import Answer
 from s3mgrd.s3.body import UploadBody
 from s3mgrd.s3.botocore_client import make_client
 from s3mgrd.s3.calls import NO_PARAMS, Calls
-from s3mgrd.s3.checksums import FULL_OBJECT, MEMBER, MULTIPART, decode, encode
 from s3mgrd.s3.conditions import COMPLETE, COPY, PUT, Check, ConditionalWrites, quoted
 from s3mgrd.s3.connections import Connect, Connector
 from s3mgrd.s3.copying import COPY_PART_BYTES, Copier
@@ -41,7 +41,6 @@ from s3mgrd.s3.headers import describing_params, placing_params
 from s3mgrd.s3.http import Exchange, Pool
 from s3mgrd.s3.listing import etag_of, parse_list_page
 from s3mgrd.s3.metadata import encode_metadata
-from s3mgrd.s3.multipart import multipart_crc64nvme, multipart_etag
 from s3mgrd.s3.operations import Params
 from s3mgrd.s3.outage import Outage
 from s3mgrd.s3.outcomes import answered_ns, lost_if_gone, may_be_ours
@@ -52,6 +51,7 @@ from s3mgrd.s3.port import (
     MAX_PUT_BYTES,
     NO_VERSIONS,
     Body,
+    Checksums,
     Condition,
     Conditions,
     DeleteFailure,
@@ -61,7 +61,6 @@ from s3mgrd.s3.port import (
     PendingUpload,
     RangeRead,
     RestoreAnswer,
-    Support,
     Tier,
     UploadNotes,
     Written,
@@ -73,10 +72,12 @@ from s3mgrd.s3.settings import CredentialProvider, StoreSettings, is_aws
 from s3mgrd.s3.tags import Tags
 from s3mgrd.s3.tls import shared_context
 from s3mgrd.s3.trials import Trial
-from s3mgrd.s3.uploads import list_parts, list_uploads
+from s3mgrd.s3.uploads import Uploads, list_uploads
 from s3mgrd.s3.versions import checksum_of, find_version
 
 log = logging.getLogger("s3mgrd.s3")
+
+T = TypeVar("T")
 
 PROBE_LIMIT_S: Final = 10.0
 """Somebody waits for the answer of a mount command."""
@@ -151,7 +152,9 @@ class S3Store:
             calls.endpoint, known=is_aws(settings.endpoint_url), head=self.head
         )
         self._tags: Final = Tags(calls, travel=is_aws(settings.endpoint_url))
-        self._is_tried = False
+        self._tried = ""
+        """The checksum with which an upload of no use was made last."""
+        self._uploads: Final = Uploads(calls, self._conditions, self._threads, self.head)
         self.copy_notes: UploadNotes | None = None
         self.max_copy_bytes = max_copy_bytes
         self.copy_part_bytes = copy_part_bytes
@@ -172,14 +175,15 @@ class S3Store:
         return self._conditions.known
 
     @property
-    def checksums(self) -> Support:
-        """Whether the store verifies the checksums of uploads."""
-        return self._calls.checksums.support
+    def checksums(self) -> Checksums:
+        """See the port."""
+        known = self._calls.checksums
+        return Checksums(known.support, known.algorithm.name)
 
-    def recall(self, conditions: Conditions, checksums: Support) -> None:
+    def recall(self, conditions: Conditions, checksums: Checksums) -> None:
         """Believe what an earlier use of this store found out."""
         self._conditions.recall(conditions)
-        self._calls.checksums.recall(checksums)
+        self._calls.checksums.recall(checksums.support, checksums.algorithm)
 
     @property
     def open_connections(self) -> int:
@@ -237,7 +241,7 @@ class S3Store:
         answer = await self._head(key)
         return head_of(key, answer, int(answer.get("ContentLength", 0)))
 
-    async def checksum(self, key: str, etag: str) -> int | None:
+    async def checksum(self, key: str, etag: str) -> Checksum | None:
         """See the port."""
         return await checksum_of(self._calls, key, etag)
 
@@ -384,20 +388,20 @@ class S3Store:
     ) -> str:
         """See the port. When an answer gets lost, an upload may stay behind unused; `list_multiparts` shows it."""
         described = await self._described(metadata, content_type, like)
-        if self._calls.checksums.are_sent:
-            described |= MULTIPART
-        answer = await self._call("CreateMultipartUpload", described, key=key)
-        self._calls.checksums.began(answer)
-        return str(answer["UploadId"])
+        upload_id = await self._mapped(self._uploads.begin(key, described))
+        self._saw_bucket()
+        return upload_id
 
     @property
     def wants_trial(self) -> bool:
         """See the port."""
-        return not self._is_tried and "unknown" in (self.checksums, self.conditions.complete)
+        checksums = self.checksums
+        is_news = "unknown" in (checksums.support, self.conditions.complete)
+        return is_news and self._tried != checksums.algorithm
 
     async def try_upload(self, key: str) -> None:
         """See the port."""
-        self._is_tried = True
+        self._tried = self.checksums.algorithm
         await Trial(self._calls, self._conditions, self._threads, key, self.copy_notes).make()
 
     async def _described(
@@ -418,11 +422,9 @@ class S3Store:
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
         """See the port."""
-        upload = UploadBody(body, self._threads)
-        answer = await self._call(
-            "UploadPart", {"UploadId": upload_id, "PartNumber": number}, key=key, body=upload
-        )
-        return Part(number, etag_of(answer.get("ETag")), upload.length, upload.crc64nvme)
+        part = await self._mapped(self._uploads.send_part(key, upload_id, number, body))
+        self._saw_bucket()
+        return part
 
     async def copy_part(
         self,
@@ -448,14 +450,11 @@ class S3Store:
             key=key,
         )
         result = answer["CopyPartResult"]
-        return Part(number, etag_of(result["ETag"]), stop - start, decode(result.get(MEMBER)))
+        return Part(number, etag_of(result["ETag"]), stop - start, read_checksum(result))
 
     async def list_parts(self, key: str, upload_id: str) -> Sequence[Part]:
         """See the port."""
-        try:
-            parts = await list_parts(self._calls, key, upload_id)
-        except CallFailed as failure:
-            raise failure.error from failure
+        parts = await self._mapped(self._uploads.list_parts(key, upload_id))
         self._saw_bucket()
         return parts
 
@@ -463,64 +462,29 @@ class S3Store:
         self, key: str, upload_id: str, parts: Sequence[Part], *, condition: Condition = ALWAYS
     ) -> Written:
         """See the port."""
-        listed = [{"PartNumber": p.number, "ETag": quoted(p.etag)} for p in parts]
-        params: dict[str, object] = {"UploadId": upload_id, "MultipartUpload": {"Parts": listed}}
-        whole = multipart_crc64nvme(parts) if self._calls.checksums.is_full_object else None
-        if whole is not None:
-            params |= {"ChecksumType": FULL_OBJECT, MEMBER: encode(whole)}
-
-        async def send(check: Check) -> Answer:
-            return await self._complete(key, upload_id, {**params, **check})
-
-        try:
-            answer = await self._conditions.run(COMPLETE, key, condition, send)
-        except CallFailed as failure:
-            etag = multipart_etag(parts)
-            if etag and may_be_ours(failure) and await self._holds(key, etag, None):
-                return Written(etag)
-            raise failure.error from failure
-        if whole is not None:
-            try:
-                self._calls.checksums.compare(answer, whole)
-            except CallFailed as failure:
-                raise failure.error from failure
-        # radosgw 16 answers with an empty ETag.
-        etag = etag_of(answer.get("ETag")) or multipart_etag(parts) or (await self.head(key)).etag
-        return Written(etag, answered_ns(answer))
-
-    async def _complete(self, key: str, upload_id: str, params: Params) -> Answer:
-        """Complete an upload, or find out early that it is gone: radosgw 16 says InternalError then, for ever."""
-        patience_s = min(GONE_AFTER_S, self._calls.retry.deadline_s)
-        try:
-            return await self._calls.call(COMPLETE, params, key=key, deadline_s=patience_s)
-        except CallFailed as failure:
-            if failure.status < 500:
-                raise
-        try:
-            await self._calls.call("ListParts", {"UploadId": upload_id, "MaxParts": 1}, key=key)
-            return await self._calls.call(COMPLETE, params, key=key)
-        except CallFailed as failure:
-            failure.after_ambiguous = True
-            raise
+        return await self._mapped(self._uploads.complete(key, upload_id, parts, condition))
 
     async def abort_multipart(self, key: str, upload_id: str) -> None:
         """See the port."""
-        try:
+        with suppress(NotFound):
             await self._call("AbortMultipartUpload", {"UploadId": upload_id}, key=key)
-        except NotFound:
-            return
+        self._uploads.ended(upload_id)
 
     async def list_multiparts(self, prefix: str) -> Sequence[PendingUpload]:
         """See the port."""
-        try:
-            return await list_uploads(self._calls, prefix)
-        except CallFailed as failure:
-            raise failure.error from failure
+        return await self._mapped(list_uploads(self._calls, prefix))
 
     # Below: what the methods above share.
 
     def _saw_bucket(self) -> None:
         self._bucket_seen = trio.current_time()
+
+    async def _mapped(self, making: Awaitable[T]) -> T:
+        """Wait for what makes calls, and raise what the port says in place of `CallFailed`."""
+        try:
+            return await making
+        except CallFailed as failure:
+            raise failure.error from failure
 
     async def _call(
         self,

@@ -40,7 +40,7 @@ from s3mgrd.errors import (
     TooLarge,
     UserError,
 )
-from s3mgrd.s3.checksums import crc64nvme
+from s3mgrd.s3.algorithms import CRC64NVME, Algorithm, Checksum
 from s3mgrd.s3.counting import StoreStats
 from s3mgrd.s3.metadata import encode_metadata
 from s3mgrd.s3.multipart import multipart_etag
@@ -54,6 +54,7 @@ from s3mgrd.s3.port import (
     NO_VERSIONS,
     REPLACED,
     Body,
+    Checksums,
     Condition,
     Conditions,
     DeleteFailure,
@@ -171,7 +172,8 @@ class MemoryStore:
         self.copy_notes: UploadNotes | None = None  # all copies are made at once
         self.outage = Outage()
         self.conditions = Conditions(*[conditions] * 5)
-        self.checksums: Support = "supported"
+        self.checksums = Checksums("supported")
+        self.keeps: Algorithm = CRC64NVME
         self.damage: Callable[[str, int, bytes], bytes] | None = None
         self.calls: Counter[Operation] = Counter()
         self.before: Callable[[Operation, str], None] | None = None
@@ -315,11 +317,12 @@ class MemoryStore:
         async with self._call("head", key):
             return self._find(key).head
 
-    async def checksum(self, key: str, etag: str) -> int | None:
+    async def checksum(self, key: str, etag: str) -> Checksum | None:
         """See the port."""
         async with self._call("checksum", key):
             found = self._find(key)
-            return crc64nvme(found.data) if found.head.etag == etag else None
+            is_it = found.head.etag == etag
+            return Checksum.of(self.keeps, found.data) if is_it else None
 
     async def find_version(self, key: str, etag: str) -> str | None:
         """See the port."""
@@ -644,7 +647,7 @@ class MemoryStore:
             data = os.pread(data.fd, data.length, data.offset)
             if isinstance(body, FileSlice) and len(data) < body.length:
                 raise Corrupt("the file to upload is shorter than the part that belongs to it")
-            if isinstance(body, FileSlice) and body.crc64nvme not in (None, crc64nvme(data)):
+            if isinstance(body, FileSlice) and body.checksum and not body.checksum.is_of(data):
                 raise Corrupt("what is uploaded is not what was written")
         self.stats.sent_bytes += len(data)
         return data

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
-from s3mgrd.s3.checksums import combine
+from s3mgrd.s3.algorithms import Algorithm, Checksum
 from s3mgrd.s3.port import Part
 
 
@@ -16,11 +16,11 @@ def multipart_etag(parts: Sequence[Part]) -> str:
     return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts)}"
 
 
-def multipart_crc64nvme(parts: Sequence[Part]) -> int | None:
+def multipart_checksum(parts: Sequence[Part], algorithm: Algorithm) -> Checksum | None:
     """Compute the checksum of an object made of *parts*; None where that of a part is not known."""
     whole = 0
     for part in parts:
-        if part.crc64nvme is None:
+        if part.checksum is None or part.checksum.algorithm is not algorithm:
             return None
-        whole = combine(whole, part.crc64nvme, part.size)
-    return whole
+        whole = algorithm.combine(whole, part.checksum.value, part.size)
+    return Checksum(algorithm, whole)

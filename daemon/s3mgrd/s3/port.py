@@ -17,6 +17,7 @@ from typing import Final, Literal, Protocol
 
 from msgspec import Struct
 
+from s3mgrd.s3.algorithms import ENTERED, Checksum
 from s3mgrd.s3.counting import StoreStats
 from s3mgrd.s3.outage import Outage
 
@@ -122,13 +123,13 @@ class RangeRead:
 class FileSlice:
     """A body that lies in an open file: *length* bytes at *offset* of *fd*. Read with pread; may be read more than once.
 
-    `crc64nvme`: the checksum of the bytes when they were written; None: not known. What has changed since is not stored.
+    `checksum`: that of the bytes when they were written; None: not known. What has changed since is not stored.
     """
 
     fd: int
     offset: int
     length: int
-    crc64nvme: int | None = None
+    checksum: Checksum | None = None
 
 
 Body = bytes | FileSlice
@@ -180,18 +181,26 @@ class Conditions:
         return "unknown" if "unknown" in both else "supported"
 
 
+@dataclass(frozen=True, slots=True)
+class Checksums:
+    """What a store does with the checksums of uploads; `algorithm` is the name of those that it verifies, or was asked for last."""
+
+    support: Support = "unknown"
+    algorithm: str = ENTERED.name
+
+
 REPLACED: Final = "PreconditionFailed"
 """`DeleteFailure.code` of a key that is not deleted because it is another version."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A finished part of a multipart upload; `number` starts at 1. `crc64nvme`: its checksum, None: not known."""
+    """A finished part of a multipart upload; `number` starts at 1. `checksum`: of its bytes, None: not known."""
 
     number: int
     etag: str
     size: int
-    crc64nvme: int | None = field(default=None, compare=False)
+    checksum: Checksum | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +263,8 @@ class ObjectStore(Protocol):
         """What the store is known to do with conditions; found out by use."""
 
     @property
-    def checksums(self) -> Support:
-        """Whether the store verifies the checksums of uploads; found out by use."""
+    def checksums(self) -> Checksums:
+        """What the store is known to do with the checksums of uploads; found out by use."""
 
     async def probe(self, prefix: str) -> None:
         """Check that the bucket exists and may be listed below *prefix*; one request, short deadline.
@@ -283,8 +292,8 @@ class ObjectStore(Protocol):
     async def head(self, key: str) -> ObjectHead:
         """Ask for one object's metadata. Raises `NotFound`."""
 
-    async def checksum(self, key: str, etag: str) -> int | None:
-        """Return the CRC-64/NVME of all bytes of version *etag*; None: the store keeps none, or that is another version now."""
+    async def checksum(self, key: str, etag: str) -> Checksum | None:
+        """Return the checksum of all bytes of version *etag*; None: the store keeps none, or that is another version now."""
 
     async def find_version(self, key: str, etag: str) -> str | None:
         """Return the id under which a bucket with versioning keeps version *etag* of *key*; None: there is no such one.
@@ -394,7 +403,7 @@ class ObjectStore(Protocol):
 
     @property
     def wants_trial(self) -> bool:
-        """Whether `try_upload` would tell news; once at most."""
+        """Whether `try_upload` would tell news; once at most for each kind of checksum."""
 
     async def try_upload(self, key: str) -> None:
         """Find out what the store does with checksums and conditions of multipart uploads, by one at *key*, where nothing may lie.

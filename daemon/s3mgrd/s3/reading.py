@@ -7,9 +7,10 @@ from typing import Final
 import trio
 
 from s3mgrd.errors import Corrupt, PreconditionFailed, Unsupported
+from s3mgrd.s3.algorithms import SUMMED_UP, Checksum, read_checksum
 from s3mgrd.s3.answer import AnswerTooLong
 from s3mgrd.s3.answers import Answer, read_time
-from s3mgrd.s3.checksums import FULL_OBJECT, MEMBER, decode, expected_of
+from s3mgrd.s3.checksums import FULL_OBJECT
 from s3mgrd.s3.failures import NotS3, ShortBody
 from s3mgrd.s3.headers import headers_of
 from s3mgrd.s3.http import Exchange
@@ -57,13 +58,14 @@ def restore_of(text: str) -> RestoreState:
     )
 
 
-def whole_checksum(answer: Answer) -> int | None:
-    """Return the CRC-64/NVME of all bytes of an object out of a HEAD's answer; None: there is none."""
+def whole_checksum(answer: Answer) -> Checksum | None:
+    """Return the checksum of all bytes of an object out of a HEAD's answer; None: there is none that is cheap to compare."""
     is_whole = answer.get("ChecksumType", FULL_OBJECT) == FULL_OBJECT
     # Without the type, that of an object of many parts may be the sum of the parts' sums.
     if not is_whole or ("-" in etag_of(answer.get("ETag")) and "ChecksumType" not in answer):
         return None
-    return decode(answer.get(MEMBER))
+    found = read_checksum(answer)
+    return found if found is not None and found.algorithm in SUMMED_UP else None
 
 
 class Reading:
@@ -129,16 +131,19 @@ class Reading:
         self, answer: Answer, data: bytes | memoryview, *, is_whole: bool, etag: str
     ) -> None:
         """Compare the bytes with the checksum that S3 says, if it says one of them."""
-        expected = expected_of(answer)
-        if expected is None or (not is_whole and expected.member in self._distrusted):
+        expected = read_checksum(answer)
+        if expected is None:
+            return
+        algorithm = expected.algorithm
+        if not is_whole and algorithm.member in self._distrusted:
             return
         if is_whole and "-" in etag and answer.get("ChecksumType") != FULL_OBJECT:
             # A range that is all of an object of many parts comes with the sum of the parts' sums, not marked as such.
             return
         if len(data) <= INLINE_BYTES:
-            found = expected.of(data)
+            found = algorithm.of(data)
         else:
-            found = await trio.to_thread.run_sync(expected.of, data, limiter=self._threads)
+            found = await trio.to_thread.run_sync(algorithm.of, data, limiter=self._threads)
         if found == expected.value:
             return
         if found not in self._found:
@@ -150,9 +155,9 @@ class Reading:
             raise Corrupt(f"S3 keeps other bytes of {self._key!r} than it has a checksum of")
         log.warning(
             "S3 gives %s of ranges that is not their checksum: it is not compared any more",
-            expected.member,
+            algorithm.title,
         )
-        self._distrusted.add(expected.member)
+        self._distrusted.add(algorithm.member)
 
 
 def _covered(answer: Answer, start: int, stop: int) -> tuple[int, int, int]:

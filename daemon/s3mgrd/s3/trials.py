@@ -7,10 +7,11 @@ hold, since there is no object: a store that makes one nevertheless evaluates no
 
 import trio
 
+from s3mgrd.s3.algorithms import Checksum
 from s3mgrd.s3.answers import Answer
 from s3mgrd.s3.body import UploadBody
 from s3mgrd.s3.calls import NO_PARAMS, Calls
-from s3mgrd.s3.checksums import MEMBER, MULTIPART, crc64nvme, encode
+from s3mgrd.s3.checksums import Begun
 from s3mgrd.s3.conditions import COMPLETE, Check, ConditionalWrites, quoted
 from s3mgrd.s3.listing import etag_of
 from s3mgrd.s3.operations import Params
@@ -48,15 +49,15 @@ class Trial:
             raise failure.error from failure
 
     async def _make(self) -> None:
-        given = MULTIPART if self._calls.checksums.are_sent else NO_PARAMS
+        given = self._calls.checksums.beginning()
         created = await self._ask("CreateMultipartUpload", given)
-        self._calls.checksums.began(created)
+        begun = self._calls.checksums.began(given, created)
         upload_id = str(created["UploadId"])
         is_made = False
         try:
             if self._notes is not None:
                 self._notes.upload_begun(self._key, upload_id)
-            is_made = await self._send(upload_id)
+            is_made = await self._send(upload_id, begun)
         finally:
             if not is_made:
                 await abort_noted(self._calls, self._notes, self._key, upload_id)
@@ -65,7 +66,7 @@ class Trial:
                 self._notes.upload_ended(upload_id)
             await self._calls.call("DeleteObject", key=self._key)
 
-    async def _send(self, upload_id: str) -> bool:
+    async def _send(self, upload_id: str, begun: Begun) -> bool:
         """Send and complete it; returns whether that made an object."""
         etag: str | None = None
         failures: list[CallFailed] = []
@@ -73,12 +74,14 @@ class Trial:
         async def send_right() -> None:
             nonlocal etag
             try:
-                etag = etag_of((await self._send_part(upload_id, 1)).get("ETag"))
+                etag = etag_of((await self._send_part(upload_id, begun, 1)).get("ETag"))
             except CallFailed as failure:
                 failures.append(failure)
 
         async def send_wrong() -> None:
-            await self._send_part(upload_id, 2, {MEMBER: encode(crc64nvme(TRIAL) ^ 1)})
+            assert begun.algorithm is not None  # noqa: S101 - asked below
+            wrong = Checksum(begun.algorithm, begun.algorithm.of(TRIAL) ^ 1)
+            await self._send_part(upload_id, begun, 2, {begun.algorithm.member: str(wrong)})
 
         async def complete(check: Check) -> None:
             parts = [{"PartNumber": 1, "ETag": quoted(etag)}]
@@ -87,14 +90,17 @@ class Trial:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send_right)
-            nursery.start_soon(self._calls.checksums.find_out, send_wrong)
+            if begun.algorithm is not None and begun.algorithm is self._calls.checksums.sent:
+                nursery.start_soon(self._calls.checksums.find_out, send_wrong)
         if failures:
             raise failures[0]
         return await self._conditions.find_out_completing(complete)
 
-    async def _send_part(self, upload_id: str, number: int, params: Params = NO_PARAMS) -> Answer:
+    async def _send_part(
+        self, upload_id: str, begun: Begun, number: int, params: Params = NO_PARAMS
+    ) -> Answer:
         given = {"UploadId": upload_id, "PartNumber": number, **params}
-        return await self._ask("UploadPart", given, UploadBody(TRIAL, self._threads))
+        return await self._ask("UploadPart", given, UploadBody(TRIAL, self._threads, begun))
 
     async def _ask(self, operation: str, params: Params, body: UploadBody | None = None) -> Answer:
         return await self._calls.call(operation, params, key=self._key, body=body, deadline_s=0)

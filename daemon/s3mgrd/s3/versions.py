@@ -1,12 +1,13 @@
 """What S3 says of one version of an object besides its head: its checksum, and where a bucket with versioning keeps it."""
 
+from s3mgrd.s3.algorithms import Checksum
 from s3mgrd.s3.calls import Calls
 from s3mgrd.s3.listing import etag_of
 from s3mgrd.s3.reading import whole_checksum
 from s3mgrd.s3.retry import CallFailed
 
 
-async def checksum_of(calls: Calls, key: str, etag: str) -> int | None:
+async def checksum_of(calls: Calls, key: str, etag: str) -> Checksum | None:
     """Do what the port's `checksum` promises."""
     try:
         answer = await calls.call("HeadObject", {"ChecksumMode": "ENABLED"}, key=key)

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from s3mgrd.cache.database import MountDatabase
-from s3mgrd.s3.port import Conditions, Support
+from s3mgrd.s3.port import Checksums, Conditions
 
 NAME: Final = "conditions"
 BELIEVED_NS: Final = 86_400 * 1_000_000_000
@@ -18,7 +18,7 @@ class Found(msgspec.Struct, frozen=True):
     """What is known of a store."""
 
     conditions: Conditions = Conditions()
-    checksums: Support = "unknown"
+    checksums: Checksums = Checksums()
 
 
 class _Record(msgspec.Struct, frozen=True):

@@ -329,6 +329,7 @@ class StatusEvent(Struct, frozen=True, kw_only=True, tag="status-event"):
     conditional_writes: Literal["supported", "unsupported", "unknown"] = "unknown"
     conditions: ConditionSupport = ConditionSupport()
     checksums: Support = "unknown"
+    checksum_algorithm: str = "CRC32C"
 
 
 class ConflictEvent(Struct, frozen=True, kw_only=True, tag="conflict-event"):

@@ -43,7 +43,8 @@ def status_of(
         conflict_bytes=conflict_bytes,
         conditional_writes=fs.volume.store.conditions.writes,
         conditions=ConditionSupport(**asdict(fs.volume.store.conditions)),
-        checksums=fs.volume.store.checksums,
+        checksums=fs.volume.store.checksums.support,
+        checksum_algorithm=fs.volume.store.checksums.algorithm,
     )
 
 

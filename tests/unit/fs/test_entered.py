@@ -9,10 +9,14 @@ from hypothesis import strategies as st
 from s3mgrd.errors import Corrupt
 from s3mgrd.journal import entered
 from s3mgrd.journal.entered import Entered, sum_up
-from s3mgrd.s3.checksums import crc64nvme
+from s3mgrd.s3.algorithms import ENTERED, Checksum
 from tests.unit.fs.conftest import Lab
 
 MIB = 1 << 20
+
+
+def checksum_of(data: bytes | bytearray) -> Checksum:
+    return Checksum.of(ENTERED, data)
 
 
 @given(
@@ -37,7 +41,7 @@ def test_a_checksum_that_is_known_is_that_of_the_bytes(
             else:
                 known.forget(offset, offset + len(data))
         found = known.of(start, stop)
-        assert found in (None, crc64nvme(content[start:stop]))
+        assert found in (None, checksum_of(content[start:stop]))
 
 
 def test_what_was_written_forwards_is_known_by_parts_and_as_a_whole() -> None:
@@ -46,7 +50,7 @@ def test_what_was_written_forwards_is_known_by_parts_and_as_a_whole() -> None:
     for start in range(0, len(content), 100_000):
         known.add(sum_up(start, content[start : start + 100_000]))
     for start, stop in ((0, len(content)), (MIB, 2 * MIB), (2 * MIB, len(content))):
-        assert known.of(start, stop) == crc64nvme(content[start:stop])
+        assert known.of(start, stop) == checksum_of(content[start:stop])
 
 
 def test_no_more_is_remembered_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +58,7 @@ def test_no_more_is_remembered_than_there_is_room_for(monkeypatch: pytest.Monkey
     known = Entered()
     known.add(sum_up(0, bytes(4 * MIB)))
     assert known.of(0, MIB) is None
-    assert known.of(2 * MIB, 4 * MIB) == crc64nvme(bytes(2 * MIB))
+    assert known.of(2 * MIB, 4 * MIB) == checksum_of(bytes(2 * MIB))
 
 
 @pytest.mark.parametrize("size", [100_000, 40 * MIB])

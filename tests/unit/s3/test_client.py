@@ -14,7 +14,7 @@ from s3mgrd.errors import Corrupt, PreconditionFailed, TooLarge, Unavailable
 from s3mgrd.s3.calls import LIGHT_BYTES
 from s3mgrd.s3.client import open_store
 from s3mgrd.s3.multipart import multipart_etag
-from s3mgrd.s3.port import REPLACED, Condition, Conditions, FileSlice, Part
+from s3mgrd.s3.port import REPLACED, Checksums, Condition, Conditions, FileSlice, Part
 from tests.servers.scripted import Answer, Request, ScriptedServer, error, serve
 from tests.unit.s3.support import settings, until
 
@@ -214,7 +214,7 @@ async def test_each_kind_of_condition_is_found_out_for_itself() -> None:
 
 async def test_what_was_found_out_before_is_believed() -> None:
     async with serve(Bucket(MD5_OF_X)) as server, open_store(settings(server.url)) as store:
-        store.recall(Conditions(put_if_match="supported", delete="unsupported"), "unknown")
+        store.recall(Conditions(put_if_match="supported", delete="unsupported"), Checksums())
         await store.put("k", b"y", metadata={}, condition=Condition(if_match=MD5_OF_X))
         assert methods(server) == "PUT PUT"  # the other condition of a PUT is found out
         assert store.conditions == Conditions("supported", "supported", delete="unsupported")
@@ -547,4 +547,4 @@ async def test_the_environment_does_not_change_a_store(
     assert "/us-east-1/s3/aws4_request" in request.headers["authorization"]
     assert "AKEXAMPLE" in request.headers["authorization"]
     told = [name for name in request.headers if "checksum" in name or "trailer" in name]
-    assert told == ["x-amz-checksum-crc64nvme"]
+    assert told == ["x-amz-checksum-crc32c"]

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 from s3mgrd.cache.database import open_database
-from s3mgrd.s3.port import Conditions
+from s3mgrd.s3.port import Checksums, Conditions
 from s3mgrd.worker.conditions import BELIEVED_NS, NAME, Found, Memory
 
-FOUND = Found(Conditions(put_if_match="supported", delete="unsupported"), "supported")
+FOUND = Found(
+    Conditions(put_if_match="supported", delete="unsupported"),
+    Checksums("supported", "CRC64NVME"),
+)
 
 
 def test_what_was_found_out_is_believed_for_a_day(tmp_path: Path) -> None:

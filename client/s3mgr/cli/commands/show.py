@@ -181,14 +181,13 @@ def _conditions(mount: "Mount") -> str:
 
 def _checksums(mount: "Mount") -> str:
     """Say by what S3 verifies what is uploaded."""
-    support = mount.status.checksums
+    support, name = mount.status.checksums, mount.status.checksum_algorithm
+    title = {"CRC32C": "CRC-32C", "CRC64NVME": "CRC-64/NVME"}.get(name, name)
     if support == "supported":
-        return "CRC-64/NVME, verified by the store"
-    return "SHA-256, in the signature" + (
-        ""
-        if support == "unsupported"
-        else "; whether the store verifies CRC-64/NVME is not known yet"
-    )
+        return f"{title}, verified by the store"
+    if support == "unsupported":
+        return "SHA-256, in the signature"
+    return f"SHA-256, in the signature; whether the store verifies {title} is not known yet"
 
 
 def _queue(mount: "Mount") -> str:

@@ -16,6 +16,7 @@ from s3mgrd.cache.nodes import Inode, Node
 from s3mgrd.fs.reading.segments import Version, VersionKey
 from s3mgrd.fs.reading.sums import Sums
 from s3mgrd.fs.volume import Volume
+from s3mgrd.s3.algorithms import Checksum
 
 log = logging.getLogger(__name__)
 
@@ -80,14 +81,14 @@ class Comparer:
         if version.sums is not None:
             return version.sums
 
-        async def ask() -> int | None:
+        async def ask() -> Checksum | None:
             return await self._volume.store.checksum(self._volume.key_in_s3(node), key[1])
 
-        def damaged(found: int, expected: int) -> None:
+        def damaged(found: Checksum, expected: Checksum) -> None:
             log.warning(
-                "what arrived of %r (version %s, %d bytes) is damaged: it has the CRC-64/NVME %016x, in S3 it has %016x; "
+                "what arrived of %r (version %s, %d bytes) is damaged: it has the %s %s, in S3 it has %s; "
                 "it is fetched again, and programs that have it open get an error",
-                self._volume.key_in_s3(node), key[1], size, found, expected,
+                self._volume.key_in_s3(node), key[1], size, found.algorithm.title, found, expected,
             )  # fmt: skip
             self.damaged += 1
             self._drop(key)

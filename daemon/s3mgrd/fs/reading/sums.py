@@ -1,22 +1,23 @@
 """Whether the ranges that were fetched of a version are, all together, what S3 has the checksum of.
 
-S3 says no checksum of a range, only that of the whole object. But the CRC-64/NVME of neighbouring ranges combine: once every byte
+S3 says no checksum of a range, only that of the whole object. But the CRCs of neighbouring ranges combine: once every byte
 of a version came, in whatever ranges and order, what arrived is compared. That is late for who has read the bytes before; the
 last read waits for it, so that nobody gets to the end of damaged bytes without an error.
 
 Nothing is computed of objects that are fetched with one request, which S3 says the checksum of. Each piece is summed up after
 its readers have it. S3 is asked for its checksum, once, when half of the object is on its way, or `ASK_AFTER` of it: where it has
-none, summing up ends with the answer, so who reads a large object learns that before the first piece is here.
+none, summing up ends with the answer, so who reads a large object learns that before the first piece is here. What comes before
+the answer is summed up by each algorithm that S3 may name.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import trio
 
 from s3mgrd.errors import S3mgrError
-from s3mgrd.s3.checksums import combine, crc64nvme
+from s3mgrd.s3.algorithms import SUMMED_UP, Algorithm, Checksum
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +28,19 @@ ASK_AFTER: Final = 32 << 20
 INLINE_BYTES: Final = 512 << 10
 """Up to so many bytes a checksum takes less of the one thread that decides everything than changing threads twice."""
 
+_Found = dict[Algorithm, int]
+
+
+def _sum_up(algorithms: Sequence[Algorithm], data: bytes | memoryview) -> _Found:
+    return {algorithm: algorithm.of(data) for algorithm in algorithms}
+
 
 class Sums:
     """What arrived of one version, as checksums of ranges. Changes between awaits only.
 
     Args:
         size: of the version.
-        ask: asks S3 for the CRC-64/NVME of the whole; None: it has none. May raise S3mgrError or OSError.
+        ask: asks S3 for the checksum of the whole; None: it has none. May raise S3mgrError or OSError.
         nursery: where S3 is asked.
         damaged: told once, with what arrived and what should have.
     """
@@ -41,19 +48,20 @@ class Sums:
     def __init__(
         self,
         size: int,
-        ask: Callable[[], Awaitable[int | None]],
+        ask: Callable[[], Awaitable[Checksum | None]],
         nursery: trio.Nursery,
-        damaged: Callable[[int, int], None],
+        damaged: Callable[[Checksum, Checksum], None],
     ) -> None:
         self._size: Final = size
         self._ask: Final = ask
         self._nursery: Final = nursery
         self._damaged: Final = damaged
-        self._ranges: dict[int, tuple[int, int]] = {}
-        """By start: stop and checksum."""
+        self._algorithms: tuple[Algorithm, ...] = SUMMED_UP
+        self._ranges: dict[int, tuple[int, _Found]] = {}
+        """By start: stop and checksums."""
         self._covered = 0
         self._coming = 0
-        self._expected: int | None = None
+        self._expected: Checksum | None = None
         self._is_needed = False
         self._is_asking = False
         self._was_asked = False
@@ -82,10 +90,10 @@ class Sums:
         try:
             if self._is_needed and not self.is_over and data is not None:
                 if size <= INLINE_BYTES:
-                    checksum = crc64nvme(data)
+                    found = _sum_up(self._algorithms, data)
                 else:
-                    checksum = await trio.to_thread.run_sync(crc64nvme, data)
-                self._add(start, start + size, checksum)
+                    found = await trio.to_thread.run_sync(_sum_up, self._algorithms, data)
+                self._add(start, start + size, found)
         finally:
             self._coming -= size
             self._compare()
@@ -110,12 +118,12 @@ class Sums:
             and self._covered + self._coming >= self._size
         )
 
-    def _add(self, start: int, stop: int, checksum: int) -> None:
+    def _add(self, start: int, stop: int, found: _Found) -> None:
         known = self._ranges.get(start)
         if known is not None and known[0] >= stop:
             return
         self._covered += stop - (start if known is None else known[0])
-        self._ranges[start] = (stop, checksum)
+        self._ranges[start] = (stop, found)
         if len(self._ranges) > MAX_RANGES:
             self._end()
 
@@ -131,22 +139,25 @@ class Sums:
         self._is_asking = False
         if self._expected is None:
             self._end()
+        else:
+            self._algorithms = (self._expected.algorithm,)
         self._compare()
         self._note_change()
 
     def _compare(self) -> None:
         if self.is_over or self._expected is None or self._covered < self._size:
             return
+        algorithm = self._expected.algorithm
         whole = position = 0
         while position < self._size:
             found = self._ranges.get(position)
             if found is None:
                 return  # ranges overlap; a later one may fill the gap
-            whole = combine(whole, found[1], found[0] - position)
+            whole = algorithm.combine(whole, found[1][algorithm], found[0] - position)
             position = found[0]
         self._end()
-        if whole != self._expected:
-            self._damaged(whole, self._expected)
+        if whole != self._expected.value:
+            self._damaged(Checksum(algorithm, whole), self._expected)
 
     def _note_change(self) -> None:
         self._changed.set()

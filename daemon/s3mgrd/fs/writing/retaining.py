@@ -16,18 +16,22 @@ from typing import Final
 
 import trio
 
+from s3mgrd.buffers import lend
 from s3mgrd.cache.blockindex import BLOCK_BYTES, PROBATION_SHARE
 from s3mgrd.cache.nodes import Node
 from s3mgrd.fs.volume import Volume
-from s3mgrd.journal.entered import BLOCK_BYTES as PIECE_BYTES
+from s3mgrd.journal.entered import BLOCK_BYTES as ENTERED_BYTES
 from s3mgrd.journal.staging import StagedFile
-from s3mgrd.s3.checksums import crc64nvme
+from s3mgrd.s3.algorithms import Checksum
 
 MAX_WAITING_BYTES: Final = 512 << 20
 """The disk has these staging files until they are kept or given up, though they have no name any more."""
 
-Piece = tuple[int, int, int]
-"""Where bytes begin and end, and their CRC-64/NVME as they came in."""
+PIECE_BYTES: Final = 4 * ENTERED_BYTES
+"""Kept at once. With single blocks of `Entered` the worker's main thread was busy for half a millisecond each."""
+
+Piece = tuple[int, int, Checksum]
+"""Where bytes begin and end, and their checksum as they came in."""
 
 
 class Retainer:
@@ -55,9 +59,12 @@ class Retainer:
     async def _keep(self, node: Node, size: int, fd: int, pieces: list[Piece]) -> None:
         try:
             async with self._at_work:
+                buffer = lend(
+                    PIECE_BYTES
+                )  # new memory for each piece would take more time than copying it
                 for piece in pieces:
                     if not self._is_current(node) or not await self._keep_piece(
-                        node, size, fd, piece
+                        node, size, fd, piece, buffer
                     ):
                         return
         finally:
@@ -68,34 +75,46 @@ class Retainer:
         now = self._volume.nodes.get(before.id)
         return now is not None and not now.is_detached and now.etag == before.etag
 
-    async def _keep_piece(self, node: Node, size: int, fd: int, piece: Piece) -> bool:
-        """Keep one piece; whether the next is worth a try."""
+    async def _keep_piece(
+        self, node: Node, size: int, fd: int, piece: Piece, buffer: memoryview
+    ) -> bool:
+        """Keep one piece, by way of *buffer*; whether the next is worth a try."""
         blocks = self._volume.blocks
         assert blocks is not None and node.etag is not None  # noqa: S101, PT018 - `leaving` asked
-        data = await trio.to_thread.run_sync(_read, fd, piece)
+        data = await trio.to_thread.run_sync(_read, fd, piece, buffer)
         if data is None:
             return True
-        view = memoryview(data)
-        return await blocks.keep(node.id, node.etag, piece[0], view, size, is_patient=True)
+        return await blocks.keep(node.id, node.etag, piece[0], data, size, is_patient=True)
 
 
 def _pieces(file: StagedFile) -> list[Piece]:
-    """Return what lies in a staging file and is known to be what came in, cut by the blocks of `Entered`."""
+    """Return what lies in a staging file and is known to be what came in, cut by the blocks of `Entered`, many in one piece."""
     found = []
     for first, last in file.extents:
-        for start in range(-(-first // PIECE_BYTES) * PIECE_BYTES, last, PIECE_BYTES):
-            stop = min(start + PIECE_BYTES, last)
-            checksum = file.entered.of(start, stop)
-            if checksum is not None:
-                found.append((start, stop, checksum))
+        for start in range(-(-first // ENTERED_BYTES) * ENTERED_BYTES, last, PIECE_BYTES):
+            found += _known(file, start, min(start + PIECE_BYTES, last), PIECE_BYTES)
     return found
 
 
-def _read(fd: int, piece: Piece) -> bytes | None:
-    """Read a piece; None: it is not what came in, or cannot be read."""
+def _known(file: StagedFile, start: int, stop: int, length: int) -> list[Piece]:
+    """Return what is known of [start, stop), which has up to *length* bytes: in one piece, or by single blocks of `Entered`."""
+    checksum = file.entered.of(start, stop)
+    if checksum is not None:
+        return [(start, stop, checksum)]
+    if length == ENTERED_BYTES:
+        return []
+    found = []
+    for first in range(start, stop, ENTERED_BYTES):
+        found += _known(file, first, min(first + ENTERED_BYTES, stop), ENTERED_BYTES)
+    return found
+
+
+def _read(fd: int, piece: Piece, buffer: memoryview) -> memoryview | None:
+    """Read a piece into *buffer*; None: it is not what came in, or cannot be read."""
     start, stop, checksum = piece
+    data = buffer[: stop - start]
     try:
-        data = os.pread(fd, stop - start, start)
+        length = os.preadv(fd, [data], start)
     except OSError:
         return None
-    return data if len(data) == stop - start and crc64nvme(data) == checksum else None
+    return data if length == stop - start and checksum.is_of(data) else None

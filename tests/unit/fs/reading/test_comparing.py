@@ -14,7 +14,7 @@ from s3mgrd.fs.kernel.handles import Handles
 from s3mgrd.fs.reading.comparing import SERIALS
 from s3mgrd.fs.reading.patterns import MIB
 from s3mgrd.fs.reading.sums import ASK_AFTER, Sums
-from s3mgrd.s3.checksums import crc64nvme
+from s3mgrd.s3.algorithms import CRC32C, CRC64NVME, Algorithm, Checksum
 from tests.unit.fs.conftest import Lab
 from tests.unit.fs.reading.test_reader import content, read_at, read_through, wait_for_cache
 
@@ -170,13 +170,16 @@ async def test_a_store_that_does_not_say_is_believed(cached: Lab) -> None:
         assert fs.reader.comparer.damaged == 0
 
 
-async def test_ranges_count_in_any_order_and_overlapping_ones_do_no_harm() -> None:
+@pytest.mark.parametrize("algorithm", [CRC64NVME, CRC32C])
+async def test_ranges_count_in_any_order_and_overlapping_ones_do_no_harm(
+    algorithm: Algorithm,
+) -> None:
     """What arrived twice is compared once; a gap between overlapping ranges is compared when it is filled."""
     body = content(10_000)
-    found: list[tuple[int, int]] = []
+    found: list[tuple[Checksum, Checksum]] = []
 
-    async def ask() -> int:
-        return crc64nvme(body)
+    async def ask() -> Checksum:
+        return Checksum.of(algorithm, body)
 
     async with trio.open_nursery() as nursery:
         sums = Sums(len(body), ask, nursery, lambda a, b: found.append((a, b)))

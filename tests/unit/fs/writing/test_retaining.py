@@ -8,6 +8,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from s3mgrd.cache.nodes import Inode
 from s3mgrd.fs.writing.parts import MIB
+from s3mgrd.fs.writing.retaining import PIECE_BYTES
 from tests.unit.fs.conftest import Lab
 from tests.unit.fs.writing.test_streaming import begin, write
 
@@ -51,10 +52,21 @@ async def test_what_the_disk_changed_is_not_kept(cached: Lab) -> None:
         assert stage is not None
         os.pwrite(stage.file.data_fd, b"\0\0\0\0", 3 * MIB + 5)
         await close(cached, inode)
-        assert not has(cached, inode, 3 * MIB, 4 * MIB)
-        assert has(cached, inode, 0, 3 * MIB)
-        assert has(cached, inode, 4 * MIB, len(BODY))
+        assert not has(cached, inode, 3 * MIB, PIECE_BYTES)
+        assert has(cached, inode, PIECE_BYTES, len(BODY))
         assert await cached.read_inode(inode) == BODY
+
+
+async def test_what_has_no_checksum_of_when_it_came_is_not_kept(cached: Lab) -> None:
+    """Bytes that were written over: their block has none, its neighbours do."""
+    async with cached.mounted():
+        inode = await begin(cached)
+        await write(cached, inode, 0, len(BODY), BODY)
+        await write(cached, inode, 5 * MIB + 5, 5 * MIB + 9, BODY)
+        await close(cached, inode)
+        assert not has(cached, inode, 5 * MIB, 6 * MIB)
+        assert has(cached, inode, 0, 5 * MIB)
+        assert has(cached, inode, 6 * MIB, len(BODY))
 
 
 async def test_of_a_changed_object_what_was_changed_is_kept(cached: Lab) -> None:
