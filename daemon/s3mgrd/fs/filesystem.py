@@ -33,7 +33,7 @@ from s3mgrd.fs.reading.segments import Superseded
 from s3mgrd.fs.reading.warming import Warmer
 from s3mgrd.fs.volume import Volume
 from s3mgrd.fs.writing import parking
-from s3mgrd.fs.writing.backlog import PAUSED
+from s3mgrd.fs.writing.backlog import PAUSED, Backlog
 from s3mgrd.fs.writing.completing import Completer
 from s3mgrd.fs.writing.recovery import Recovery
 from s3mgrd.fs.writing.retaining import Retainer
@@ -81,11 +81,13 @@ class FileSystem:
         self.attributes = AttributeChanges(
             volume, self.namespace, self.metadata, self.tree, self.archive, self._wake
         )
-        self.streams = Streams(volume, self.metadata, nursery)
+        backlog = Backlog()
+        self.streams = Streams(volume, self.metadata, backlog, nursery)
         self.retainer = Retainer(volume, nursery)
         self.stages = Stages(
             volume,
             self.streams,
+            backlog,
             kernel_holds,
             self.archive.check,
             self.retainer.leaving,

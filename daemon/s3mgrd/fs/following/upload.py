@@ -26,7 +26,8 @@ from s3mgrd.fs.reading.reader import Reader
 from s3mgrd.fs.volume import NS, Volume
 from s3mgrd.fs.writing.sending import CopyUnsupported, Sender
 from s3mgrd.fs.writing.stages import Stage, Stages
-from s3mgrd.fs.writing.streaming import Stream, Streams
+from s3mgrd.fs.writing.stream import Stream
+from s3mgrd.fs.writing.streaming import Streams
 from s3mgrd.journal.tables import DeleteRow, StagedRow
 from s3mgrd.s3.port import (
     ALWAYS,

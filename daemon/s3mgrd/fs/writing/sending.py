@@ -24,7 +24,8 @@ from s3mgrd.fs.writing.parts import (
     to_fetch,
 )
 from s3mgrd.fs.writing.stages import Stage
-from s3mgrd.fs.writing.streaming import Stream, Streams
+from s3mgrd.fs.writing.stream import Stream
+from s3mgrd.fs.writing.streaming import Streams
 from s3mgrd.journal.tables import StagedRow, UploadRow
 from s3mgrd.s3.port import (
     MAX_OBJECT_BYTES,

@@ -86,6 +86,7 @@ class Stages:
     Args:
         volume: whose they are.
         streams: sends ahead what is written.
+        backlog: where files wait for their upload.
         kernel_holds: whether the kernel still knows an inode number.
         check_readable: refuses, by an exception, to change a part of what S3 would not let us read.
         leaving: told of staging files that are about to go because S3 has all that is in them.
@@ -95,6 +96,7 @@ class Stages:
         self,
         volume: Volume,
         streams: Streams,
+        backlog: Backlog,
         kernel_holds: Callable[[Inode], bool],
         check_readable: Callable[[Node], None],
         leaving: Callable[[Node, StagedFile], None],
@@ -109,7 +111,7 @@ class Stages:
         self._pace = Pace()
         self._sent_at: dict[Inode, float] = {}
         """When S3 got a file last, by trio's clock; asked of large ones only."""
-        self.backlog: Final = Backlog()
+        self.backlog: Final = backlog
         self.lacking: Final = Lacking()
 
     def recover(self) -> None:
@@ -431,8 +433,7 @@ class Stages:
         if not self._volume.kernel_keeps_times:
             stage.mtime_ns = self._volume.now_ns()
         if stage.dirty:
-            sends = not self.backlog.is_paused
-            self._streams.wrote(inode, stage.file, offset, offset + size, sends=sends)
+            self._streams.wrote(inode, stage.file, offset, offset + size)
         return size
 
     def truncate(self, inode: Inode, size: int, mtime_ns: int | None = None) -> None:

@@ -6,6 +6,10 @@ What was sent is noted in the journal (`parts`), and dropped from there before o
 when, the rows that are left name parts that S3 has of the content as it is. A writer that keeps changing what was
 sent is no sequential one: its file is sent when it is closed, as are files that are changes of an object.
 
+With ``write_mode=writeback`` nothing of a file is sent for `HOLD_S` after it outgrew a single PUT, or until it is closed: close() returns
+on this machine's word, and the writer needs the processors that sending takes. A file that is renamed at once, as rsync does, is not
+sent under another name either.
+
 The upload is begun under the key that the file has then and with its attributes as they are then. Whoever commits the file
 (`s3mgrd.fs.following.upload`) takes it over (`Streams.take`), or has it aborted if the name is another by then. Nothing is visible in
 S3 before that, and no condition is decided.
@@ -23,9 +27,7 @@ import json
 import logging
 import mimetypes
 import os
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Final
 
 import trio
@@ -36,7 +38,9 @@ from s3mgrd.fs import attributes, descriptions
 from s3mgrd.fs.learning.metadata import Metadata
 from s3mgrd.fs.volume import Volume
 from s3mgrd.fs.writing import beginnings, parking, trials
+from s3mgrd.fs.writing.backlog import Backlog
 from s3mgrd.fs.writing.parts import Grid, part_size_for, single_put_bytes
+from s3mgrd.fs.writing.stream import Flight, Stream, is_here, size_of, whole_parts
 from s3mgrd.journal.staging import Parked, StagedFile
 from s3mgrd.journal.tables import PartRow, UploadRow
 from s3mgrd.s3.port import MAX_OBJECT_BYTES, FileSlice, Part
@@ -45,6 +49,9 @@ log = logging.getLogger(__name__)
 
 REST_S: Final = 5.0
 """After a part could not be sent, nothing more of its file is for so long, unless somebody waits for it."""
+HOLD_S: Final = 1.0
+HOLD_SHARE: Final = 0.5
+"""Of `Settings.staging_size_bytes`: with more on the disk nothing is held any longer."""
 RETRY_S: Final = 1.0
 """Between two tries to make room for a writer that waits until S3 is back."""
 WASTE_PARTS: Final = 4
@@ -55,68 +62,15 @@ LEAST_PARTS: Final = 4
 """So many parts of a file must have room, however small the bound is."""
 
 
-@dataclass(eq=False, slots=True)
-class Flight:
-    """A part under way. `size`: what is being parked."""
-
-    size: int = 0
-    done: trio.Event = field(default_factory=trio.Event)
-    is_stale: bool = False
-    """Its bytes changed meanwhile."""
-
-
-@dataclass(eq=False, slots=True)
-class Stream:
-    """The upload of one file that is being written.
-
-    `key`, `upload_id` and `own` (the attributes it was begun with) are set when it has begun. `parts` are those S3 has.
-    """
-
-    file: StagedFile
-    fd: int
-    """Of the staging file, and the stream's own: what is under way may outlive the file's."""
-    grid: Grid
-    mtime_ns: int
-    key: str = ""
-    upload_id: str | None = None
-    own: dict[str, str] = field(default_factory=dict)
-    is_verified: bool = True
-    """Whether S3 confirmed `parts`, where another worker noted them."""
-    parts: dict[int, Part] = field(default_factory=dict)
-    ready: set[int] = field(default_factory=set)
-    flying: dict[int, Flight] = field(default_factory=dict)
-    beginning: trio.Lock = field(default_factory=trio.Lock)
-    position: int = 0
-    """Where the last write ended."""
-    wasted: int = 0
-    rests_until: float = 0.0
-    is_in_order: bool = True
-    """Whether the writer changes little of what was sent; else nothing more is sent ahead."""
-    is_taken: bool = False
-    """Somebody commits the file: nothing is sent but by them."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more is sent ahead."""
-        return self.is_taken or not self.is_in_order
-
-    def is_being_written(self, first: int, last: int) -> bool:
-        """Whether the writer is inside of a part."""
-        return first <= self.position < last
-
-    def close(self) -> None:
-        """Close the descriptor, once nothing reads from it."""
-        if self.fd >= 0 and not self.flying:
-            os.close(self.fd)
-            self.fd = -1
-
-
 class Streams:
     """The files of one volume that are uploaded while they are written."""
 
-    def __init__(self, volume: Volume, metadata: Metadata, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, volume: Volume, metadata: Metadata, backlog: Backlog, nursery: trio.Nursery
+    ) -> None:
         self._volume = volume
         self._metadata = metadata
+        self._backlog = backlog
         self._nursery = nursery
         self._streams: dict[Inode, Stream] = {}
         self._flying = 0
@@ -150,8 +104,8 @@ class Streams:
             if stream.wasted > max(WASTE_PARTS, len(stream.parts) // WASTE_SHARE):
                 stream.is_in_order = False
 
-    def wrote(self, inode: Inode, file: StagedFile, start: int, stop: int, *, sends: bool) -> None:
-        """Note that bytes were written; send what is complete now, unless uploads are held back (not *sends*)."""
+    def wrote(self, inode: Inode, file: StagedFile, start: int, stop: int) -> None:
+        """Note that bytes were written; send what is complete now, unless it is held back."""
         stream = self._streams.get(inode)
         if stream is None:
             stream = self._follow(inode, file)
@@ -162,13 +116,13 @@ class Streams:
         stream.is_taken = False
         stream.position = stop
         self._staged += stop - start
-        if stream.is_over or not sends:
+        if stream.is_over:
             return
         for number in range(stream.grid.number_at(start), stream.grid.number_at(stop - 1) + 1):
             if number in stream.parts:
                 continue
             first, last = stream.grid.bounds(number)
-            if not stream.is_being_written(first, last) and _has(file, first, last):
+            if not stream.is_being_written(first, last) and is_here(file, first, last):
                 stream.ready.add(number)
         self._launch(inode, stream)
 
@@ -179,7 +133,17 @@ class Streams:
         row = self._volume.journal.staged(inode)
         if row is None or not row.dirty or row.condition == "match":
             return None
-        return self._add(inode, file, part_size)
+        stream = self._add(inode, file, part_size)
+        if self._volume.settings.write_mode == "writeback":
+            stream.held_until = trio.current_time() + HOLD_S
+            self._nursery.start_soon(self._hold, inode, stream)
+        return stream
+
+    async def _hold(self, inode: Inode, stream: Stream) -> None:
+        """Send what is there of a file that is held once it is held no longer, though nobody writes to it any more."""
+        await trio.sleep_until(stream.held_until)
+        if self._streams.get(inode) is stream:
+            self._launch(inode, stream)
 
     def _add(self, inode: Inode, file: StagedFile, part_size: int) -> Stream:
         stream = Stream(file, os.dup(file.data_fd), Grid(part_size), self._volume.now_ns())
@@ -214,7 +178,8 @@ class Streams:
     @property
     def _limit(self) -> int:
         largest = max(
-            (_size(s.grid, s.grid.number_at(s.position)) for s in self._streams.values()), default=0
+            (size_of(s.grid, s.grid.number_at(s.position)) for s in self._streams.values()),
+            default=0,
         )
         return max(self._volume.settings.staging_size_bytes, LEAST_PARTS * largest)
 
@@ -285,7 +250,7 @@ class Streams:
         for inode, stream in streams:
             if stream.is_taken or (now < stream.rests_until and not urgent):
                 continue
-            for number in _whole_parts(stream):
+            for number in whole_parts(stream):
                 if number not in stream.flying:
                     self._start(inode, stream, number, parks=True)
                     return True
@@ -300,18 +265,21 @@ class Streams:
 
     def _launch(self, inode: Inode, stream: Stream) -> None:
         """Send what is ready, as far as that may be."""
-        if not stream.ready or stream.is_over or trio.current_time() < stream.rests_until:
+        if not stream.ready or stream.is_over or self._backlog.is_paused:
+            return
+        now = trio.current_time()
+        if now < stream.rests_until or (now < stream.held_until and not self._is_short(HOLD_SHARE)):
             return
         for number in sorted(stream.ready - stream.flying.keys()):
             if self._flying >= self._volume.settings.concurrency:
                 return
-            if not _has(stream.file, *stream.grid.bounds(number)):
+            if not is_here(stream.file, *stream.grid.bounds(number)):
                 stream.ready.discard(number)
                 continue
             self._start(inode, stream, number, parks=self._is_short(BEGIN_SHARE))
 
     def _start(self, inode: Inode, stream: Stream, number: int, *, parks: bool) -> None:
-        size = _size(stream.grid, number) if parks else 0
+        size = size_of(stream.grid, number) if parks else 0
         stream.ready.discard(number)
         stream.flying[number] = Flight(size)
         self._flying += 1
@@ -489,7 +457,9 @@ class Streams:
         """Give an upload up, or note that S3 did: all that was sent is to be sent again."""
         if self._streams.get(inode) is stream:
             self._volume.journal.abandon_upload(inode)
-            stream.ready |= {n for n in stream.parts if _has(stream.file, *stream.grid.bounds(n))}
+            stream.ready |= {
+                n for n in stream.parts if is_here(stream.file, *stream.grid.bounds(n))
+            }
             stream.parts.clear()
             stream.upload_id, stream.is_verified = None, True
 
@@ -557,30 +527,3 @@ class Streams:
         stream = self._streams.get(inode)
         if stream is not None:
             stream.is_verified = False
-
-
-def _has(file: StagedFile, start: int, stop: int) -> bool:
-    """Whether bytes are all in the staging file."""
-    return stop <= file.size and next(file.extents.missing(start, stop), None) is None
-
-
-def _size(grid: Grid, number: int) -> int:
-    start, stop = grid.bounds(number)
-    return stop - start
-
-
-def _whole_parts(stream: Stream) -> Iterator[int]:
-    """Yield the parts that are all in the staging file and that the writer has left, what S3 lacks first."""
-    numbers = []
-    for start, stop in stream.file.extents:
-        number = stream.grid.number_at(start)
-        if stream.grid.bounds(number)[0] < start:
-            number += 1
-        while (bounds := stream.grid.bounds(number))[1] <= stop:
-            if not stream.is_being_written(*bounds):
-                numbers.append(number)
-            number += 1
-    yield from sorted(numbers, key=lambda number: number in stream.parts)
-
-
-__all__ = ["Stream", "Streams"]

@@ -14,6 +14,7 @@ from s3mgrd.fs.changing.attribute_changes import AttributeChange
 from s3mgrd.fs.following.upload import TOLERANCE_S
 from s3mgrd.fs.volume import NS
 from s3mgrd.fs.writing.parts import EVEN_PARTS, MIB, Grid
+from s3mgrd.fs.writing.streaming import HOLD_S
 from s3mgrd.s3.port import MAX_COPY_BYTES, MAX_OBJECT_BYTES, MAX_PARTS
 from tests.unit.fs.conftest import WHO, Lab
 
@@ -382,3 +383,74 @@ async def test_many_files_share_the_transfers(lab: Lab, autojump_clock: MockCloc
         await lab.fs.commit(first)
         await lab.fs.commit(second)
         assert lab.data("a") == lab.data("b") == BODY
+
+
+def writeback(lab: Lab) -> None:
+    lab.settings = dataclasses.replace(lab.settings, write_mode="writeback")
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_with_writeback_nothing_is_sent_for_a_moment(
+    lab: Lab, autojump_clock: MockClock, goes_on: bool
+) -> None:
+    """The writer has the machine to itself. Then what is there is sent, though nobody writes on."""
+    writeback(lab)
+    async with lab.mounted():
+        inode = await begin(lab)
+        await write(lab, inode, 0, 17 * MIB)
+        await trio.sleep(HOLD_S / 2)
+        await write(lab, inode, 17 * MIB, 22 * MIB)
+        assert lab.store.calls["create_multipart"] == 0
+        await trio.sleep(HOLD_S)
+        await wait_all_tasks_blocked()
+        assert sent(lab) == 4
+        if goes_on:
+            await write(lab, inode, 22 * MIB, 26 * MIB)
+            assert sent(lab) == 5
+        await lab.fs.commit(inode)
+        assert lab.data("big") == BODY[: 26 * MIB if goes_on else 22 * MIB]
+
+
+async def test_with_writeback_what_is_renamed_at_once_is_not_sent_under_both_names(
+    lab: Lab,
+) -> None:
+    """As rsync does."""
+    writeback(lab)
+    async with lab.mounted():
+        inode = await begin(lab, "temporary")
+        await write(lab, inode, 0, len(BODY))
+        lab.fs.closed(inode)
+        await lab.rename("temporary", "big")
+        await lab.settle()
+        assert lab.data("big") == BODY
+        assert lab.store.calls["create_multipart"] == 1
+        assert sent(lab) == 6
+
+
+async def test_with_writeback_what_takes_much_of_the_disk_is_sent_at_once(lab: Lab) -> None:
+    writeback(lab)
+    lab.settings = dataclasses.replace(lab.settings, staging_size_bytes=40 * MIB)
+    async with lab.mounted():
+        inode = await begin(lab)
+        await write(lab, inode, 0, 20 * MIB)
+        assert sent(lab) == 0
+        await write(lab, inode, 20 * MIB, 26 * MIB)
+        assert sent(lab) == 5
+        await lab.fs.commit(inode)
+        assert lab.data("big") == BODY[: 26 * MIB]
+
+
+async def test_with_writeback_what_is_held_stays_where_uploads_are_paused(
+    lab: Lab, autojump_clock: MockClock
+) -> None:
+    writeback(lab)
+    async with lab.mounted():
+        inode = await begin(lab)
+        await write(lab, inode, 0, 22 * MIB)
+        lab.fs.stages.backlog.is_paused = True
+        await trio.sleep(2 * HOLD_S)
+        await write(lab, inode, 22 * MIB, len(BODY))
+        assert sent(lab) == 0
+        lab.fs.stages.backlog.is_paused = False
+        await lab.fs.commit(inode)
+        assert lab.data("big") == BODY
