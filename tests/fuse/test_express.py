@@ -15,6 +15,7 @@ from typing import Any, Final
 import pyfuse3
 import pytest
 
+from s3mgrd.fs.changing.attribute_changes import AttributeChange
 from s3mgrd.fuse import abi
 from s3mgrd.worker import receiving
 from s3mgrd.worker.express import Lane
@@ -89,11 +90,11 @@ def test_requests_are_read_as_the_headers_have_them(tmp_path: Path) -> None:
         ("fuse_read_in", "offset"): 8,
         ("fuse_read_in", "size"): 16,
         ("fuse_setattr_in", "mtime"): 40,
-        ("fuse_setattr_in", "ctimensec"): abi.SETATTR_IN.size - 4,
+        ("fuse_setattr_in", "ctimensec"): abi.SETATTR_IN.size - 8,
+        ("fuse_setattr_in", "mode"): abi.SETATTR_IN.size - 4,
     }
     constants = {f"FUSE_{opcode.name}": int(opcode) for opcode in abi.Opcode} | {
-        name: getattr(abi, name)
-        for name in ("FATTR_MTIME", "FATTR_CTIME", "FATTR_FH", "FATTR_LOCKOWNER")
+        name: getattr(abi, name) for name in vars(abi) if name.startswith("FATTR_")
     }
     checks = [f"sizeof(struct {name}) == {struct.size}" for name, struct in sizes.items()]
     checks += [f"offsetof(struct {name}, {field}) == {n}" for (name, field), n in places.items()]
@@ -169,8 +170,8 @@ BODIES: Final = {
     abi.Opcode.LOOKUP: (b"a b\0", ("lookup", 5, b"a b")),
     abi.Opcode.GETATTR: (bytes(16), ("getattr", 5)),
     abi.Opcode.SETATTR: (
-        abi.SETATTR_IN.pack(0x460, 0, 3, 0, 0, 0, 11, 12, 0, 13, 14) + bytes(20),
-        ("setattr", 5, 11_000_000_013, 12_000_000_014),
+        abi.SETATTR_IN.pack(0x460, 0, 3, 0, 0, 0, 11, 12, 0, 13, 14, 0) + bytes(16),
+        ("setattr", 5, AttributeChange(mtime_ns=11_000_000_013, ctime_ns=12_000_000_014)),
     ),
     abi.Opcode.MKDIR: (abi.MKDIR_IN.pack(0o666, 0o027) + b"d\0", ("mkdir", 5, b"d", CALLER)),
     abi.Opcode.CREATE: (
@@ -232,11 +233,29 @@ def test_an_errno_and_pieces_are_answers_too(lane: Make) -> None:
     assert os.read(replies, 100) == abi.OUT_HEADER.pack(25, 0, UNIQUE) + b"some more"
 
 
-def test_a_setattr_that_sets_more_than_kept_times_is_left_to_libfuse(lane: Make) -> None:
-    """Modes, owners and sizes are changed with a task, which may have to wait."""
-    for valid in (abi.FATTR_MTIME, 0x461, 0x468):
+@pytest.mark.parametrize(
+    ("valid", "change"),
+    [
+        (abi.FATTR_MODE, AttributeChange(mode=0o4640)),
+        (abi.FATTR_MODE | 0x640, AttributeChange(mode=0o4640, ctime_ns=12_000_000_014)),
+        (0x30, AttributeChange(atime_ns=-9_999_999_988, mtime_ns=11_000_000_013)),
+    ],
+)
+def test_modes_and_times_are_read_as_the_kernel_says_them(
+    lane: Make, valid: int, change: AttributeChange
+) -> None:
+    """Also from before 1970."""
+    answers, asked, _ = lane(b"answer")
+    body = abi.SETATTR_IN.pack(valid, 0, 3, 0, 0, -10, 11, 12, 12, 13, 14, 0o104640)
+    assert answers(a_request(abi.Opcode.SETATTR, body))
+    assert asked.requests == [("setattr", 5, change)]
+
+
+def test_a_setattr_of_owners_sizes_and_the_present_is_left_to_libfuse(lane: Make) -> None:
+    """Nor is one that sets nothing, with which privileges go, answered here."""
+    for valid in (0, 0x400, 0x402, 0x405, 0x468, 0xB0, 0x130):
         answers, asked, _ = lane(b"answer")
-        body = abi.SETATTR_IN.pack(valid, 0, 3, 0, 0, 0, 11, 12, 0, 13, 14)
+        body = abi.SETATTR_IN.pack(valid, 0, 3, 0, 0, 0, 11, 12, 0, 13, 14, 0)
         assert not answers(a_request(abi.Opcode.SETATTR, body))
         assert not asked.requests
 

@@ -41,10 +41,12 @@ READ_IN: Final = struct.Struct("=QQI")
 """fuse_read_in, also of a directory, as far as it is read: fh, offset, size."""
 WRITE_IN: Final = struct.Struct("=QQIIQII")
 """fuse_write_in: fh, offset, size, write_flags, lock_owner, flags, padding; the bytes follow."""
-SETATTR_IN: Final = struct.Struct("=IIQQQQQQIII")
-"""fuse_setattr_in up to the times: valid, padding, fh, size, lock_owner, atime, mtime, ctime, their nanoseconds."""
+SETATTR_IN: Final = struct.Struct("=IIQQQqqqIIII")
+"""fuse_setattr_in up to the mode: valid, padding, fh, size, lock_owner, atime, mtime, ctime, their nanoseconds, mode."""
 GETXATTR_NAME_OFFSET: Final = 8
 """Behind fuse_getxattr_in: size, padding."""
+FATTR_MODE: Final = 1 << 0
+FATTR_ATIME: Final = 1 << 4
 FATTR_MTIME: Final = 1 << 5
 FATTR_FH: Final = 1 << 6
 FATTR_LOCKOWNER: Final = 1 << 9

@@ -10,10 +10,12 @@ The alternative is a compiled module of our own, which every architecture would 
 import errno
 import logging
 import os
+import stat
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from s3mgrd.fs.changing.attribute_changes import AttributeChange
 from s3mgrd.fs.kernel.express import Answer, Caller, Express
 from s3mgrd.fuse import abi
 from s3mgrd.fuse.abi import Opcode
@@ -25,9 +27,9 @@ _BODY: Final = abi.IN_HEADER.size
 _HEAD_BYTES: Final = abi.OUT_HEADER.size
 _THREAD: Final = 6
 """The field of a request's header that says which thread asks."""
-_KEPT_TIMES: Final = abi.FATTR_MTIME | abi.FATTR_CTIME
-"""What a kernel that gathers writes says of a file before it flushes."""
-_BESIDE: Final = abi.FATTR_FH | abi.FATTR_LOCKOWNER
+_SET_HERE: Final = abi.FATTR_MODE | abi.FATTR_ATIME | abi.FATTR_MTIME
+_BESIDE: Final = abi.FATTR_CTIME | abi.FATTR_FH | abi.FATTR_LOCKOWNER
+"""What SETATTR may say besides: the time of the change, from a kernel that gathers writes, and through which open file."""
 _NS: Final = 1_000_000_000
 
 Handler = Callable[[int, memoryview], Answer]
@@ -110,12 +112,18 @@ class Lane:
         return self._express.lookup(inode, _name(request, 0))
 
     def _setattr(self, inode: int, request: memoryview) -> Answer:
-        valid, _, _, _, _, _, mtime, ctime, _, mtime_ns, ctime_ns = abi.SETATTR_IN.unpack_from(
-            request, _BODY
+        valid, _, _, _, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode = (
+            abi.SETATTR_IN.unpack_from(request, _BODY)
         )
-        if valid & ~_BESIDE != _KEPT_TIMES:
+        if valid & ~(_SET_HERE | _BESIDE) or not valid & _SET_HERE:
             return None
-        return self._express.setattr(inode, mtime * _NS + mtime_ns, ctime * _NS + ctime_ns)
+        change = AttributeChange(
+            mode=stat.S_IMODE(mode) if valid & abi.FATTR_MODE else None,
+            atime_ns=atime * _NS + atime_ns if valid & abi.FATTR_ATIME else None,
+            mtime_ns=mtime * _NS + mtime_ns if valid & abi.FATTR_MTIME else None,
+            ctime_ns=ctime * _NS + ctime_ns if valid & abi.FATTR_CTIME else None,
+        )
+        return self._express.setattr(inode, change)
 
     def _mkdir(self, inode: int, request: memoryview) -> Answer:
         mode, umask = abi.MKDIR_IN.unpack_from(request, _BODY)

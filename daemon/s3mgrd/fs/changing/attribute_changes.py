@@ -69,7 +69,17 @@ class AttributeChanges:
 
     async def change(self, inode: Inode, change: AttributeChange) -> Node:
         """Do chmod, chown, utimens. Raises OSError: EROFS, ENOSPC (S3 has no room for them)."""
-        node = await self._ready(inode)
+        return self._change(await self._ready(inode), change)
+
+    def change_now(self, inode: Inode, change: AttributeChange) -> Node | None:
+        """Do the same; None where S3 has to be asked before, and nothing was done. No checkpoint."""
+        self._tree.check_writable()
+        node = self._volume.node(inode)
+        if not self._namespace.knows_attributes(node) or node.storage_class is not None:
+            return None
+        return self._change(node, change)
+
+    def _change(self, node: Node, change: AttributeChange) -> Node:
         columns: dict[str, object] = {}
         for name in ("mode", "uid", "gid"):
             value = getattr(change, name)
@@ -86,8 +96,8 @@ class AttributeChanges:
             columns["atime_ns"] = attributes.clamped(change.atime_ns)
         if change.ctime_ns is not None:
             columns["ctime_ns"] = change.ctime_ns
-        self._apply(node, columns, self._volume.extras.xattrs(inode), is_news=is_news)
-        return self._volume.node(inode)
+        self._apply(node, columns, self._volume.extras.xattrs(node.id), is_news=is_news)
+        return self._volume.node(node.id)
 
     # Extended attributes
 

@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec
 
 from s3mgrd.cache.nodes import Inode, Kind, Node
-from s3mgrd.fs.changing.attribute_changes import USER
+from s3mgrd.fs.changing.attribute_changes import USER, AttributeChange
 from s3mgrd.fs.changing.tree import Creator, Record
 from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.kernel import replies
@@ -297,11 +297,18 @@ class Express:
         return 0
 
     @_at_once
-    def setattr(self, inode: int, mtime_ns: int, ctime_ns: int) -> Answer:
-        """Take the times that a kernel which gathers writes kept of a file."""
-        number = Inode(inode)
-        if not self.fs.stages.written_at(number, mtime_ns, ctime_ns):
-            return None  # somebody set them
+    def setattr(self, inode: int, change: AttributeChange) -> Answer:
+        """Do chmod and utimens, or take the times that a kernel which gathers writes kept of a file."""
+        number, mtime_ns, ctime_ns = Inode(inode), change.mtime_ns, change.ctime_ns
+        is_kept = mtime_ns is not None and ctime_ns is not None
+        if is_kept and change == AttributeChange(mtime_ns=mtime_ns, ctime_ns=ctime_ns):
+            assert mtime_ns is not None and ctime_ns is not None  # noqa: S101, PT018 - for mypy
+            if self.fs.stages.written_at(number, mtime_ns, ctime_ns):
+                return self._attributes(inode)
+        if self.fs.attributes.change_now(number, change) is None:
+            return None
+        if mtime_ns is not None:
+            self.fs.stages.time_set(number)
         return self._attributes(inode)
 
     # Directories

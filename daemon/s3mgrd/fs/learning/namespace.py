@@ -128,10 +128,13 @@ class Namespace:
 
     async def with_attributes(self, inode: Inode) -> Node:
         """Return an inode's row once its attributes in S3 are known, so that changing one keeps the others."""
-        node = self._volume.node(inode)
-        if not node.attributes_known and not node.is_detached:
+        if not self.knows_attributes(self._volume.node(inode)):
             await self._metadata.know(inode)
         return self._volume.node(inode)
+
+    def knows_attributes(self, node: Node) -> bool:
+        """Whether `with_attributes` returns at once."""
+        return bool(node.attributes_known) or node.is_detached
 
     def valid_for_s(self, node: Node) -> float:
         """Return for how long the kernel may believe that the name leads to *node*."""

@@ -11,7 +11,10 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from s3mgrd.cache.nodes import ROOT, Inode, Kind
+from s3mgrd.fs import attributes
+from s3mgrd.fs.changing.attribute_changes import AttributeChange
 from s3mgrd.fs.kernel import replies
+from s3mgrd.fs.kernel.express import Answer
 from s3mgrd.fs.kernel.handles import Handles
 from s3mgrd.fs.volume import NS
 from s3mgrd.fs.writing import pace
@@ -361,10 +364,56 @@ async def test_the_time_of_a_write_is_taken_from_the_kernel(lab: Lab) -> None:
         express = express_of(lab)
         node = await lab.write("a", b"hello", close=False)
         later_ns = lab.now_ns + 5
-        assert isinstance(express.setattr(node.id, later_ns, later_ns), bytes)
+
+        def kept(mtime_ns: int, ctime_ns: int) -> Answer:
+            return express.setattr(node.id, AttributeChange(mtime_ns=mtime_ns, ctime_ns=ctime_ns))
+
+        assert isinstance(kept(later_ns, later_ns), bytes)
         assert fs.stages.mtime_ns(fs.volume.node(node.id)) == later_ns
-        assert express.setattr(node.id, 7, later_ns) is None  # utimensat without an access time
         await fs.commit(node.id)
-        assert isinstance(express.setattr(node.id, later_ns, later_ns + 9), bytes)
+        assert isinstance(kept(later_ns, later_ns + 9), bytes)
         assert fs.volume.node(node.id).ctime_ns == later_ns + 9
         assert not fs.volume.node(node.id).attributes_dirty
+
+
+async def test_modes_and_times_are_set_at_once(lab: Lab) -> None:
+    """As rsync sets them, of a file that has yet to be uploaded and of one that S3 has."""
+    async with lab.mounted() as fs:
+        express = express_of(lab)
+        node = await lab.write("a", b"hello", close=False)
+        times = AttributeChange(atime_ns=8 * NS, mtime_ns=7 * NS, ctime_ns=9 * NS)
+        assert isinstance(express.setattr(node.id, times), bytes)
+        assert isinstance(express.setattr(node.id, AttributeChange(mode=0o600)), bytes)
+        # utimensat without an access time looks like a time that the kernel kept.
+        again = AttributeChange(mtime_ns=6 * NS, ctime_ns=9 * NS)
+        assert isinstance(express.setattr(node.id, again), bytes)
+        await fs.commit(node.id)
+        told = attributes.decode(lab.store.objects["a"].head.metadata)
+        assert (told.mode, told.mtime_ns) == (0o600, 6 * NS)
+        assert lab.store.calls["copy"] == 0
+        found = fs.volume.node(node.id)
+        assert (found.mode, found.mtime_ns, found.atime_ns) == (0o600, 6 * NS, 8 * NS)
+
+        assert isinstance(express.setattr(node.id, AttributeChange(mode=0o640)), bytes)
+        await lab.settle()
+        assert attributes.decode(lab.store.objects["a"].head.metadata).mode == 0o640
+        assert lab.store.calls["copy"] == 1
+
+
+async def test_attributes_for_which_s3_has_to_be_asked_are_set_by_a_task(lab: Lab) -> None:
+    """Nothing is changed here: those that are not known, those of what is archived, and where nothing may be changed."""
+    lab.store.insert("other", b"x")
+    lab.store.insert("cold", b"x", storage_class="GLACIER")
+    change = AttributeChange(mode=0o600)
+    async with lab.mounted(sync=False) as fs:
+        express = express_of(lab)
+        other, cold = await lab.get("other"), await lab.get("cold")
+        fs.volume.nodes.update(other.id, attributes_known=0)
+        fs.volume.nodes.update(cold.id, attributes_known=1)
+        for node in (other, cold):
+            before = fs.volume.node(node.id)
+            assert express.setattr(node.id, change) is None
+            assert fs.volume.node(node.id) == before
+        lab.settings.read_only = True
+        fs.volume.nodes.update(other.id, attributes_known=1)
+        assert express.setattr(other.id, change) is None
