@@ -179,6 +179,14 @@ BODIES: Final = {
         ("create", 5, b"f", os.O_WRONLY, CALLER),
     ),
     abi.Opcode.UNLINK: (b"f\0", ("unlink", 5, b"f", THREAD)),
+    abi.Opcode.RENAME: (
+        abi.RENAME_IN.pack(6) + b"old\0new\0",
+        ("rename", 5, b"old", 6, b"new", 0, THREAD),
+    ),
+    abi.Opcode.RENAME2: (
+        abi.RENAME2_IN.pack(6, 1, 0) + b"old\0new\0",
+        ("rename", 5, b"old", 6, b"new", 1, THREAD),
+    ),
     abi.Opcode.GETXATTR: (bytes(8) + b"security.x\0", ("getxattr", b"security.x")),
     abi.Opcode.OPEN: (abi.OPEN_IN.pack(os.O_RDWR, 0), ("open", 5, os.O_RDWR)),
     abi.Opcode.READ: (abi.READ_IN.pack(3, 4096, 512) + bytes(20), ("read", 3, 4096, 512)),

@@ -53,6 +53,8 @@ class Lane:
             Opcode.MKDIR: self._mkdir,
             Opcode.CREATE: self._create,
             Opcode.UNLINK: self._unlink,
+            Opcode.RENAME: self._rename,
+            Opcode.RENAME2: self._rename2,
             Opcode.GETXATTR: self._getxattr,
             Opcode.OPEN: self._open,
             Opcode.READ: self._read,
@@ -138,6 +140,21 @@ class Lane:
     def _unlink(self, inode: int, request: memoryview) -> Answer:
         thread = abi.IN_HEADER.unpack_from(request)[_THREAD]
         return self._express.unlink(inode, _name(request, 0), thread)
+
+    def _rename(self, inode: int, request: memoryview) -> Answer:
+        (new_parent,) = abi.RENAME_IN.unpack_from(request, _BODY)
+        return self._renamed(inode, new_parent, 0, request, abi.RENAME_IN.size)
+
+    def _rename2(self, inode: int, request: memoryview) -> Answer:
+        new_parent, flags, _ = abi.RENAME2_IN.unpack_from(request, _BODY)
+        return self._renamed(inode, new_parent, flags, request, abi.RENAME2_IN.size)
+
+    def _renamed(
+        self, inode: int, new_parent: int, flags: int, request: memoryview, offset: int
+    ) -> Answer:
+        old, new, *_rest = request[_BODY + offset :].tobytes().split(b"\0", 2)
+        thread = abi.IN_HEADER.unpack_from(request)[_THREAD]
+        return self._express.rename(inode, old, new_parent, new, flags, thread)
 
     def _getxattr(self, _: int, request: memoryview) -> Answer:
         return self._express.getxattr(_name(request, abi.GETXATTR_NAME_OFFSET))

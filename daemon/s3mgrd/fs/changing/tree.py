@@ -240,7 +240,48 @@ class Tree:
         if target is not None:
             await self._check_replaceable(node, target)
         # No checkpoint from here on: both names are looked at once more, then changed.
-        node = self._still(parent, name, node)
+        self._rename(self._still(parent, name, node), parent, name, new_parent, new_name, record)
+
+    def rename_now(
+        self,
+        parent: Inode,
+        name: str,
+        new_parent: Inode,
+        new_name: str,
+        flags: int,
+        record: Record,
+    ) -> Node | None:
+        """As `rename`, of a name that is known to be a file's and gets one that is known to be another file's or nobody's.
+
+        Returns the file; None: nothing was done.
+        """
+        known = self._namespace.known
+        if flags not in (0, RENAME_NOREPLACE) or self._volume.settings.read_only:
+            return None
+        node, target = known(parent, name), known(new_parent, new_name)
+        if node is None or node is ABSENT or node.is_directory or node.storage_class is not None:
+            return None
+        if target is not ABSENT and (
+            target is None or target.is_directory or target.id == node.id or flags
+        ):
+            return None
+        key = self._volume.wanted_key(self._volume.directory(new_parent)) + new_name
+        if relocation.occupant(self._volume, key) is not None:
+            return None
+        for directory, text in ((parent, name), (new_parent, new_name)):
+            self._namespace.note_hit(directory, text)
+        self._rename(node, parent, name, new_parent, new_name, record)
+        return node
+
+    def _rename(
+        self,
+        node: Node,
+        parent: Inode,
+        name: str,
+        new_parent: Inode,
+        new_name: str,
+        record: Record,
+    ) -> None:
         target = self._volume.nodes.find(new_parent, new_name)
         self._check_movable(node, new_parent, new_name)
         with self._volume.database.transaction():

@@ -141,14 +141,20 @@ class Express:
     # Changes of names
 
     def _change(
-        self, op: int, parent: int, name: bytes, thread: int, change: Change
+        self,
+        op: int,
+        parent: int,
+        name: bytes,
+        thread: int,
+        change: Change,
+        target: tuple[int, bytes] | None = None,
     ) -> Node | None:
         """Make a change unless that has to be waited for, or may be the repetition of a call; `answered` is called next."""
         ring = self._ring
         if ring is None or ring.awaited(op, parent, name, thread) is not None:
             return None
         directory, text = Inode(parent), decode_name(name)
-        intent = ring.begin(op, parent, name, thread)
+        intent = ring.begin(op, parent, name, thread, target=target)
         try:
             node = change(
                 directory,
@@ -234,6 +240,21 @@ class Express:
     def unlink(self, parent: int, name: bytes, thread: int) -> Answer:
         """Remove a file."""
         node = self._change(Opcode.UNLINK, parent, name, thread, self.fs.tree.unlink_now)
+        return None if node is None else 0
+
+    @_at_once
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, thread: int
+    ) -> Answer:
+        """Give a file another name."""
+        target, text = Inode(new_parent), decode_name(new_name)
+        node = self._change(
+            Opcode.RENAME2, parent, name, thread,
+            lambda directory, old, record: self.fs.tree.rename_now(
+                directory, old, target, text, flags, record
+            ),
+            target=(new_parent, new_name),
+        )  # fmt: skip
         return None if node is None else 0
 
     # Files that are read

@@ -12,13 +12,13 @@ from typing import Any, cast
 
 import pytest
 import trio
-from pyfuse3 import FileHandleT, FileInfo, InodeT, ModeT
+from pyfuse3 import FileHandleT, FileInfo, FlagT, InodeT, ModeT
 
 from s3mgrd.cache.nodes import ROOT, Inode, Node
-from s3mgrd.fs.changing.tree import Creator
+from s3mgrd.fs.changing.tree import RENAME_EXCHANGE, RENAME_NOREPLACE, Creator
 from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.kernel import replies
-from s3mgrd.fs.kernel.express import Caller, Express
+from s3mgrd.fs.kernel.express import Answer, Caller, Express
 from s3mgrd.fs.kernel.operations import Operations
 from s3mgrd.fs.kernel.repeats import Opcode
 from s3mgrd.fuse.abi import Resent
@@ -361,6 +361,81 @@ async def test_a_worker_that_dies_at_any_step_of_a_removal_removes_once(
             assert await lab.ls() == []
             await lab.settle()
             assert lab.stored() == []
+        os.close(memory)
+        if answer is not None:
+            break
+    assert last == 2, "before and after the commit"
+
+
+async def test_a_file_is_renamed_without_a_task(lab: Lab) -> None:
+    """Also onto another. Directories, exchanges, and names that S3 was not asked for go the usual way."""
+    memory = make_ring()
+    for key in ("d/a", "d/b", "e/c", "cold"):
+        lab.store.insert(key, key.encode(), storage_class="GLACIER" if key == "cold" else None)
+    async with lab.mounted() as fs:
+        d, e = (await lab.get("d")).id, (await lab.get("e")).id
+        express = operations_of(lab, memory).express
+
+        def rename(parent: Inode, name: bytes, to: Inode, new: bytes, flags: int = 0) -> Answer:
+            answer = express.rename(parent, name, to, new, flags, THREAD)
+            express.answered()
+            return answer
+
+        await lab.get("d/a")
+        assert rename(d, b"a", e, b"n") is None, "S3 was not asked for the new name"
+        for path in ("", "d", "e"):
+            await lab.ls(path)
+        assert rename(d, b"a", e, b"n") == 0
+        assert rename(d, b"a", e, b"m") is None, "the usual way says that it is gone"
+        assert rename(d, b"b", e, b"c", RENAME_NOREPLACE) is None, "… that it is there"
+        assert rename(d, b"b", e, b"c", RENAME_EXCHANGE) is None
+        assert rename(d, b"b", d, b"b") is None
+        assert rename(d, b"b", ROOT, b"e") is None, "… that it is a directory"
+        assert rename(ROOT, b"d", ROOT, b"f") is None
+        assert rename(ROOT, b"cold", ROOT, b"f") is None
+        assert rename(d, b"b", e, b"c") == 0
+        assert rename(e, b"n", ROOT, b"o", RENAME_NOREPLACE) == 0
+        assert (await lab.ls("d"), await lab.ls("e")) == ([], ["c"])
+        fs.volume.settings.read_only = True
+        assert rename(e, b"c", e, b"x") is None
+        fs.volume.settings.read_only = False
+        await lab.settle()
+        assert (lab.data("o"), lab.data("e/c")) == (b"d/a", b"d/b")
+        assert lab.stored() == ["cold", "d/", "e/c", "o"]
+    os.close(memory)
+
+
+async def test_a_worker_that_dies_at_any_step_of_a_rename_renames_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    """Asked again, it neither says that there is no such file nor replaces what came to the old name since."""
+    for last in count():
+        lab = Lab(tmp_path / str(last), settings=settings(write_mode="writeback"))
+        lab.directory.mkdir()
+        lab.store.insert("a", DATA)
+        lab.store.insert("b", b"replaced")
+        memory = make_ring()
+        answer = None
+        async with lab.mounted(sync=False):
+            await lab.ls()
+            express = operations_of(lab, memory).express
+            with dying(lab, last, monkeypatch):
+                try:
+                    answer = express.rename(ROOT, b"a", ROOT, b"b", 0, THREAD)
+                    assert answer == 0
+                    express.answered()
+                except Killed:
+                    pass
+        async with lab.mounted():
+            if answer is None:
+                again = Resent(Opcode.RENAME2, int(ROOT), b"a", THREAD, (ROOT, b"b"))
+                root = cast(InodeT, ROOT)
+                operations = operations_of(lab, memory, again)
+                await operations.rename(root, b"a", root, b"b", FlagT(0), CTX)
+            assert await lab.ls() == ["b"]
+            await lab.settle()
+            assert lab.data("b") == DATA
+            assert lab.stored() == ["b"]
         os.close(memory)
         if answer is not None:
             break
