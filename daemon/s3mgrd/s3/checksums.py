@@ -39,6 +39,11 @@ class Begun(NamedTuple):
     is_told: bool = False
     is_full_object: bool = False
 
+    @property
+    def needs_parts(self) -> bool:
+        """Whether S3 wants to be told the checksums of the parts in the end."""
+        return self.is_told and not self.is_full_object
+
 
 class UploadChecksums:
     """What is known of how one store treats the checksums of uploads.

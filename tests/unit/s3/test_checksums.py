@@ -338,6 +338,27 @@ async def test_an_upload_ends_with_the_checksums_of_its_parts_where_s3_keeps_onl
             assert f"<ChecksumCRC32C>{written(body)}</ChecksumCRC32C>" in last.body.decode()
 
 
+async def test_the_checksum_of_a_part_that_a_store_does_not_say_is_asked_for() -> None:
+    """Of one that it copied, where it wants to be told those of all parts."""
+    verifier = Verifier(CRC32C, kind="COMPOSITE")
+    listed = (
+        b"<ListPartsResult><IsTruncated>false</IsTruncated><Part><PartNumber>1</PartNumber><ETag>e</ETag><Size>1</Size>"
+        b"<ChecksumCRC32C>%s</ChecksumCRC32C></Part></ListPartsResult>"
+    ) % written(b"1").encode()
+
+    def answer(request: Request) -> Answer:
+        return Answer(body=listed) if request.method == "GET" else verifier(request)
+
+    async with serve(answer) as server, open_store(settings(server.url)) as store:
+        upload = await store.create_multipart("k", metadata={})
+        sent = await store.upload_part("k", upload, 2, b"2")
+        await store.complete_multipart("k", upload, [Part(1, "e", 1), sent])
+        for body in (b"1", b"2"):
+            checksum = f"<ChecksumCRC32C>{written(body)}</ChecksumCRC32C>"
+            assert checksum in server.requests[-1].body.decode()
+        assert [r.method for r in server.requests] == ["POST", "PUT", "GET", "POST"]
+
+
 # Reading.
 
 
