@@ -3,8 +3,9 @@
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -334,39 +335,6 @@ async def test_a_file_is_removed_without_a_task(lab: Lab) -> None:
     os.close(memory)
 
 
-async def test_a_worker_that_dies_at_any_step_of_a_removal_removes_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
-) -> None:
-    """Asked again, it does not say that there is no such file."""
-    for last in count():
-        lab = Lab(tmp_path / str(last), settings=settings(write_mode="writeback"))
-        lab.directory.mkdir()
-        lab.store.insert("a", DATA)
-        memory = make_ring()
-        answer = None
-        async with lab.mounted(sync=False):
-            await lab.ls()
-            express = operations_of(lab, memory).express
-            with dying(lab, last, monkeypatch):
-                try:
-                    answer = express.unlink(ROOT, b"a", THREAD)
-                    assert answer == 0
-                    express.answered()
-                except Killed:
-                    pass
-        async with lab.mounted():
-            if answer is None:
-                again = Resent(Opcode.UNLINK, int(ROOT), b"a", THREAD)
-                await operations_of(lab, memory, again).unlink(cast(InodeT, ROOT), b"a", CTX)
-            assert await lab.ls() == []
-            await lab.settle()
-            assert lab.stored() == []
-        os.close(memory)
-        if answer is not None:
-            break
-    assert last == 2, "before and after the commit"
-
-
 async def test_a_file_is_renamed_without_a_task(lab: Lab) -> None:
     """Also onto another. Directories, exchanges, and names that S3 was not asked for go the usual way."""
     memory = make_ring()
@@ -405,15 +373,41 @@ async def test_a_file_is_renamed_without_a_task(lab: Lab) -> None:
     os.close(memory)
 
 
-async def test_a_worker_that_dies_at_any_step_of_a_rename_renames_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+@dataclass(frozen=True)
+class Once:
+    """A change of names that must not be made twice: how it is asked for, and again, and what S3 has after it."""
+
+    resent: Resent
+    express: Callable[[Express], Answer]
+    operations: Callable[[Operations], Awaitable[object]]
+    left: dict[str, bytes]
+
+
+_ROOT = cast(InodeT, ROOT)
+REMOVAL = Once(
+    Resent(Opcode.UNLINK, int(ROOT), b"a", THREAD),
+    lambda express: express.unlink(ROOT, b"a", THREAD),
+    lambda operations: operations.unlink(_ROOT, b"a", CTX),
+    {"b": b"other"},
+)
+RENAME = Once(
+    Resent(Opcode.RENAME2, int(ROOT), b"a", THREAD, (ROOT, b"b")),
+    lambda express: express.rename(ROOT, b"a", ROOT, b"b", 0, THREAD),
+    lambda operations: operations.rename(_ROOT, b"a", _ROOT, b"b", FlagT(0), CTX),
+    {"b": DATA},
+)
+
+
+@pytest.mark.parametrize("change", [REMOVAL, RENAME], ids=["removal", "rename"])
+async def test_a_worker_that_dies_at_any_step_of_a_change_makes_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object, change: Once
 ) -> None:
-    """Asked again, it neither says that there is no such file nor replaces what came to the old name since."""
+    """Asked again, it does not say that there is no such file."""
     for last in count():
         lab = Lab(tmp_path / str(last), settings=settings(write_mode="writeback"))
         lab.directory.mkdir()
         lab.store.insert("a", DATA)
-        lab.store.insert("b", b"replaced")
+        lab.store.insert("b", b"other")
         memory = make_ring()
         answer = None
         async with lab.mounted(sync=False):
@@ -421,21 +415,17 @@ async def test_a_worker_that_dies_at_any_step_of_a_rename_renames_once(
             express = operations_of(lab, memory).express
             with dying(lab, last, monkeypatch):
                 try:
-                    answer = express.rename(ROOT, b"a", ROOT, b"b", 0, THREAD)
+                    answer = change.express(express)
                     assert answer == 0
                     express.answered()
                 except Killed:
                     pass
         async with lab.mounted():
             if answer is None:
-                again = Resent(Opcode.RENAME2, int(ROOT), b"a", THREAD, (ROOT, b"b"))
-                root = cast(InodeT, ROOT)
-                operations = operations_of(lab, memory, again)
-                await operations.rename(root, b"a", root, b"b", FlagT(0), CTX)
-            assert await lab.ls() == ["b"]
+                await change.operations(operations_of(lab, memory, change.resent))
+            assert await lab.ls() == list(change.left)
             await lab.settle()
-            assert lab.data("b") == DATA
-            assert lab.stored() == ["b"]
+            assert {key: lab.data(key) for key in lab.stored()} == change.left
         os.close(memory)
         if answer is not None:
             break
