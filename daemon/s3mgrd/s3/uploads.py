@@ -1,6 +1,7 @@
 """Multipart uploads: their parts, what these carry, and their end; and those that nobody has finished."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import trio
@@ -114,11 +115,7 @@ class Uploads:
         """Make an object of its parts, under a condition."""
         begun = self._begun.get(upload_id, Begun())
         if begun.needs_parts and any(part.checksum is None for part in parts):
-            # Not every store says the checksum of a part that it copies.
-            found = {part.number: part for part in await self.list_parts(key, upload_id)}
-            parts = [
-                found.get(part.number, part) if part.checksum is None else part for part in parts
-            ]
+            parts = await self._with_checksums(key, upload_id, parts)
         whole = None
         if begun.algorithm is not None and begun.is_full_object:
             whole = multipart_checksum(parts, begun.algorithm)
@@ -146,6 +143,24 @@ class Uploads:
         # radosgw 16 answers with an empty ETag.
         etag = etag_of(answer.get("ETag")) or multipart_etag(parts) or (await self._head(key)).etag
         return Written(etag, answered_ns(answer))
+
+    async def _with_checksums(
+        self, key: str, upload_id: str, parts: Sequence[Part]
+    ) -> Sequence[Part]:
+        """Learn the checksums that are not known: not every store says that of a part which it copies."""
+        try:
+            listed = await self.list_parts(key, upload_id)
+        except (
+            CallFailed
+        ):  # whoever completes it hears the same, and knows whether it was completed unseen
+            return parts
+        found = {(part.number, part.etag): part.checksum for part in listed}
+        return [
+            replace(part, checksum=found.get((part.number, part.etag)))
+            if part.checksum is None
+            else part
+            for part in parts
+        ]
 
     async def _complete(self, key: str, params: Params) -> Answer:
         """Complete an upload, or find out early that it is gone: radosgw 16 says InternalError then, for ever."""
