@@ -207,11 +207,19 @@ class Ring:
         self._used[slot] = self._last
         return Intent(self._last, repeated=False, slot=slot)
 
-    def awaited(self, op: int, parent: int, name: bytes, thread: int) -> int | None:
+    def awaited(
+        self,
+        op: int,
+        parent: int,
+        name: bytes,
+        thread: int,
+        *,
+        target: tuple[int, bytes] | None = None,
+    ) -> int | None:
         """Return the number of a call of the dead worker that has yet to be repeated, the arguments as for `begin`."""
         if not self._inherited:
             return None
-        slots = self._inherited.get(call_digest(op, parent, name, thread))
+        slots = self._inherited.get(call_digest(op, parent, name, thread, target))
         return self._used[slots[0]] if slots else None
 
     def end(self, intent: Intent) -> None:

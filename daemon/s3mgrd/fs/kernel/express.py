@@ -151,7 +151,7 @@ class Express:
     ) -> Node | None:
         """Make a change unless that has to be waited for, or may be the repetition of a call; `answered` is called next."""
         ring = self._ring
-        if ring is None or ring.awaited(op, parent, name, thread) is not None:
+        if ring is None or ring.awaited(op, parent, name, thread, target=target) is not None:
             return None
         directory, text = Inode(parent), decode_name(name)
         intent = ring.begin(op, parent, name, thread, target=target)

@@ -29,7 +29,15 @@ class RepeatRing(Protocol):
     ) -> Any:  # noqa: ANN401 - an Intent of the ring's own class, which `end` wants back
         """Note that a change is about to be made."""
 
-    def awaited(self, op: int, parent: int, name: bytes, thread: int) -> int | None:
+    def awaited(
+        self,
+        op: int,
+        parent: int,
+        name: bytes,
+        thread: int,
+        *,
+        target: tuple[int, bytes] | None = None,
+    ) -> int | None:
         """Return the number of a call that a worker which died had begun, and that has yet to be repeated."""
 
     def end(self, intent: Any) -> None:  # noqa: ANN401
