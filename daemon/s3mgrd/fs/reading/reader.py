@@ -159,6 +159,7 @@ class Reader:
         else:
             pieces = self._take(version, ready, offset, stop)
         self.hits += 1
+        log.debug("cache hit: inode %d at %d", node.id, offset)
         stream = self._stream(handle, key)
         if not stream.follow(offset, stop, limit=self._window_limit()):
             self._filler.read(node, key, version, size, is_hit=True)
