@@ -46,6 +46,7 @@ from s3mgr.schema import (
 )
 from s3mgrd.errors import CredentialsRejected, NotFound
 from s3mgrd.fs.kernel.express import Express
+from s3mgrd.fs.kernel.repeats import Call
 from s3mgrd.fuse.abi import Opcode, Resent
 from s3mgrd.worker import session
 from s3mgrd.worker.control import ControlServer
@@ -140,7 +141,7 @@ class Operations(pyfuse3.Operations):
 
     async def mkdir(self, parent_inode, name, mode, ctx):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN201
         assert self.ring is not None
-        intent = self.ring.begin(Opcode.MKDIR, parent_inode, name, ctx.pid)
+        intent = self.ring.begin(Call(Opcode.MKDIR, parent_inode, name, ctx.pid))
         if name.startswith(b"die-before-") and not self.resumed:
             os.kill(os.getpid(), signal.SIGKILL)
         if not (intent.repeated and intent.number in self.committed):

@@ -13,6 +13,7 @@ import threading
 import pytest
 import trio
 
+from s3mgrd.fs.kernel.repeats import Call
 from s3mgrd.fuse import abi, syscalls, tuning
 from s3mgrd.fuse.abi import Cap, Opcode, Resent
 from s3mgrd.worker import receiving, session
@@ -144,8 +145,8 @@ async def test_whose_call_is_not_read_again_was_killed(lab: Lab, *, is_killed: b
     fd, path = connection.fuse_fd, f"{lab.base}/mnt/m"
     program = lab.program("import os, sys; os.mkdir(sys.argv[1])", f"{path}/made")
     answer_until(fd, Opcode.MKDIR)
-    call = Opcode.MKDIR, 1, b"made", program.pid
-    before = Ring(connection.ring_fd).begin(*call)
+    call = Call(Opcode.MKDIR, 1, b"made", program.pid)
+    before = Ring(connection.ring_fd).begin(call)
     ring = Ring(connection.ring_fd)
     ring.resume(session.collect_unanswered(fd).resent)
     os.set_blocking(fd, False)
@@ -165,13 +166,13 @@ async def test_whose_call_is_not_read_again_was_killed(lab: Lab, *, is_killed: b
 
     while STATFS not in read:
         wait_readable(fd)
-        assert ring.awaited(*call) == before.number
+        assert ring.awaited(call) == before.number
         assert receiver.take(fd, note)
     assert read == ([STATFS] if is_killed else [Opcode.MKDIR, STATFS])
-    assert ring.awaited(*call) == before.number
+    assert ring.awaited(call) == before.number
     assert receiver.take(fd, lambda _: True) is None
     assert (ring.oldest == before.number) is not is_killed
-    assert ring.begin(*call).repeated is not is_killed
+    assert ring.begin(call).repeated is not is_killed
 
 
 ATTRIBUTES = struct.pack("=6Q10I", 1, 0, 0, 0, 0, 0, *[0] * 3, 0o40777, 2, 0, 0, 0, 4096, 0)

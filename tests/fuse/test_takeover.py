@@ -8,6 +8,7 @@ import subprocess
 import pytest
 import trio
 
+from s3mgrd.fs.kernel.repeats import Call
 from s3mgrd.fuse.connection import FuseConnection
 from s3mgrd.mounts.ports import WorkerExit
 from s3mgrd.worker.protocol import GetStats
@@ -137,7 +138,9 @@ async def test_what_never_comes_again_is_forgotten_once_all_is_read(lab: Lab) ->
     workers = await lab.supervisor()
     connection = await lab.mount(VANISHING)
     call = VANISHED
-    number = Ring(connection.ring_fd).begin(call.op, call.parent, call.name, call.thread).number
+    number = (
+        Ring(connection.ring_fd).begin(Call(call.op, call.parent, call.name, call.thread)).number
+    )
     async with lab.worker(workers, VANISHING) as worker:
         await lab.serve(worker, connection, resumed=True)
         await worker.request(GetStats())  # so it had time to look for the first request

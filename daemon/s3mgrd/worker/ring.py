@@ -50,6 +50,7 @@ from typing import Final, NamedTuple
 import trio
 
 from s3mgrd.errors import Corrupt
+from s3mgrd.fs.kernel.repeats import Call
 from s3mgrd.fuse.abi import Resent
 from s3mgrd.worker.protocol import RING_BYTES
 
@@ -81,17 +82,11 @@ class Intent(NamedTuple):
     slot: int
 
 
-def call_digest(
-    op: int, parent: int, name: bytes, thread: int, target: tuple[int, bytes] | None = None
-) -> bytes:
+def call_digest(call: Call | Resent) -> bytes:
     """Name a call by what the kernel repeats of it."""
-    new_parent, new_name = target or (0, b"")
-    packed = _CALL.pack(op, parent, thread, new_parent, len(name))
-    return hashlib.blake2b(packed + name + new_name, digest_size=DIGEST_BYTES).digest()
-
-
-def _digest_of(call: Resent) -> bytes:
-    return call_digest(call.op, call.parent, call.name, call.thread, call.target)
+    new_parent, new_name = call.target or (0, b"")
+    packed = _CALL.pack(call.op, call.parent, call.thread, new_parent, len(call.name))
+    return hashlib.blake2b(packed + call.name + new_name, digest_size=DIGEST_BYTES).digest()
 
 
 class Ring:
@@ -143,13 +138,13 @@ class Ring:
         """
         expected: dict[bytes, int] = {}
         for call in resent:
-            digest = _digest_of(call)
+            digest = call_digest(call)
             expected[digest] = expected.get(digest, 0) + 1
         self._keep_inherited(expected)
 
     def arrived(self, call: Resent) -> None:
         """Note that a call which comes again was read; it may take a while until it begins."""
-        digest = _digest_of(call)
+        digest = call_digest(call)
         if digest in self._inherited:
             self._arrived[digest] = self._arrived.get(digest, 0) + 1
 
@@ -168,25 +163,9 @@ class Ring:
             if not slots:
                 del self._inherited[digest]
 
-    def begin(
-        self,
-        op: int,
-        parent: int,
-        name: bytes,
-        thread: int,
-        *,
-        target: tuple[int, bytes] | None = None,
-    ) -> Intent:
-        """Note that a change is about to be made; call it before the first write of any kind.
-
-        Args:
-            op: `s3mgrd.fuse.abi.Opcode`; both kinds of rename are RENAME2.
-            parent: inode of the directory, or of the object itself for what names nothing.
-            name: entry in it, or empty.
-            thread: the caller's thread as FUSE tells it (`RequestContext.pid`), also 0.
-            target: new parent and new name of a rename.
-        """
-        digest = call_digest(op, parent, name, thread, target)
+    def begin(self, call: Call) -> Intent:
+        """Note that a change is about to be made; call it before the first write of any kind."""
+        digest = call_digest(call)
         inherited = self._inherited.get(digest)
         if inherited:
             slot = inherited.pop(0)
@@ -207,19 +186,11 @@ class Ring:
         self._used[slot] = self._last
         return Intent(self._last, repeated=False, slot=slot)
 
-    def awaited(
-        self,
-        op: int,
-        parent: int,
-        name: bytes,
-        thread: int,
-        *,
-        target: tuple[int, bytes] | None = None,
-    ) -> int | None:
-        """Return the number of a call of the dead worker that has yet to be repeated, the arguments as for `begin`."""
+    def awaited(self, call: Call) -> int | None:
+        """Return the number of a call of the dead worker that has yet to be repeated."""
         if not self._inherited:
             return None
-        slots = self._inherited.get(call_digest(op, parent, name, thread, target))
+        slots = self._inherited.get(call_digest(call))
         return self._used[slots[0]] if slots else None
 
     def end(self, intent: Intent) -> None:

@@ -24,7 +24,7 @@ from s3mgrd.fs.kernel import replies
 from s3mgrd.fs.kernel.ahead import ENTRY_BYTES, Ahead
 from s3mgrd.fs.kernel.entry_caches import EntryCaches
 from s3mgrd.fs.kernel.handles import Handles, read_handle
-from s3mgrd.fs.kernel.repeats import Opcode, RepeatRing
+from s3mgrd.fs.kernel.repeats import Call, Opcode, RepeatRing
 from s3mgrd.fs.kernel.showing import Shower, absence_reply
 from s3mgrd.fs.learning.namespace import ABSENT
 from s3mgrd.fs.names import decode_name
@@ -140,21 +140,13 @@ class Express:
 
     # Changes of names
 
-    def _change(
-        self,
-        op: int,
-        parent: int,
-        name: bytes,
-        thread: int,
-        change: Change,
-        target: tuple[int, bytes] | None = None,
-    ) -> Node | None:
+    def _change(self, call: Call, change: Change) -> Node | None:
         """Make a change unless that has to be waited for, or may be the repetition of a call; `answered` is called next."""
         ring = self._ring
-        if ring is None or ring.awaited(op, parent, name, thread, target=target) is not None:
+        if ring is None or ring.awaited(call) is not None:
             return None
-        directory, text = Inode(parent), decode_name(name)
-        intent = ring.begin(op, parent, name, thread, target=target)
+        directory, text = Inode(call.parent), decode_name(call.name)
+        intent = ring.begin(call)
         try:
             node = change(
                 directory,
@@ -199,7 +191,7 @@ class Express:
         """Make a directory."""
         tree, who = self.fs.tree, _creator(caller)
         node = self._change(
-            Opcode.MKDIR, parent, name, caller.thread,
+            Call(Opcode.MKDIR, parent, name, caller.thread),
             lambda directory, text, record: tree.mkdir_now(directory, text, who, record),
         )  # fmt: skip
         if node is None:
@@ -213,7 +205,7 @@ class Express:
             return None
         tree, who, exclusive = self.fs.tree, _creator(caller), bool(flags & os.O_EXCL)
         node = self._change(
-            Opcode.CREATE, parent, name, caller.thread,
+            Call(Opcode.CREATE, parent, name, caller.thread),
             lambda directory, text, record: tree.create_now(
                 directory, text, who, record, exclusive=exclusive
             ),
@@ -239,7 +231,8 @@ class Express:
     @_at_once
     def unlink(self, parent: int, name: bytes, thread: int) -> Answer:
         """Remove a file."""
-        node = self._change(Opcode.UNLINK, parent, name, thread, self.fs.tree.unlink_now)
+        call = Call(Opcode.UNLINK, parent, name, thread)
+        node = self._change(call, self.fs.tree.unlink_now)
         return None if node is None else 0
 
     @_at_once
@@ -249,11 +242,10 @@ class Express:
         """Give a file another name."""
         target, text = Inode(new_parent), decode_name(new_name)
         node = self._change(
-            Opcode.RENAME2, parent, name, thread,
+            Call(Opcode.RENAME2, parent, name, thread, (new_parent, new_name)),
             lambda directory, old, record: self.fs.tree.rename_now(
                 directory, old, target, text, flags, record
             ),
-            target=(new_parent, new_name),
         )  # fmt: skip
         return None if node is None else 0
 
@@ -321,11 +313,13 @@ class Express:
     def setattr(self, inode: int, change: AttributeChange) -> Answer:
         """Do chmod and utimens, or take the times that a kernel which gathers writes kept of a file."""
         number, mtime_ns, ctime_ns = Inode(inode), change.mtime_ns, change.ctime_ns
-        is_kept = mtime_ns is not None and ctime_ns is not None
-        if is_kept and change == AttributeChange(mtime_ns=mtime_ns, ctime_ns=ctime_ns):
-            assert mtime_ns is not None and ctime_ns is not None  # noqa: S101, PT018 - for mypy
-            if self.fs.stages.written_at(number, mtime_ns, ctime_ns):
-                return self._attributes(inode)
+        if (
+            mtime_ns is not None
+            and ctime_ns is not None
+            and change == AttributeChange(mtime_ns=mtime_ns, ctime_ns=ctime_ns)
+            and self.fs.stages.written_at(number, mtime_ns, ctime_ns)
+        ):
+            return self._attributes(inode)
         if self.fs.attributes.change_now(number, change) is None:
             return None
         if mtime_ns is not None:

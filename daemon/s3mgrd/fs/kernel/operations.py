@@ -26,7 +26,7 @@ from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.kernel.errnos import errno_of, is_expected
 from s3mgrd.fs.kernel.express import Express
 from s3mgrd.fs.kernel.handles import Handles, read_handle
-from s3mgrd.fs.kernel.repeats import Opcode, RepeatRing
+from s3mgrd.fs.kernel.repeats import Call, Opcode, RepeatRing
 from s3mgrd.fs.kernel.showing import Shower, absence, blank, space
 from s3mgrd.fs.names import MAX_NAME_BYTES, decode_name
 from s3mgrd.fs.reading.segments import Superseded
@@ -224,14 +224,14 @@ class Operations(pyfuse3.Operations):
         """Set an extended attribute. pyfuse3 minds XATTR_CREATE and XATTR_REPLACE: it asks `getxattr` before."""
         number = Inode(inode)
         await self._once(
-            Opcode.SETXATTR, inode, name, ctx,
+            Call(Opcode.SETXATTR, inode, name, ctx.pid),
             lambda record: self.fs.attributes.set_xattr(number, name, bytes(value), record),
         )  # fmt: skip
 
     @_answer
     async def getxattr(self, inode: pyfuse3.InodeT, name: bytes, ctx: RequestContext) -> bytes:
         """Show an extended attribute; to a repeated XATTR_CREATE, which is looked at first, as it was before that call."""
-        call = self._ring.awaited(Opcode.SETXATTR, inode, name, ctx.pid)
+        call = self._ring.awaited(Call(Opcode.SETXATTR, inode, name, ctx.pid))
         if call is not None and self.fs.volume.journal.call_result(call) == WAS_ABSENT:
             raise FUSEError(errno.ENODATA)
         return await self.fs.attributes.xattr(Inode(inode), name)
@@ -246,49 +246,36 @@ class Operations(pyfuse3.Operations):
         """Remove an extended attribute."""
         number = Inode(inode)
         await self._once(
-            Opcode.REMOVEXATTR, inode, name, ctx,
+            Call(Opcode.REMOVEXATTR, inode, name, ctx.pid),
             lambda record: self.fs.attributes.remove_xattr(number, name, record),
         )  # fmt: skip
 
     # Names
 
     async def _once(
-        self,
-        op: int,
-        parent: int,
-        name: bytes,
-        ctx: RequestContext,
-        change: Callable[[Record], Awaitable[object]],
-        target: tuple[int, bytes] | None = None,
+        self, call: Call, change: Callable[[Record], Awaitable[object]]
     ) -> Inode | None:
         """Make a change unless this very call made it already; returns then what it made."""
-        intent = self._ring.begin(op, parent, name, ctx.pid, target=target)
+        intent = self._ring.begin(call)
         journal = self.fs.volume.journal
         try:
             if intent.repeated:
                 done = journal.call_result(intent.number)
                 if done is not None:
-                    log.info("a repeated call (opcode %d) was done already", op)
+                    log.info("a repeated call (opcode %d) was done already", call.op)
                     return Inode(done)
             await change(lambda i: journal.put_call(intent.number, i, oldest=self._ring.oldest))
             return None
         finally:
             self._ring.end(intent)
 
-    async def _make(
-        self,
-        op: int,
-        parent: int,
-        name: bytes,
-        ctx: RequestContext,
-        change: Callable[[Record], Awaitable[Node]],
-    ) -> Node:
+    async def _make(self, call: Call, change: Callable[[Record], Awaitable[Node]]) -> Node:
         made: list[Node] = []
 
         async def keep(record: Record) -> None:
             made.append(await change(record))
 
-        before = await self._once(op, parent, name, ctx, keep)
+        before = await self._once(call, keep)
         return self.fs.volume.node(before) if before is not None else made[0]
 
     def _creator(self, mode: int, ctx: RequestContext) -> Creator:
@@ -301,10 +288,7 @@ class Operations(pyfuse3.Operations):
         """Make a directory."""
         parent, text, who = Inode(parent_inode), decode_name(name), self._creator(mode, ctx)
         node = await self._make(
-            Opcode.MKDIR,
-            parent,
-            name,
-            ctx,
+            Call(Opcode.MKDIR, parent, name, ctx.pid),
             lambda record: self.fs.tree.mkdir(parent, text, who, record),
         )
         return self._entry_of(node)
@@ -320,7 +304,7 @@ class Operations(pyfuse3.Operations):
         except UnicodeDecodeError as error:
             raise FUSEError(errno.EILSEQ) from error
         node = await self._make(
-            Opcode.SYMLINK, parent, name, ctx,
+            Call(Opcode.SYMLINK, parent, name, ctx.pid),
             lambda record: self.fs.tree.symlink(parent, text, where, who, record),
         )  # fmt: skip
         return self._entry_of(node)
@@ -337,7 +321,7 @@ class Operations(pyfuse3.Operations):
         """Make a special file."""
         parent, text, who = Inode(parent_inode), decode_name(name), self._creator(mode, ctx)
         node = await self._make(
-            Opcode.MKNOD, parent, name, ctx,
+            Call(Opcode.MKNOD, parent, name, ctx.pid),
             lambda record: self.fs.tree.mknod(parent, text, mode, rdev, who, record),
         )  # fmt: skip
         return self._entry_of(node)
@@ -358,7 +342,7 @@ class Operations(pyfuse3.Operations):
         """Remove a file."""
         parent, text = Inode(parent_inode), decode_name(name)
         await self._once(
-            Opcode.UNLINK, parent, name, ctx,
+            Call(Opcode.UNLINK, parent, name, ctx.pid),
             lambda record: self.fs.tree.unlink(parent, text, record),
         )  # fmt: skip
 
@@ -367,7 +351,8 @@ class Operations(pyfuse3.Operations):
         """Remove a directory."""
         parent, text = Inode(parent_inode), decode_name(name)
         await self._once(
-            Opcode.RMDIR, parent, name, ctx, lambda record: self.fs.tree.rmdir(parent, text, record)
+            Call(Opcode.RMDIR, parent, name, ctx.pid),
+            lambda record: self.fs.tree.rmdir(parent, text, record),
         )
 
     @_answer
@@ -384,9 +369,8 @@ class Operations(pyfuse3.Operations):
         old, new = decode_name(name_old), decode_name(name_new)
         parent, new_parent = Inode(parent_inode_old), Inode(parent_inode_new)
         await self._once(
-            Opcode.RENAME2, parent, name_old, ctx,
+            Call(Opcode.RENAME2, parent, name_old, ctx.pid, (new_parent, name_new)),
             lambda record: self.fs.tree.rename(parent, old, new_parent, new, flags, record),
-            target=(new_parent, name_new),
         )  # fmt: skip
 
     # Files
@@ -404,7 +388,7 @@ class Operations(pyfuse3.Operations):
         parent, text, who = Inode(parent_inode), decode_name(name), self._creator(mode, ctx)
         is_exclusive = bool(flags & os.O_EXCL)
         node = await self._make(
-            Opcode.CREATE, parent, name, ctx,
+            Call(Opcode.CREATE, parent, name, ctx.pid),
             lambda record: self.fs.tree.create(parent, text, who, record, exclusive=is_exclusive),
         )  # fmt: skip
         self.fs.stages.take_up(node)

@@ -1,6 +1,24 @@
 """The port of what recognises repeated calls, `s3mgrd.worker.ring`: which changes it is told of, and how."""
 
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
+
+
+class Call(NamedTuple):
+    """A change as the kernel asks for it, and again of the next worker: all by which it is known again.
+
+    Args:
+        op: of `Opcode`; both kinds of rename are RENAME2.
+        parent: inode of the directory, or of the object itself for what names nothing.
+        name: entry in it, or empty.
+        thread: the caller's thread as FUSE tells it (`RequestContext.pid`), also 0.
+        target: new parent and new name of a rename.
+    """
+
+    op: int
+    parent: int
+    name: bytes
+    thread: int
+    target: tuple[int, bytes] | None = None
 
 
 class Intent(Protocol):
@@ -18,26 +36,10 @@ class Intent(Protocol):
 class RepeatRing(Protocol):
     """What recognises a repeated call: the port of `s3mgrd.worker.ring.Ring`."""
 
-    def begin(
-        self,
-        op: int,
-        parent: int,
-        name: bytes,
-        thread: int,
-        *,
-        target: tuple[int, bytes] | None = None,
-    ) -> Any:  # noqa: ANN401 - an Intent of the ring's own class, which `end` wants back
+    def begin(self, call: Call) -> Any:  # noqa: ANN401 - an Intent of the ring's own class, which `end` wants back
         """Note that a change is about to be made."""
 
-    def awaited(
-        self,
-        op: int,
-        parent: int,
-        name: bytes,
-        thread: int,
-        *,
-        target: tuple[int, bytes] | None = None,
-    ) -> int | None:
+    def awaited(self, call: Call) -> int | None:
         """Return the number of a call that a worker which died had begun, and that has yet to be repeated."""
 
     def end(self, intent: Any) -> None:  # noqa: ANN401

@@ -21,7 +21,7 @@ from s3mgrd.fs.filesystem import FileSystem
 from s3mgrd.fs.kernel import replies
 from s3mgrd.fs.kernel.express import Answer, Caller, Express
 from s3mgrd.fs.kernel.operations import Operations
-from s3mgrd.fs.kernel.repeats import Opcode
+from s3mgrd.fs.kernel.repeats import Call, Opcode
 from s3mgrd.fuse.abi import Resent
 from s3mgrd.fuse.connection import make_ring
 from s3mgrd.worker.ring import Ring
@@ -290,7 +290,7 @@ def _full(*_: object) -> None:
 async def test_of_changes_only_what_may_be_a_repeat_goes_the_usual_way(writeback: Lab) -> None:
     """Whoever made the former call may be dead; all others must not be slower for that."""
     memory = make_ring()
-    Ring(memory).begin(CREATE.op, CREATE.parent, CREATE.name, CREATE.thread)
+    Ring(memory).begin(Call(CREATE.op, CREATE.parent, CREATE.name, CREATE.thread))
     async with writeback.mounted():
         await writeback.ls()
         express = operations_of(writeback, memory, CREATE).express
