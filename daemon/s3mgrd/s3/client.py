@@ -43,7 +43,7 @@ from s3mgrd.s3.listing import etag_of, parse_list_page
 from s3mgrd.s3.metadata import encode_metadata
 from s3mgrd.s3.operations import Params
 from s3mgrd.s3.outage import Outage
-from s3mgrd.s3.outcomes import answered_ns, lost_if_gone, may_be_ours
+from s3mgrd.s3.outcomes import answered_ns, holds, lost_if_gone, may_be_ours
 from s3mgrd.s3.port import (
     ALWAYS,
     MAX_COPY_BYTES,
@@ -87,7 +87,6 @@ BUCKET_SEEN_S: Final = 60.0
 """How long an answer about the bucket lets us believe that a 404 is about the key."""
 VERIFY_BYTES: Final = 64 << 10
 """Largest body that is sent a second time to find out whether the store evaluates conditions."""
-GONE_AFTER_S: Final = 1.0
 FILE_THREADS: Final = 4
 HEAD_WITHOUT_REASON: Final = (400, 401, 403)
 
@@ -310,7 +309,7 @@ class S3Store:
         except CallFailed as failure:
             if may_be_ours(failure):
                 etag = await upload.md5()
-                if await self._holds(key, etag, metadata):
+                if await holds(self.head, key, etag, metadata):
                     return Written(etag)
             raise lost_if_gone(failure, condition) from failure
         self._saw_bucket()
@@ -414,10 +413,7 @@ class S3Store:
         }
         if like is None:
             return params
-        try:
-            tagging = await self._tags.of(like)
-        except CallFailed as failure:
-            raise failure.error from failure
+        tagging = await self._mapped(self._tags.of(like))
         return {**params, **describing_params(like), **placing_params(like), "Tagging": tagging}
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
@@ -486,18 +482,8 @@ class S3Store:
         except CallFailed as failure:
             raise failure.error from failure
 
-    async def _call(
-        self,
-        operation: str,
-        params: Params,
-        *,
-        key: str | None = None,
-        body: UploadBody | None = None,
-    ) -> Answer:
-        try:
-            answer = await self._calls.call(operation, params, key=key, body=body)
-        except CallFailed as failure:
-            raise failure.error from failure
+    async def _call(self, operation: str, params: Params, *, key: str | None = None) -> Answer:
+        answer = await self._mapped(self._calls.call(operation, params, key=key))
         self._saw_bucket()
         return answer
 
@@ -554,11 +540,3 @@ class S3Store:
             except S3mgrError as exc:
                 log.debug("nothing further is known about the failed HEAD of %r: %s", key, exc)
         return failure.error
-
-    async def _holds(self, key: str, etag: str, metadata: Mapping[str, str] | None) -> bool:
-        """Tell whether *key* is the object that a repeated write was to make."""
-        try:
-            head = await self.head(key)
-        except S3mgrError:
-            return False
-        return head.etag == etag and (metadata is None or dict(head.metadata) == dict(metadata))

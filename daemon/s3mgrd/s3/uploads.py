@@ -6,7 +6,7 @@ from typing import Final
 
 import trio
 
-from s3mgrd.errors import NotFound, S3mgrError
+from s3mgrd.errors import NotFound
 from s3mgrd.s3.algorithms import read_checksum
 from s3mgrd.s3.answers import Answer
 from s3mgrd.s3.body import UploadBody
@@ -17,7 +17,7 @@ from s3mgrd.s3.http import Exchange
 from s3mgrd.s3.listing import UploadsPage, etag_of, parse_uploads_page
 from s3mgrd.s3.multipart import multipart_checksum, multipart_etag
 from s3mgrd.s3.operations import Params
-from s3mgrd.s3.outcomes import answered_ns, may_be_ours
+from s3mgrd.s3.outcomes import answered_ns, holds, may_be_ours
 from s3mgrd.s3.port import (
     Body,
     Condition,
@@ -133,7 +133,7 @@ class Uploads:
             answer = await self._conditions.run(COMPLETE, key, condition, send)
         except CallFailed as failure:
             etag = multipart_etag(parts)
-            if etag and may_be_ours(failure) and await self._is_at(key, etag):
+            if etag and may_be_ours(failure) and await holds(self._head, key, etag):
                 self.ended(upload_id)
                 return Written(etag)
             raise
@@ -150,9 +150,8 @@ class Uploads:
         """Learn the checksums that are not known: not every store says that of a part which it copies."""
         try:
             listed = await self.list_parts(key, upload_id)
-        except (
-            CallFailed
-        ):  # whoever completes it hears the same, and knows whether it was completed unseen
+        except CallFailed:
+            # Whoever completes it hears the same, and knows whether it was completed unseen.
             return parts
         found = {(part.number, part.etag): part.checksum for part in listed}
         return [
@@ -177,12 +176,6 @@ class Uploads:
         except CallFailed as failure:
             failure.after_ambiguous = True
             raise
-
-    async def _is_at(self, key: str, etag: str) -> bool:
-        try:
-            return (await self._head(key)).etag == etag
-        except S3mgrError:
-            return False
 
 
 def _listed(part: Part, begun: Begun) -> dict[str, object]:

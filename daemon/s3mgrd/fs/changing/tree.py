@@ -265,8 +265,7 @@ class Tree:
             target is None or target.is_directory or target.id == node.id or flags
         ):
             return None
-        key = self._volume.wanted_key(self._volume.directory(new_parent)) + new_name
-        if relocation.occupant(self._volume, key) is not None:
+        if self._occupant(new_parent, new_name) is not None:
             return None
         for directory, text in ((parent, name), (new_parent, new_name)):
             self._namespace.note_hit(directory, text)
@@ -429,20 +428,19 @@ class Tree:
     async def _ready(self, parent: Inode, name: str) -> None:
         """Refuse on read-only mounts, and wait where S3 still has to follow a directory's rename away from that name."""
         self.check_writable()
-        while True:
-            key = self._volume.wanted_key(self._volume.directory(parent)) + name
-            event = relocation.occupant(self._volume, key)
-            if event is None:
-                return
+        while (event := self._occupant(parent, name)) is not None:
             await self._wait(event)
+
+    def _occupant(self, parent: Inode, name: str) -> trio.Event | None:
+        """Return what tells that S3 has followed a directory's rename away from a name; None: it need not."""
+        key = self._volume.wanted_key(self._volume.directory(parent)) + name
+        return relocation.occupant(self._volume, key)
 
     def _is_free(self, parent: Inode, name: str) -> bool:
         """Whether something may be made at once under a name: it is known to lead to nothing, and nothing has to be waited for."""
-        volume = self._volume
-        if volume.settings.read_only or self._namespace.known(parent, name) is not ABSENT:
+        if self._volume.settings.read_only or self._namespace.known(parent, name) is not ABSENT:
             return False
-        key = volume.wanted_key(volume.directory(parent)) + name
-        return relocation.occupant(volume, key) is None
+        return self._occupant(parent, name) is None
 
     async def settled(self, directory: Inode) -> None:
         """Wait until nothing copies from where *directory* is now, so that S3 can take new contents. Raises `TimedOut`."""

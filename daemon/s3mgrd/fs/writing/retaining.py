@@ -12,6 +12,7 @@ Concurrency: one task at a time, which holds no lock and has a descriptor of its
 """
 
 import os
+from collections.abc import Iterator
 from typing import Final
 
 import trio
@@ -59,9 +60,8 @@ class Retainer:
     async def _keep(self, node: Node, size: int, fd: int, pieces: list[Piece]) -> None:
         try:
             async with self._at_work:
-                buffer = lend(
-                    PIECE_BYTES
-                )  # new memory for each piece would take more time than copying it
+                # New memory for each piece would take more time than copying it.
+                buffer = lend(PIECE_BYTES)
                 for piece in pieces:
                     if not self._is_current(node) or not await self._keep_piece(
                         node, size, fd, piece, buffer
@@ -88,25 +88,23 @@ class Retainer:
 
 
 def _pieces(file: StagedFile) -> list[Piece]:
-    """Return what lies in a staging file and is known to be what came in, cut by the blocks of `Entered`, many in one piece."""
-    found = []
-    for first, last in file.extents:
-        for start in range(-(-first // ENTERED_BYTES) * ENTERED_BYTES, last, PIECE_BYTES):
-            found += _known(file, start, min(start + PIECE_BYTES, last), PIECE_BYTES)
-    return found
+    """Return what lies in a staging file and is known to be what came in."""
+    return [
+        piece
+        for first, last in file.extents
+        for piece in _cut(file, -(-first // ENTERED_BYTES) * ENTERED_BYTES, last, PIECE_BYTES)
+    ]
 
 
-def _known(file: StagedFile, start: int, stop: int, length: int) -> list[Piece]:
-    """Return what is known of [start, stop), which has up to *length* bytes: in one piece, or by single blocks of `Entered`."""
-    checksum = file.entered.of(start, stop)
-    if checksum is not None:
-        return [(start, stop, checksum)]
-    if length == ENTERED_BYTES:
-        return []
-    found = []
-    for first in range(start, stop, ENTERED_BYTES):
-        found += _known(file, first, min(first + ENTERED_BYTES, stop), ENTERED_BYTES)
-    return found
+def _cut(file: StagedFile, first: int, last: int, length: int) -> Iterator[Piece]:
+    """Yield what is known of [first, last) in pieces of *length* bytes, and by blocks of `Entered` where not all of one is known."""
+    for start in range(first, last, length):
+        stop = min(start + length, last)
+        checksum = file.entered.of(start, stop)
+        if checksum is not None:
+            yield start, stop, checksum
+        elif length > ENTERED_BYTES:
+            yield from _cut(file, start, stop, ENTERED_BYTES)
 
 
 def _read(fd: int, piece: Piece, buffer: memoryview) -> memoryview | None:
