@@ -14,10 +14,10 @@ from typing import Any, Final, TypeVar
 import trio
 
 from s3mgrd.errors import S3mgrError
-from s3mgrd.s3.algorithms import Algorithm, named
+from s3mgrd.s3.algorithms import Algorithm
 from s3mgrd.s3.answers import Answer, receive_answer
 from s3mgrd.s3.body import UploadBody
-from s3mgrd.s3.checksums import BEGINNING, MISMATCH, UploadChecksums
+from s3mgrd.s3.checksums import BEGINNING, MISMATCH, UploadChecksums, algorithm_in
 from s3mgrd.s3.connections import WaitedTooLong
 from s3mgrd.s3.counting import RequestStats, StoreStats, Waiting
 from s3mgrd.s3.failures import RENEWABLE, Target, map_failure, request_id
@@ -171,7 +171,7 @@ class Calls:
                 try:
                     return await self._attempt(target, given, body, finish, algorithm)
                 except CallFailed as failure:
-                    if algorithm is None or not self.checksums.may_be_refused(failure):
+                    if algorithm is None or not self.checksums.may_be_refused(failure, algorithm):
                         raise
                 plain = {name: value for name, value in given.items() if name not in BEGINNING}
                 result = await self._attempt(target, plain, body, finish, None)
@@ -285,7 +285,7 @@ class Calls:
     ) -> Algorithm | None:
         """Return the algorithm of the checksum that a request carries, or begins an upload with, and may be refused for."""
         if body is None:
-            return named(str(given.get(BEGINNING[0])))
+            return algorithm_in(given)
         if body.upload is not None:
             return body.upload.algorithm
         return self.checksums.sent

@@ -24,8 +24,15 @@ UNKNOWN_TO_STORE: Final = frozenset(
     {"InvalidRequest", "InvalidArgument", "NotImplemented", "MalformedTrailerError"}
 )
 """Codes by which a store may say that it does not know the checksum."""
-BEGINNING: Final = ("ChecksumAlgorithm", "ChecksumType")
+_ALGORITHM: Final = "ChecksumAlgorithm"
+_TYPE: Final = "ChecksumType"
+BEGINNING: Final = (_ALGORITHM, _TYPE)
 """Parameters with which a multipart upload begins whose parts carry checksums."""
+
+
+def algorithm_in(said: Mapping[str, Any]) -> Algorithm | None:
+    """Return the algorithm that a multipart upload begins with, or that S3 says; None: it is none that uploads carry."""
+    return named(said.get(_ALGORITHM))
 
 
 class Begun(NamedTuple):
@@ -75,20 +82,20 @@ class UploadChecksums:
         """Return the parameters with which a multipart upload begins."""
         if self.sent is None:
             return {}
-        return dict(zip(BEGINNING, (self.sent.name, FULL_OBJECT), strict=True))
+        return {_ALGORITHM: self.sent.name, _TYPE: FULL_OBJECT}
 
     def began(self, given: Mapping[str, object], answer: Mapping[str, Any]) -> Begun:
         """Take note of what S3 says of a multipart upload that begins, or has begun, and return what its parts carry.
 
         *given*: what it was begun with; its parts carry nothing if that was refused.
         """
-        told = named(answer.get("ChecksumAlgorithm"))
+        told = algorithm_in(answer)
         if told is not None:
             if self.support == "unknown" and told is self.algorithm:
                 self.support = "supported"
-            is_full_object = answer.get("ChecksumType") == FULL_OBJECT
+            is_full_object = answer.get(_TYPE) == FULL_OBJECT
             return Begun(told, is_told=True, is_full_object=is_full_object)
-        algorithm = named(str(given.get(BEGINNING[0])))
+        algorithm = algorithm_in(given)
         return Begun(algorithm if algorithm is self.sent else None)
 
     def recall(self, before: Support, algorithm: str) -> None:
@@ -118,9 +125,9 @@ class UploadChecksums:
         if self.support == "unknown" and sent.algorithm is self.algorithm:
             self.support = "supported"
 
-    def may_be_refused(self, failure: CallFailed) -> bool:
-        """Whether a request that failed may have failed because it carried a checksum: try it without."""
-        return self.support == "unknown" and failure.code in UNKNOWN_TO_STORE
+    def may_be_refused(self, failure: CallFailed, algorithm: Algorithm) -> bool:
+        """Whether a request that failed may have failed because of a checksum of *algorithm*: try it without."""
+        return not self.verifies(algorithm) and failure.code in UNKNOWN_TO_STORE
 
     async def find_out(self, send_wrong: Callable[[], Awaitable[object]]) -> None:
         """Learn from a small part of an upload, sent by *send_wrong* with a wrong checksum, what the store does."""

@@ -89,6 +89,8 @@ class Uploads:
         answer = await self._calls.call(
             "UploadPart", {"UploadId": upload_id, "PartNumber": number}, key=key, body=upload
         )
+        if upload.checksum is None and upload_id in self._begun:
+            self._begun[upload_id] = Begun()  # it was refused what it carried at first
         return Part(number, etag_of(answer.get("ETag")), upload.length, upload.checksum)
 
     async def list_parts(self, key: str, upload_id: str) -> list[Part]:

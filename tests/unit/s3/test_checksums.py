@@ -245,6 +245,29 @@ async def test_parts_carry_what_their_upload_was_begun_for() -> None:
         assert told(server.requests[1]) == ["CRC64NVME"]
 
 
+async def test_parts_go_without_where_only_they_are_refused_what_their_upload_was_begun_for() -> (
+    None
+):
+    """Though the store is known to verify another kind by then. The first that is refused tells it of the others."""
+    begins, verifies = Verifier(says_nothing=True), Verifier(CRC64NVME, refuses=True)
+
+    def answer(request: Request) -> Answer:
+        return (begins if "uploads" in request.target else verifies)(request)
+
+    async with serve(answer) as server, open_store(settings(server.url)) as store:
+        upload = await store.create_multipart("k", metadata={})
+        for body in (b"x", b"y"):
+            await store.put("other", body, metadata={})
+        assert store.checksums == Checksums("supported", "CRC64NVME")
+        server.requests.clear()
+        for number in (1, 2):
+            part = await store.upload_part("k", upload, number, b"part")
+            assert part.checksum is None
+        assert [told(r) for r in server.requests] == [["CRC32C"], [], []]
+        hashes = [r.headers["x-amz-content-sha256"] for r in server.requests]
+        assert hashes == [hashlib.sha256(b"part").hexdigest()] * 3
+
+
 async def test_what_is_refused_for_another_reason_says_nothing_about_checksums() -> None:
     answer = refuse("400 Bad Request", "InvalidRequest", "the name is bad")
     async with serve([answer]) as server, open_store(settings(server.url)) as store:

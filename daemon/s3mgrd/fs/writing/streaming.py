@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 REST_S: Final = 5.0
 """After a part could not be sent, nothing more of its file is for so long, unless somebody waits for it."""
 HOLD_S: Final = 1.0
+"""For so long nothing is sent of a file that is closed without S3, unless it takes much of the disk."""
 HOLD_SHARE: Final = 0.5
 """Of `Settings.staging_size_bytes`: with more on the disk nothing is held any longer."""
 RETRY_S: Final = 1.0
